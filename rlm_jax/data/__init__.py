@@ -1,0 +1,1 @@
+"""Corpora to tokens to batches: NumPy on the host, no JAX and no TensorFlow."""

@@ -1,0 +1,234 @@
+"""Batches of segments as a pure function of (seed, step), in four orders.
+
+A batch is a dict of NumPy arrays for B rows of T = `length` tokens:
+
+  tokens   int32 [B, T]    inputs
+  targets  int32 [B, T]    the next token of each input
+  mask     float32 [B, T]  1 = this target counts, 0 = padding
+  segment  int32 [B]       the row's number within the global batch
+  group    int32 [B]       rows of equal group are consecutive text, in row order
+
+Every epoch sees every segment once, in a new order, except for the few that do not fill
+a last batch. There is no state: resuming at a step needs the step alone.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from rlm_jax.data import similarity
+from rlm_jax.data.token_store import TokenSplit
+from rlm_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+_Spans = tuple[np.ndarray, np.ndarray]
+"""Of an epoch's segments: the first position, and the first that is not an input."""
+
+
+class _BatchAt(Protocol):
+    def __call__(self, seed: int, step: int, *, rows: slice | None = None) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Batches:
+    """An order over a split.
+
+    Attributes:
+      batch_at: ``batch_at(seed, step, *, rows=None)`` -> one batch, or only the `rows`
+        of it that this process feeds; the same arguments give the same arrays.
+      num_segments: segments in an epoch.
+      num_batches: batches in an epoch; step s is in epoch ``s // num_batches``.
+    """
+
+    batch_at: _BatchAt
+    num_segments: int
+    num_batches: int
+
+
+def shuffled(split: TokenSplit, *, batch_size: int, length: int) -> Batches:
+    """Every row a segment from anywhere in the split, and its own group.
+
+    Raises:
+      UserError: the split is too short for one batch.
+    """
+    _check_sizes(batch_size, length, 1)
+    num_segments = (len(split.tokens) - 1) // length
+
+    def spans(seed: int, epoch: int) -> _Spans:
+        starts = _rng(seed, epoch).permutation(num_segments) * length
+        return starts, starts + length
+
+    return _batches(split, spans, num_segments, batch_size, length, 1)
+
+
+def consecutive(
+    split: TokenSplit, *, batch_size: int, length: int, segments_per_group: int
+) -> Batches:
+    """Groups of S consecutive segments, rows ``g * S + s`` (TRIME's long-term memory).
+
+    The groups of an epoch begin at a random offset below `length`, so the cuts between
+    segments move from epoch to epoch.
+
+    Raises:
+      UserError: S does not divide the batch, or the split is too short for one batch.
+    """
+    _check_sizes(batch_size, length, segments_per_group)
+    unit = segments_per_group * length
+    # Room for the largest offset, so that every epoch has equally many batches.
+    num_units = max(len(split.tokens) - length, 0) // unit
+    num_segments = num_units * segments_per_group
+
+    def spans(seed: int, epoch: int) -> _Spans:
+        rng = _rng(seed, epoch)
+        firsts = rng.integers(length) + rng.permutation(num_units) * unit
+        starts = _expand(firsts, segments_per_group, length)
+        return starts, starts + length
+
+    return _batches(split, spans, num_segments, batch_size, length, segments_per_group)
+
+
+def same_document(
+    split: TokenSplit, *, batch_size: int, length: int, segments_per_group: int
+) -> Batches:
+    """Groups of S consecutive segments of one document, padded after its end.
+
+    Every target of every document counts once an epoch; the first token of a document
+    is an input only.
+
+    Raises:
+      UserError: S does not divide the batch, or there are too few groups for one batch.
+    """
+    _check_sizes(batch_size, length, segments_per_group)
+    unit = segments_per_group * length
+    offsets = np.asarray(split.document_offsets)
+    num_targets = np.maximum(np.diff(offsets) - 1, 0)
+    units = -(-num_targets // unit)
+    document = np.repeat(np.arange(len(units)), units)
+    within = np.arange(len(document)) - np.repeat(np.cumsum(units) - units, units)
+    firsts = offsets[document] + within * unit
+    ends = offsets[document + 1] - 1  # one past the last input that has a target
+    num_segments = len(firsts) * segments_per_group
+
+    def spans(seed: int, epoch: int) -> _Spans:
+        order = _rng(seed, epoch).permutation(len(firsts))
+        starts = _expand(firsts[order], segments_per_group, length)
+        return starts, np.repeat(ends[order], segments_per_group)
+
+    return _batches(split, spans, num_segments, batch_size, length, segments_per_group)
+
+
+def similar(
+    split: TokenSplit,
+    *,
+    batch_size: int,
+    length: int,
+    seed: int = 0,
+    cache_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> Batches:
+    """Rows of one batch are lexically similar segments (TRIME's external memory).
+
+    One walk leads from segment to similar segment (see `similarity.walk`); batches are
+    consecutive slices of it, in a new order each epoch.
+
+    Arguments:
+      seed: of the walk, which is made once and kept under `cache_dir`.
+
+    Raises:
+      UserError: the split is too short for one batch, or the disk is full.
+
+    Source: Zhong et al. 2022, section 4.3 (batching with BM25).
+    """
+    _check_sizes(batch_size, length, 1)
+    num_segments = (len(split.tokens) - 1) // length
+    num_batches = num_segments // batch_size
+    _check_enough(num_batches, split, batch_size, length)
+    segments = np.asarray(split.tokens[: num_segments * length])
+    walk = similarity.walk(
+        segments.reshape(num_segments, length),
+        seed=seed,
+        cache_dir=cache_dir,
+        progress=progress,
+    ).astype(np.int64)
+
+    def spans(seed: int, epoch: int) -> _Spans:
+        rng = _rng(seed, epoch)
+        # The segments over are left out at the two ends, in a new proportion.
+        first = rng.integers(num_segments % batch_size + 1)
+        kept = walk[first : first + num_batches * batch_size]
+        slices = kept.reshape(num_batches, batch_size)
+        starts = slices[rng.permutation(num_batches)].reshape(-1) * length
+        return starts, starts + length
+
+    return _batches(split, spans, num_segments, batch_size, length, 1)
+
+
+def _batches(
+    split: TokenSplit,
+    spans: Callable[[int, int], _Spans],
+    num_segments: int,
+    batch_size: int,
+    length: int,
+    segments_per_group: int,
+) -> Batches:
+    num_batches = num_segments // batch_size
+    _check_enough(num_batches, split, batch_size, length)
+    # A memo, not state: the order of an epoch is needed again at its every step.
+    spans = functools.lru_cache(maxsize=2)(spans)
+    last = len(split.tokens) - 1
+
+    def batch_at(seed: int, step: int, *, rows: slice | None = None) -> Batch:
+        epoch, index = divmod(step, num_batches)
+        starts, stops = spans(seed, epoch)
+        segment = np.arange(batch_size, dtype=np.int32)[rows or slice(None)]
+        chosen = index * batch_size + segment
+        positions = starts[chosen, None] + np.arange(length + 1)
+        keep = positions[:, :-1] < stops[chosen, None]
+        window = split.tokens[np.minimum(positions, last)].astype(np.int32)
+        return {
+            "tokens": np.where(keep, window[:, :-1], 0),
+            "targets": np.where(keep, window[:, 1:], 0),
+            "mask": keep.astype(np.float32),
+            "segment": segment,
+            "group": segment // np.int32(segments_per_group),
+        }
+
+    return Batches(batch_at, num_segments, num_batches)
+
+
+def _rng(seed: int, epoch: int) -> np.random.Generator:
+    return np.random.default_rng((seed, epoch))
+
+
+def _expand(firsts: np.ndarray, segments_per_group: int, length: int) -> np.ndarray:
+    """Starts of groups -> starts of their segments, group after group."""
+    return (firsts[:, None] + np.arange(segments_per_group) * length).reshape(-1)
+
+
+def _check_sizes(batch_size: int, length: int, segments_per_group: int) -> None:
+    if min(batch_size, length, segments_per_group) < 1:
+        raise UserError(
+            f"A batch of {batch_size} segments of {length} tokens in groups of "
+            f"{segments_per_group} is empty: make all three at least 1."
+        )
+    if batch_size % segments_per_group:
+        raise UserError(
+            f"A batch of {batch_size} segments cannot hold whole groups of "
+            f"{segments_per_group}: make the batch size a multiple of the segments "
+            "per group."
+        )
+
+
+def _check_enough(
+    num_batches: int, split: TokenSplit, batch_size: int, length: int
+) -> None:
+    if num_batches < 1:
+        raise UserError(
+            f"The split has {len(split.tokens)} tokens, too few for one batch of "
+            f"{batch_size} segments of {length}: lower the batch size or the segment "
+            "length."
+        )

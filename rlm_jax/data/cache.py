@@ -1,0 +1,92 @@
+"""Folders that are built once, by content, and are either whole or absent."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rlm_jax.errors import UserError
+
+
+def root(cache_dir: str | os.PathLike | None = None) -> Path:
+    """The folder of caches: `cache_dir`, else ``$RLM_CACHE``, else ``~/.cache``."""
+    if cache_dir is not None:
+        return Path(cache_dir)
+    return Path(os.environ.get("RLM_CACHE") or Path.home() / ".cache" / "rlm_jax")
+
+
+def fingerprint(*parts: object) -> str:
+    """SHA-256 (hexadecimal) of JSON-able values; equal values, equal fingerprint."""
+    text = json.dumps(parts, ensure_ascii=True, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def once(target: Path, build: Callable[[Path], None]) -> Path:
+    """Returns the folder `target`, built by ``build(temporary folder)`` if absent.
+
+    The temporary folder is a neighbour of `target` and takes its name only when it is
+    whole and on the disk, so a killed build leaves nothing that could be read. Other
+    processes that want the same folder wait, and then find it.
+
+    Raises:
+      UserError: the disk is full, or the cache folder cannot be written.
+    """
+    try:
+        if target.exists():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.with_name(f".{target.name}.lock")):
+            if not target.exists():
+                _build_and_rename(target, build)
+    except (OSError, RuntimeError) as error:
+        # array_record, which is written in C++, has the reason in its message alone.
+        number = error.errno if isinstance(error, OSError) else None
+        if number == errno.EDQUOT or os.strerror(errno.ENOSPC) in str(error):
+            raise UserError(
+                f"The disk is full while writing {target}: free some space, or set "
+                "RLM_CACHE to a folder with room."
+            ) from error
+        if number in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(
+                f"The cache folder {target.parent} cannot be written "
+                f"({os.strerror(number)}): set RLM_CACHE to a folder of your own."
+            ) from error
+        raise
+    return target
+
+
+def _build_and_rename(target: Path, build: Callable[[Path], None]) -> None:
+    temporary = target.with_name(f".{target.name}.partial")
+    # The lock is ours, so whatever is here was left by a build that died.
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        build(temporary)
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
+        temporary.rename(target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    # The kernel drops the lock when its holder dies: no stale locks, no process ids.
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,215 @@
+"""Corpora: TensorFlow Datasets data sources, prepared once, read without TensorFlow."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from tqdm import tqdm
+
+from rlm_jax.data import cache, sources
+from rlm_jax.data.sources import Document
+from rlm_jax.errors import UserError
+
+_FORMAT = 1
+_NAME_FIELDS = ("title", "name", "id")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents by split, on disk, read one at a time.
+
+    Attributes:
+      name: what `load` was given.
+      fingerprint: SHA-256 of the content; equal text, equal fingerprint.
+      splits: those of "train", "validation" and "test" that there are.
+    """
+
+    name: str
+    fingerprint: str
+    splits: tuple[str, ...]
+    _builder: Any
+    _stored_names: dict[str, str]
+
+    def documents(self, split: str) -> Sequence[Document]:
+        """Random access to a split; raises UserError if there is no such split."""
+        if split not in self.splits:
+            raise UserError(
+                f"The corpus {self.name} has no split '{split}': choose one of "
+                f"{', '.join(self.splits)}."
+            )
+        stored = self._stored_names[split]
+        try:
+            records = self._builder.as_data_source(stored, file_format="array_record")
+        except (NotImplementedError, ValueError, OSError) as error:
+            raise UserError(
+                f"The corpus {self.name} cannot be read as array_record "
+                f"({_first_line(error)}): delete {self._builder.data_dir} and run "
+                "again."
+            ) from error
+        return _Documents(records, split)
+
+
+class _Documents(Sequence[Document]):
+    def __init__(self, records: Any, split: str):
+        self._records = records
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, index: int) -> Document: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Document]: ...
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]  # negative indices, and IndexError
+        record = self._records[index]
+        name = next((record[f] for f in _NAME_FIELDS if f in record), None)
+        label = f"{self._split}/{index}" if name is None else _string(name)
+        return Document(label, _string(record["text"]))
+
+
+def load(name: str, *, cache_dir: str | os.PathLike | None = None) -> Corpus:
+    """Prepares a corpus, or opens what an earlier call with equal content prepared.
+
+    Arguments:
+      name: "stdlib" (the source and help of the running Python); "text:PATH" (a file,
+        or a folder of .txt or .txt.gz); "jsonl:PATH" (likewise, one ``{"text": ..}`` a
+        line); or any name that ``tfds.builder`` takes, with a field "text".
+        Files and sub-folders called train, valid (validation, dev) and test are the
+        splits, also where PATH is the file train; a text without them gives its last
+        5% + 5% of lines (records) to validation and test. A WikiText file is cut into
+        its pages; any other text file is one document.
+      cache_dir: where to keep it; default ``$RLM_CACHE`` or ``~/.cache/rlm_jax``. A
+        TensorFlow Datasets name without `cache_dir` uses that library's own folder.
+
+    Raises:
+      UserError: no such path or name, no text, text that is not UTF-8, a bad record.
+    """
+    kind, _, argument = name.partition(":")
+    if kind in ("text", "jsonl") and not argument:
+        raise UserError(f"The corpus '{name}' lacks its path: write {kind}:PATH.")
+    if name == "stdlib":
+        return _prepare(name, sources.stdlib(), cache_dir)
+    if kind == "text":
+        return _prepare(name, sources.text(Path(argument)), cache_dir)
+    if kind == "jsonl":
+        return _prepare(name, sources.jsonl(Path(argument)), cache_dir)
+    return _catalogue(argument if kind == "tfds" else name, cache_dir)
+
+
+def _prepare(
+    name: str, source: sources.Source, cache_dir: str | os.PathLike | None
+) -> Corpus:
+    import tensorflow_datasets as tfds
+
+    fingerprint = cache.fingerprint(_FORMAT, source.fingerprint)
+    directory = cache.root(cache_dir) / "corpora" / fingerprint[:32]
+    cache.once(directory, lambda path: _write(path, source))
+    try:
+        builder = tfds.builder_from_directory(directory / "documents" / "1.0.0")
+    except Exception as error:  # whatever a damaged folder makes the library raise
+        raise UserError(
+            f"The prepared corpus in {directory} cannot be read "
+            f"({_first_line(error)}): delete that folder and run again."
+        ) from error
+    return Corpus(
+        name, fingerprint, source.splits, builder, {s: s for s in source.splits}
+    )
+
+
+def _write(directory: Path, source: sources.Source) -> None:
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import registered
+
+    terminal = sys.stderr
+    # Registered builders are found by name; this one is never looked up.
+    with registered.skip_registration():
+
+        class Documents(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+            code_path = None  # there are no checksums of downloads beside this file
+
+            def _info(self) -> Any:
+                # Explicit, because the default looks for a package folder. Shuffling
+                # would lose the order of documents, which consecutive batches need.
+                return tfds.core.DatasetInfo(
+                    builder=self,
+                    features=tfds.features.FeaturesDict(
+                        {"name": tfds.features.Text(), "text": tfds.features.Text()}
+                    ),
+                    disable_shuffling=True,
+                )
+
+            def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+                return {
+                    split: self._generate_examples(split) for split in source.splits
+                }
+
+            def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+                documents = source.documents(split)
+                for index, document in enumerate(
+                    tqdm(documents, f"preparing {split}", file=terminal, position=0)
+                ):
+                    yield index, document._asdict()
+
+        builder = Documents(data_dir=directory, file_format="array_record")
+    # The library's own bars and announcements speak of the temporary folder.
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        builder.download_and_prepare()
+
+
+def _catalogue(name: str, cache_dir: str | os.PathLike | None) -> Corpus:
+    import tensorflow_datasets as tfds
+
+    data_dir = None if cache_dir is None else cache.root(cache_dir) / "tfds"
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except (tfds.core.DatasetNotFoundError, ValueError, ImportError) as error:
+        raise UserError(
+            f"Unknown corpus '{name}' ({_first_line(error)}): use stdlib, text:PATH, "
+            "jsonl:PATH or a name from the TensorFlow Datasets catalogue."
+        ) from error
+    features: Any = builder.info.features or {}
+    fields = [str(field) for field in features]
+    if "text" not in fields:
+        raise UserError(
+            f"The corpus {name} has no field 'text' (it has {', '.join(fields)}): "
+            "choose another, or convert it to jsonl:PATH."
+        )
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # networks and builders fail in many ways
+        raise UserError(
+            f"The corpus {name} cannot be prepared ({_first_line(error)}): check the "
+            "network, or prepare it with tfds elsewhere and copy it."
+        ) from error
+    info = builder.info.splits
+    stored = {
+        ours: theirs
+        for ours in ("train", "validation", "test")
+        for theirs in (ours, "valid", "val", "dev")
+        if theirs in info and (ours == "validation" or ours == theirs)
+    }
+    sizes = {s: [info[s].shard_lengths, info[s].num_bytes] for s in stored.values()}
+    fingerprint = cache.fingerprint(_FORMAT, builder.info.full_name, sizes)
+    return Corpus(name, fingerprint, tuple(stored), builder, stored)
+
+
+def _string(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__

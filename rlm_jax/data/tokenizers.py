@@ -1,0 +1,239 @@
+"""Text to int32 ids and back: bytes, byte-level BPE, words, any tokenizer.json."""
+
+import collections
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers as hugging_face
+
+from rlm_jax.data import cache
+from rlm_jax.data.corpora import Corpus
+from rlm_jax.errors import UserError
+
+_FORMAT = 1
+_END_OF_DOCUMENT = "<|endoftext|>"
+_KNOWN_ENDS = (_END_OF_DOCUMENT, "</s>", "<eos>", "[SEP]", "<|end_of_text|>")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer as a value: two pure functions over one vocabulary.
+
+    Attributes:
+      kind: "bytes", "bpe", "word" or "hf".
+      vocab_size: number of ids; every id is below it.
+      encode: text -> int32 [n].
+      decode: ids [n] -> text; the end of a document decodes to nothing.
+      end_of_document: id that the token store puts after each document, or None.
+      content: what `save` writes; JSON-able, and all that `load` needs.
+    """
+
+    kind: str
+    vocab_size: int
+    encode: Callable[[str], np.ndarray]
+    decode: Callable[[Any], str]
+    end_of_document: int | None
+    content: Any
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the kind and the vocabulary."""
+        return cache.fingerprint(_FORMAT, self.kind, self.content)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes one JSON file."""
+        record = {"format": _FORMAT, "kind": self.kind, "content": self.content}
+        Path(path).write_text(json.dumps(record), encoding="utf-8")
+
+
+def load(path: str | os.PathLike) -> Tokenizer:
+    """Reads what `Tokenizer.save` wrote.
+
+    Raises:
+      UserError: the file is missing, truncated or not a tokenizer of this format.
+    """
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        if record["format"] != _FORMAT:
+            raise ValueError(f"format {record['format']}")
+        return _from_content(record["kind"], record["content"])
+    except FileNotFoundError as error:
+        raise UserError(f"There is no tokenizer at {path}: check the path.") from error
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise UserError(
+            f"The tokenizer {path} cannot be read ({error}): delete it and build it "
+            "again."
+        ) from error
+
+
+def build(
+    kind: str,
+    corpus: Corpus,
+    *,
+    vocab_size: int,
+    cache_dir: str | os.PathLike | None = None,
+) -> Tokenizer:
+    """Builds a tokenizer for a corpus, or loads the one built before.
+
+    Arguments:
+      kind: "bytes" (256 values and the end of a document; `vocab_size` is ignored);
+        "bpe" (byte-level, trained on the train split, at most `vocab_size` ids);
+        "word" (whitespace words of every split and ``<eos>`` at each line's end, most
+        frequent in train first; the first `vocab_size` of them, or all if it is 0);
+        "hf:PATH" (a Hugging Face ``tokenizer.json``, `vocab_size` ignored).
+
+    Raises:
+      UserError: an unknown kind, a vocabulary too small, or an unreadable file.
+    """
+    if kind == "bytes":
+        return _bytes()
+    if kind.startswith("hf:"):
+        return _read_hugging_face(Path(kind.removeprefix("hf:")))
+    trainers = {"bpe": _train_bpe, "word": _count_words}
+    if kind not in trainers:
+        raise UserError(
+            f"Unknown tokenizer '{kind}': choose bytes, bpe, word or "
+            "hf:PATH/tokenizer.json."
+        )
+    if kind == "bpe" and vocab_size < 257:
+        raise UserError(
+            f"A byte-level BPE vocabulary of {vocab_size} is too small: 256 bytes and "
+            "the end of a document need at least 257."
+        )
+    if kind == "word" and (vocab_size < 0 or 0 < vocab_size < 3):
+        raise UserError(
+            f"A word vocabulary of {vocab_size} is too small: use at least 3, or 0 "
+            "for every word."
+        )
+    key = cache.fingerprint(_FORMAT, corpus.fingerprint, kind, vocab_size)
+    directory = cache.root(cache_dir) / "tokenizers" / key[:32]
+
+    def train(path: Path) -> None:
+        content = trainers[kind](corpus, vocab_size)
+        _from_content(kind, content).save(path / "tokenizer.json")
+
+    return load(cache.once(directory, train) / "tokenizer.json")
+
+
+def _from_content(kind: str, content: Any) -> Tokenizer:
+    if kind == "bytes":
+        return _bytes()
+    if kind == "word":
+        return _word(content)
+    if kind in ("bpe", "hf"):
+        return _hugging_face(kind, content)
+    raise ValueError(f"unknown kind '{kind}'")
+
+
+def _bytes() -> Tokenizer:
+    def encode(text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+    def decode(ids: Any) -> str:
+        ids = np.asarray(ids)
+        return ids[ids < 256].astype(np.uint8).tobytes().decode(errors="replace")
+
+    return Tokenizer("bytes", 257, encode, decode, 256, None)
+
+
+def _word(words: list[str]) -> Tokenizer:
+    ids = {word: id for id, word in enumerate(words)}
+    if len(ids) != len(words):
+        raise ValueError("a word occurs twice")
+    unknown, end_of_line = ids["<unk>"], ids["<eos>"]
+
+    def encode(text: str) -> np.ndarray:
+        out: list[int] = []
+        for line in _lines(text):
+            out.extend(ids.get(word, unknown) for word in line.split())
+            out.append(end_of_line)
+        return np.array(out, np.int32)
+
+    def decode(tokens: Any) -> str:
+        text = " ".join(words[token] for token in np.asarray(tokens).tolist())
+        return text.replace(" <eos>", "\n").replace("<eos>", "\n").replace("\n ", "\n")
+
+    return Tokenizer("word", len(words), encode, decode, None, words)
+
+
+def _lines(text: str) -> list[str]:
+    # Not splitlines: a Unicode line separator inside a line does not end it.
+    lines = text.split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _count_words(corpus: Corpus, vocab_size: int) -> list[str]:
+    frequency: collections.Counter[str] = collections.Counter()
+    for split in corpus.splits:
+        for text in _texts(corpus, split):
+            lines = _lines(text)
+            words = collections.Counter(text.split())
+            words["<eos>"] += len(lines)
+            if split != "train":  # known, but not evidence of how frequent it is
+                words = dict.fromkeys(words, 0)
+            frequency.update(words)
+    frequency.update({"<unk>": 0, "<eos>": 0})
+    ordered = sorted(frequency, key=lambda word: (-frequency[word], word))
+    if not vocab_size or len(ordered) <= vocab_size:
+        return ordered
+    kept = ordered[:vocab_size]
+    # Every word that is cut becomes <unk>, which therefore must be among the kept.
+    return kept if "<unk>" in kept else [*kept[:-1], "<unk>"]
+
+
+def _train_bpe(corpus: Corpus, vocab_size: int) -> dict:
+    alphabet = hugging_face.pre_tokenizers.ByteLevel.alphabet()
+    model = hugging_face.Tokenizer(hugging_face.models.BPE())
+    # The attributes below are written in Rust, and typed as read-only in its stubs.
+    model.pre_tokenizer = hugging_face.pre_tokenizers.ByteLevel(  # type: ignore
+        add_prefix_space=False
+    )
+    model.decoder = hugging_face.decoders.ByteLevel()  # type: ignore
+    trainer = hugging_face.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[_END_OF_DOCUMENT],
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
+    )
+    model.train_from_iterator(_texts(corpus, "train"), trainer)
+    return json.loads(model.to_str())
+
+
+def _hugging_face(kind: str, content: dict) -> Tokenizer:
+    model = hugging_face.Tokenizer.from_str(json.dumps(content))
+    model.encode_special_tokens = True  # text is text, even where it reads "</s>"
+    vocabulary = model.get_vocab(with_added_tokens=True)
+    end = next((vocabulary[t] for t in _KNOWN_ENDS if t in vocabulary), None)
+
+    def encode(text: str) -> np.ndarray:
+        return np.array(model.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def decode(ids: Any) -> str:
+        return model.decode(np.asarray(ids).tolist(), skip_special_tokens=True)
+
+    # Ids may have gaps, and a model's tables are as long as the largest one.
+    return Tokenizer(kind, max(vocabulary.values()) + 1, encode, decode, end, content)
+
+
+def _read_hugging_face(path: Path) -> Tokenizer:
+    try:
+        return _hugging_face("hf", json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"There is no tokenizer file at {path}: give hf:PATH/tokenizer.json."
+        ) from error
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise UserError(
+            f"{path} is not a readable Hugging Face tokenizer.json ({error}): save it "
+            "again with the tokenizers library."
+        ) from error
+
+
+def _texts(corpus: Corpus, split: str) -> Iterator[str]:
+    for document in corpus.documents(split):
+        yield document.text

@@ -1,0 +1,1 @@
+"""Evaluation: per-token log-probabilities of a stream, memories over it, controls."""

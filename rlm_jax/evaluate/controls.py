@@ -1,0 +1,58 @@
+"""Controls: the same memory without its relevance. What they leave was not retrieval.
+
+``shuffled`` permutes values among keys: the memory's unigram statistics remain.
+``foreign`` gives each query another document's memory, of the same size.
+"""
+
+import numpy as np
+
+REAL, SHUFFLED, FOREIGN = "real", "shuffled", "foreign"
+
+
+def shuffled_values(values: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The values of a fixed datastore, permuted among its keys."""
+    return np.random.default_rng(seed).permutation(values)
+
+
+def foreign_positions(num_positions: int) -> np.ndarray:
+    """For each position the one half a stream away, int64 [N]."""
+    return (np.arange(num_positions) + num_positions // 2) % num_positions
+
+
+def slot_sources(
+    control: str, at: np.ndarray, start: int, num_positions: int, rng
+) -> np.ndarray:
+    """Which stream positions give their (key, value) to the slots of a growing memory.
+
+    Args:
+      control: real, shuffled or foreign.
+      at: int [M], the slots' stream positions, rising: older segments, then the running
+        one. Positions outside the stream are absent slots and map to themselves.
+      start: first position of the running segment.
+      num_positions: length of the stream.
+      rng: a NumPy generator.
+
+    Returns:
+      int [2, M], sources of the keys and of the values. Shuffled keeps the keys. It
+      permutes the values of older slots; in the running segment a permutation would hand
+      future tokens to the present, so a slot draws its value from the positions up to
+      its own.
+    """
+    if control == REAL:
+        return np.stack([at, at])
+    if control == FOREIGN:
+        moved = np.where(
+            (at >= 0) & (at < num_positions),
+            (at + num_positions // 2) % num_positions,
+            at,
+        )
+        return np.stack([moved, moved])
+    if control != SHUFFLED:
+        raise ValueError(f"control {control!r} is not real, shuffled or foreign")
+    values = at.copy()
+    older = np.flatnonzero((at >= 0) & (at < start))
+    values[older] = at[rng.permutation(older)]
+    first = max(0, int(at[0]))
+    running = np.flatnonzero((at >= start) & (at < num_positions))
+    values[running] = rng.integers(first, at[running] + 1)
+    return np.stack([at, values])

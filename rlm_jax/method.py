@@ -1,0 +1,72 @@
+"""The contract: what a system is to the trainer, the evaluator and the search side.
+
+A method is a value, a tuple of pure functions, as ``optax.adam(lr)`` is. The trainer knows
+this file and nothing of any particular method.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Params = Any
+"""A pytree of float32 arrays; for Linen models a nested dict."""
+
+Batch = Mapping[str, Any]
+"""Arrays by name; every array has the examples as its leading axis."""
+
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+"""Name -> (sum, weight), both float32 scalars; ``"loss"`` is what is optimised.
+
+Sums and weights, never means: whoever has added all of them up (over micro-batches,
+devices, evaluation batches) divides once. The mean of masked means is another number."""
+
+
+class TokenScores(NamedTuple):
+    """What a language model says of each target, before any retrieval.
+
+    ``log p(target) = target_score - log_normaliser``. The two stay apart because TRIME
+    (Zhong et al. 2022, eq. 4) adds memory terms to each of them. For an adaptive softmax
+    ``target_score`` holds the cluster's logit plus the word's log-probability inside it,
+    and ``log_normaliser`` is the log-sum-exp of the head alone.
+    """
+
+    target_score: jax.Array  # float32 [B, T], nats
+    log_normaliser: jax.Array  # float32 [B, T], nats
+    keys: jax.Array  # float32 [B, T, D], the input of the last feed-forward layer
+
+
+class Neighbours(NamedTuple):
+    """What a search returns, best first; ids are -1 where fewer than k were found."""
+
+    scores: np.ndarray  # float32 [N, K]; larger is nearer (squared L2 comes negated)
+    ids: np.ndarray  # int32 [N, K]; rows of the index
+
+
+class Retrieval(NamedTuple):
+    """How host search meets device code."""
+
+    k: int
+    encode_queries: Callable[[Params, Batch], jax.Array]
+    encode_keys: Callable[[Params, Batch], jax.Array] | None
+    attach: Callable[[Batch, Neighbours], Batch]
+    """NumPy on the host: fixed shapes, and a mask for what is absent."""
+
+
+class Method(NamedTuple):
+    """A retrieval-based language model, as pure functions.
+
+    ``loss(params, batch, key, *, axis=None)`` and ``evaluate`` (the same, deterministic:
+    the key is ignored) return `Sums`. ``axis`` is None or the name of the mapped axis of
+    devices; methods meet it through `rlm_jax.ops.collectives` alone. ``key`` is the same
+    on every device. ``score(params, batch)`` gives the per-token view that perplexity,
+    datastores and controls are made of; it is None for a method that is not a language
+    model over tokens.
+    """
+
+    init: Callable[[jax.Array], Params]
+    loss: Callable[..., Sums]
+    evaluate: Callable[..., Sums]
+    score: Callable[[Params, Batch], TokenScores] | None = None
+    retrieval: Retrieval | None = None

@@ -1,0 +1,1 @@
+"""Flax Linen modules; Linen lives in this folder only."""

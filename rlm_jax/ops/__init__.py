@@ -1,0 +1,1 @@
+"""The mathematics: pure array functions; no parameters, configurations or I/O."""

@@ -1,0 +1,36 @@
+"""Losses as sums and weights."""
+
+import jax
+import jax.numpy as jnp
+
+from rlm_jax.ops.memory import LogSums
+
+
+def weighted(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(sum of values over the mask, sum of the mask), float32 scalars.
+
+    Values under a zero mask count for nothing even where they are infinite or NaN.
+    """
+    mask = mask.astype(jnp.float32)
+    return jnp.where(mask > 0, values, 0.0).astype(jnp.float32).ravel() @ mask.ravel(), (
+        mask.sum()
+    )
+
+
+def joint_nll(
+    target_score: jax.Array, log_normaliser: jax.Array, memory: LogSums
+) -> jax.Array:
+    """Cross-entropy normalised over the vocabulary and a memory at once, in nats.
+
+        -log [ (e^{E_y.f} + sum_{positive j} e^{s_j})
+               / (sum_v e^{E_v.f} + sum_{visible j} e^{s_j}) ]
+
+    With an empty memory it is the plain cross-entropy. TRIME (Zhong et al. 2022), eq. 4.
+
+    Args:
+      target_score, log_normaliser: float32 [...], the two logarithms of the vocabulary.
+      memory: `ops.memory.log_sums` of the same shape.
+    """
+    return jnp.logaddexp(log_normaliser, memory.all) - jnp.logaddexp(
+        target_score, memory.positive
+    )

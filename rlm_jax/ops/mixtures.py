@@ -1,0 +1,82 @@
+"""Distributions made of neighbours, and their mixture with a language model's."""
+
+import jax
+import jax.numpy as jnp
+
+
+def negative_squared_l2(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """-||q - k||^2 for queries [..., D] and neighbours' keys [..., K, D]: [..., K].
+
+    The difference is formed before it is squared, in float32: near neighbours of long
+    vectors keep their distance, which q.q - 2 q.k + k.k loses to cancellation.
+    """
+    difference = queries[..., None, :].astype(jnp.float32) - keys.astype(jnp.float32)
+    return -jnp.square(difference).sum(-1)
+
+
+def inner_product(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """q . k for queries [..., D] and neighbours' keys [..., K, D]: float32 [..., K]."""
+    return jnp.einsum(
+        "...d,...kd->...k", queries, keys, preferred_element_type=jnp.float32
+    )
+
+
+def knn_log_probs(
+    similarities: jax.Array,
+    values: jax.Array,
+    targets: jax.Array,
+    *,
+    temperature: float | jax.Array = 1.0,
+) -> jax.Array:
+    """log p_kNN(target), with p_kNN(y) = sum_{i : v_i = y} softmax(similarity / t)_i.
+
+    kNN-LM (Khandelwal et al. 2020), eq. 2, where similarity = -||q - k_i||^2 and t = 1.
+
+    Args:
+      similarities: float32 [..., K]; -inf for an absent neighbour.
+      values: int32 [..., K], each neighbour's next token.
+      targets: int32 [...].
+      temperature: t.
+
+    Returns:
+      float32 [...]; minus infinity where no neighbour's value is the target (the
+      released code says about -10000 there).
+    """
+    logits = similarities.astype(jnp.float32) / temperature
+    hit = values == targets[..., None]
+    return _log_sum_exp(logits, hit) - _log_sum_exp(logits, jnp.isfinite(logits))
+
+
+def _log_sum_exp(logits, where):
+    """Log-sum-exp over a mask; -inf, with zero gradients, where the mask is empty."""
+    some = (where & jnp.isfinite(logits)).any(-1)
+    safe = jnp.where(where, logits, -jnp.inf)
+    safe = jnp.where(some[..., None], safe, 0.0)
+    return jnp.where(some, jax.nn.logsumexp(safe, axis=-1), -jnp.inf)
+
+
+def knn_distribution(
+    similarities: jax.Array,
+    values: jax.Array,
+    vocab_size: int,
+    *,
+    temperature: float | jax.Array = 1.0,
+) -> jax.Array:
+    """The whole kNN distribution as probabilities, float32 [..., V]; see `knn_log_probs`."""
+    weights = jax.nn.softmax(similarities.astype(jnp.float32) / temperature, axis=-1)
+    flat_values = values.reshape(-1, values.shape[-1])
+    flat = jax.vmap(lambda v, w: jnp.zeros(vocab_size).at[v].add(w))(
+        flat_values, weights.reshape(flat_values.shape)
+    )
+    return flat.reshape(*values.shape[:-1], vocab_size)
+
+
+def interpolate(
+    log_p: jax.Array, log_q: jax.Array, weight: float | jax.Array
+) -> jax.Array:
+    """log [(1 - weight) p + weight q], elementwise; kNN-LM eq. 3 with q = p_kNN.
+
+    A weight of 0 gives ``log_p`` exactly, and of 1 ``log_q``.
+    """
+    weight = jnp.asarray(weight, jnp.float32)
+    return jnp.logaddexp(jnp.log1p(-weight) + log_p, jnp.log(weight) + log_q)

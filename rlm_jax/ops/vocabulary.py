@@ -1,0 +1,128 @@
+"""What the vocabulary softmax says of a target: its score and the log-normaliser.
+
+Both heads return ``(target_score, log_normaliser)`` with log p = target_score -
+log_normaliser, kept apart because memories add terms to each (see `ops.losses.joint_nll`).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+CHUNK = 128
+"""Tokens of one block of a tail cluster: small enough that skipping saves, large enough
+that the products stay efficient."""
+
+
+class Tail(NamedTuple):
+    """One tail cluster of an adaptive softmax."""
+
+    projection: jax.Array  # [D, d], d < D
+    embedding: jax.Array  # [words of the cluster, d]
+
+
+def softmax_scores(
+    features: jax.Array, embedding: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Scores under a full softmax: E_y . f and log sum_v exp(E_v . f).
+
+    Args:
+      features: [..., D].
+      embedding: [V, D].
+      targets: int32 [...], in [0, V).
+
+    Returns:
+      (target_score, log_normaliser), float32 [...].
+    """
+    logits = jax.lax.dot_general(
+        features,
+        embedding,
+        (((features.ndim - 1,), (1,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+    target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return target, jax.nn.logsumexp(logits, axis=-1)
+
+
+def adaptive_scores(
+    features: jax.Array,
+    head: jax.Array,
+    tails: tuple[Tail, ...],
+    targets: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Scores under an adaptive softmax (Grave et al. 2017).
+
+    The head scores the frequent words and one logit for each tail cluster c; a word w of
+    cluster c has log p(w) = log p(c) + log softmax_c(w). In the (score, normaliser) form
+
+        target_score   = head logit of w, or of its cluster plus log softmax_c(w)
+        log_normaliser = log-sum-exp of the head logits
+
+    so only head logits enter a joint normaliser, as in the released TRIME.
+
+    A tail is computed for the tokens whose target lies in it: tokens are sorted by
+    cluster and worked through in fixed blocks, and a block without such a token is
+    skipped. Shapes are static, nothing is dropped, and the cost follows the data.
+
+    Args:
+      features: [..., D].
+      head: [number of head words + number of tails, D].
+      tails: the clusters, most frequent words first. Word ids run through the head words
+        and then the clusters in order.
+      targets: int32 [...].
+
+    Returns:
+      (target_score, log_normaliser), float32 [...].
+    """
+    shape = targets.shape
+    features, targets = features.reshape(-1, features.shape[-1]), targets.reshape(-1)
+    num_head_words = head.shape[0] - len(tails)
+    sizes = [tail.embedding.shape[0] for tail in tails]
+    starts = [num_head_words + sum(sizes[:i]) for i in range(len(tails) + 1)]
+
+    cluster = sum((targets >= start).astype(jnp.int32) for start in starts[:-1])
+    head_target = jnp.where(cluster > 0, num_head_words + cluster - 1, targets)
+    score, log_normaliser = softmax_scores(features, head, head_target)
+    for i, tail in enumerate(tails):
+        score += _tail_log_probs(features, tail, targets - starts[i], cluster == i + 1)
+    return score.reshape(shape), log_normaliser.reshape(shape)
+
+
+def _tail_log_probs(features, tail, targets, member):
+    """log softmax_c(target) where ``member``, 0 elsewhere; float32 [N]."""
+    n = targets.shape[0]
+    chunk = min(CHUNK, n)
+    order = jnp.argsort(~member, stable=True)
+    # Wrapping indices fill the last block; what they compute is never read.
+    padded = jnp.resize(order, (-(-n // chunk), chunk))
+    real = jnp.arange(padded.size).reshape(padded.shape) < member.sum()
+
+    @jax.checkpoint
+    def one_chunk(args):
+        rows, used = args
+
+        def compute():
+            x = features[rows] @ tail.projection
+            target, normaliser = softmax_scores(
+                x, tail.embedding, jnp.where(used, targets[rows], 0)
+            )
+            return jnp.where(used, target - normaliser, 0.0)
+
+        return jax.lax.cond(used.any(), compute, lambda: jnp.zeros(chunk, jnp.float32))
+
+    log_probs = jax.lax.map(one_chunk, (padded, real)).reshape(-1)[:n]
+    return jnp.zeros(n, jnp.float32).at[order].set(log_probs)
+
+
+def adaptive_log_probs(
+    features: jax.Array, head: jax.Array, tails: tuple[Tail, ...]
+) -> jax.Array:
+    """The whole distribution of an adaptive softmax, float32 [..., V]; for inspection."""
+    num_head_words = head.shape[0] - len(tails)
+    log_head = jax.nn.log_softmax((features @ head.T).astype(jnp.float32))
+    parts = [log_head[..., :num_head_words]]
+    for i, tail in enumerate(tails):
+        logits = (features @ tail.projection @ tail.embedding.T).astype(jnp.float32)
+        cluster = log_head[..., num_head_words + i, None]
+        parts.append(cluster + jax.nn.log_softmax(logits))
+    return jnp.concatenate(parts, axis=-1)

@@ -1,0 +1,1 @@
+"""What a run shows for itself: report.json, tables, plots and the neighbour page."""

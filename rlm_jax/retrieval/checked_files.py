@@ -1,0 +1,168 @@
+"""Files that are written whole and can be told from damaged ones.
+
+Every file is written under a temporary name, flushed to the disk and renamed. A
+manifest is a JSON object that carries its own digest beside what its owner puts in it.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlm_jax.errors import UserError
+
+MANIFEST = "manifest.json"
+_CHUNK_BYTES = 1 << 22
+
+
+def write_bytes(path: Path, data: memoryview | bytes) -> int:
+    """Writes a file atomically and durably; returns the CRC-32 of its bytes."""
+    temporary = path.with_name(path.name + ".tmp")
+    checksum = 0
+    data = memoryview(data).cast("B")
+    try:
+        with temporary.open("wb") as file:
+            for start in range(0, len(data), _CHUNK_BYTES):
+                chunk = data[start : start + _CHUNK_BYTES]
+                file.write(chunk)
+                checksum = zlib.crc32(chunk, checksum)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        # On a full disk the half-written file is what fills it.
+        temporary.unlink(missing_ok=True)
+        raise
+    return checksum
+
+
+def checksum(path: Path) -> int:
+    """The CRC-32 of a file's bytes, read in bounded memory."""
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def map_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Memory-maps a raw little-endian array, read-only.
+
+    Raises:
+      UserError: the file is missing or has another size.
+    """
+    expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    found = path.stat().st_size if path.is_file() else None
+    if found != expected:
+        state = "is missing" if found is None else f"has {found} of {expected} bytes"
+        raise UserError(f"File {path} {state}; delete its folder and build it again.")
+    return np.memmap(path, dtype, mode="r", shape=shape)
+
+
+def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes ``manifest.json`` with its own digest, and returns it."""
+    complete = {**manifest, "checksum": _digest(manifest)}
+    text = json.dumps(complete, indent=1, sort_keys=True)
+    write_bytes(directory / MANIFEST, text.encode())
+    sync_directory(directory)
+    return complete
+
+
+def read_manifest(directory: Path, form: str) -> dict[str, Any]:
+    """Reads a manifest whose ``format`` is ``form``.
+
+    Raises:
+      UserError: it cannot be read, was changed, or is of another format.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        intact = manifest["checksum"] == _digest(manifest)
+    except (OSError, ValueError, KeyError, TypeError):
+        intact, manifest = False, {}
+    if not intact:
+        raise UserError(
+            f"Manifest {path} is damaged; delete its folder and build it again."
+        )
+    if manifest.get("format") != form:
+        raise UserError(
+            f"Manifest {path} is of the format {manifest.get('format')!r}, not {form!r}"
+            "; delete its folder and build it again."
+        )
+    return manifest
+
+
+def as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity as it will be read back: tuples become lists, keys strings."""
+    try:
+        return json.loads(json.dumps(dict(identity), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"The identity is not plain JSON ({error}); give strings, integers, lists "
+            "and dicts."
+        ) from error
+
+
+def require_equal(
+    wanted: Mapping[str, Any], stored: Mapping[str, Any], directory: Path
+) -> None:
+    """Compares every field of ``wanted`` with what is stored.
+
+    Raises:
+      UserError: naming the first field that differs.
+    """
+    for field in sorted(wanted):
+        if field not in stored or stored[field] != wanted[field]:
+            raise UserError(
+                f"{directory} holds {field} = {stored.get(field)!r} where "
+                f"{wanted[field]!r} is wanted; use another folder, or delete this one "
+                "and build it again."
+            )
+
+
+@contextlib.contextmanager
+def full_disk_named(directory: Path, kept: str) -> Iterator[None]:
+    """Turns "no space left" and "may not write" into errors for the user.
+
+    Args:
+      directory: what is being written.
+      kept: what is safe on the disk, for the message.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedies = {
+            errno.ENOSPC: "free some space",
+            errno.EDQUOT: "free some of the quota",
+            errno.EACCES: "allow writing there",
+            errno.EPERM: "allow writing there",
+            errno.EROFS: "choose a writable place",
+            errno.ENOTDIR: "choose a place inside a folder",
+        }
+        if error.errno not in remedies:
+            raise
+        raise UserError(
+            f"Cannot write {directory} ({os.strerror(error.errno)}); "
+            f"{remedies[error.errno]} and run again, {kept}."
+        ) from error
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes renames inside a folder survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    body = {field: manifest[field] for field in manifest if field != "checksum"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,192 @@
+"""Exact search in JAX: blocks of keys, a running top-k, every local device.
+
+No array is larger than [queries of a chunk, keys of a block], whatever the number of
+keys. Blocks are dealt to the devices in turn; each keeps its own best k, and these are
+merged once, at the end.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlm_jax.errors import UserError
+from rlm_jax.method import Neighbours
+from rlm_jax.retrieval.datastore import Datastore
+from rlm_jax.retrieval.index import check_metric, check_search
+
+_QUERY_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Exact:
+    """An index that compares every query with every key; `build` makes one."""
+
+    metric: str
+    dim: int
+    num_entries: int
+    block_size: int
+    centre: np.ndarray
+    devices: tuple[Any, ...]  # of jax.Device
+    load_block: Callable[[int], jax.Array]
+
+    def search(self, queries: np.ndarray, k: int) -> Neighbours:
+        """The k nearest keys of each query; of equal scores the lower id comes first.
+
+        Queries are padded to a power of two, at most 1,024 at a time, so that few
+        programs are compiled.
+
+        Args:
+          queries: float32 [N, D].
+          k: how many; beyond num_entries, ids are -1 and scores minus infinity.
+
+        Raises:
+          UserError: queries of another width or with NaN or infinity, or k below 1.
+        """
+        queries = check_search(queries, k, self.dim)
+        if not len(queries):
+            return Neighbours(np.zeros((0, k), np.float32), np.zeros((0, k), np.int32))
+        chunks = _pad_and_split(queries - self.centre)
+        copies = [[jax.device_put(c, d) for c in chunks] for d in self.devices]
+        empty = (
+            np.full((len(chunks[0]), k), -np.inf, np.float32),
+            np.full((len(chunks[0]), k), -1, np.int32),
+        )
+        best = [[jax.device_put(empty, d) for _ in chunks] for d in self.devices]
+        num_blocks = -(-self.num_entries // self.block_size)
+        for number in range(num_blocks):
+            turn = number % len(self.devices)
+            keys = self.load_block(number)
+            start = number * self.block_size
+            count = min(self.block_size, self.num_entries - start)
+            # Waiting for the device's previous block bounds the blocks in flight.
+            jax.block_until_ready(best[turn])
+            best[turn] = [
+                _merge_block(state, chunk, keys, start, count, metric=self.metric)
+                for state, chunk in zip(best[turn], copies[turn], strict=True)
+            ]
+        merged = _merge_devices([_join(states) for states in best], k)
+        return Neighbours(*(array[: len(queries)] for array in merged))
+
+
+def build(
+    keys: Datastore | np.ndarray,
+    *,
+    metric: str = "l2",
+    block_size: int | None = None,
+    resident_bytes: int = 1 << 30,
+    devices: Sequence[Any] | None = None,
+) -> Exact:
+    """Makes an exact index over a datastore or over an array float [M, D].
+
+    Args:
+      keys: what is searched.
+      metric: "l2" (negated squared distance) or "ip" (inner product).
+      block_size: keys a block; None takes what suits the platform.
+      resident_bytes: keys that take less than this stay on the devices as float32;
+        others are read again for each search.
+      devices: the jax.Devices to search on; None takes all local ones.
+
+    Raises:
+      UserError: an unknown metric, or an array that is not [M, D] of finite numbers.
+    """
+    devices = tuple(devices or jax.local_devices())
+    if isinstance(keys, Datastore):
+        read, (num_entries, dim) = keys.keys, (keys.num_entries, keys.dim)
+    else:
+        array = np.asarray(keys, np.float32)
+        if array.ndim != 2 or not array.size or not np.isfinite(array).all():
+            raise UserError(
+                f"Keys of shape {list(array.shape)} cannot be searched; give finite "
+                "numbers [M, D] with at least one key."
+            )
+        read, (num_entries, dim) = lambda i, j: array[i:j], array.shape
+    if block_size is None:
+        # On a CPU the scores of a block should stay near the caches; an accelerator
+        # wants few, large products.
+        block_size = 8192 if devices[0].platform == "cpu" else 1 << 16
+    block_size = min(block_size, num_entries)
+    centre = np.zeros(dim, np.float32)
+    if check_metric(metric) == "l2":
+        # Distances do not change when everything is moved, but the cancellation in
+        # |q|^2 - 2 q.k + |k|^2 shrinks with the length of the vectors.
+        centre = read(0, block_size).mean(axis=0, dtype=np.float64).astype(np.float32)
+
+    def load_block(number: int) -> jax.Array:
+        start = number * block_size
+        block = np.zeros((block_size, dim), np.float32)
+        rows = read(start, min(start + block_size, num_entries))
+        np.subtract(rows, centre, out=block[: len(rows)])
+        return jax.device_put(block, devices[number % len(devices)])
+
+    get_block: Callable[[int], jax.Array] = load_block
+    if num_entries * dim * 4 <= resident_bytes:
+        blocks = [load_block(i) for i in range(-(-num_entries // block_size))]
+        get_block = lambda number: blocks[number]  # noqa: E731
+    return Exact(metric, dim, num_entries, block_size, centre, devices, get_block)
+
+
+@partial(jax.jit, static_argnames="metric")
+def _merge_block(
+    best: tuple[jax.Array, jax.Array],  # scores float32 [N, K], ids int32 [N, K]
+    queries: jax.Array,  # float32 [N, D]
+    keys: jax.Array,  # float32 [S, D]
+    start: int,
+    count: int,
+    *,
+    metric: str,
+) -> tuple[jax.Array, jax.Array]:
+    """The best k of the best so far and of the first ``count`` keys of a block."""
+    scores, ids = best
+    k, size = scores.shape[1], keys.shape[0]
+    products = jnp.matmul(queries, keys.T, precision=jax.lax.Precision.HIGHEST)
+    if metric == "l2":
+        query_norms = jnp.sum(queries * queries, axis=1)
+        key_norms = jnp.sum(keys * keys, axis=1)
+        distances = query_norms[:, None] - 2 * products + key_norms[None, :]
+        products = -jnp.maximum(distances, 0)
+    slots = jnp.arange(size, dtype=jnp.int32)
+    products = jnp.where((slots < count)[None, :], products, -jnp.inf)
+
+    def merge(width: int) -> tuple[jax.Array, jax.Array]:
+        new_scores, places = jax.lax.top_k(products, width)
+        new_ids = jnp.where(places < count, places + start, -1)
+        # Entries that come first win ties, and the earlier blocks have the lower ids.
+        both, order = jax.lax.top_k(jnp.concatenate([scores, new_scores], axis=1), k)
+        new_ids = jnp.concatenate([ids, new_ids], axis=1)
+        return both, jnp.take_along_axis(new_ids, order, axis=1)
+
+    # After the first blocks few keys beat the k-th best so far, and selecting those few
+    # takes a fraction of the time of selecting k.
+    few, many = min(max(k // 4, 1), size), min(k, size)
+    num_better = jnp.sum(products > scores[:, -1:], axis=1)
+    return jax.lax.cond(
+        jnp.all(num_better <= few), partial(merge, few), partial(merge, many)
+    )
+
+
+def _pad_and_split(queries: np.ndarray) -> np.ndarray:
+    """Splits float32 [N, D] into chunks of one size, padded with zeros: [C, S, D]."""
+    size = min(_QUERY_CHUNK, 1 << (len(queries) - 1).bit_length())
+    padding = -len(queries) % size
+    padded = np.pad(queries, ((0, padding), (0, 0)))
+    return padded.reshape(-1, size, queries.shape[1])
+
+
+def _join(states: list[tuple[jax.Array, jax.Array]]) -> tuple[np.ndarray, np.ndarray]:
+    scores, ids = zip(*jax.device_get(states), strict=True)
+    return np.concatenate(scores), np.concatenate(ids)
+
+
+def _merge_devices(
+    best: list[tuple[np.ndarray, np.ndarray]], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    if len(best) == 1:
+        return best[0]
+    scores, ids = (np.concatenate(arrays, axis=1) for arrays in zip(*best, strict=True))
+    order = np.lexsort((ids, -scores), axis=1)[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)

@@ -1,0 +1,115 @@
+"""What an index is: the protocol every search obeys, and what they all check."""
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from rlm_jax.errors import UserError
+from rlm_jax.method import Neighbours
+from rlm_jax.retrieval.datastore import Datastore
+
+METRICS = ("l2", "ip")
+
+EXACT_BELOW = 100_000
+
+
+class Index(Protocol):
+    """A set of keys that can be searched.
+
+    Scores are larger for nearer keys: the inner product for the metric "ip", the
+    negated squared Euclidean distance for "l2".
+    """
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def num_entries(self) -> int: ...
+
+    def search(self, queries: np.ndarray, k: int) -> Neighbours:
+        """The k nearest keys of each query, best first.
+
+        Args:
+          queries: float32 [N, D].
+          k: how many; beyond num_entries, ids are -1 and scores minus infinity.
+
+        Raises:
+          UserError: queries of another width or with NaN or infinity, or k below 1.
+        """
+        ...
+
+
+def choose(
+    datastore: Datastore,
+    metric: str,
+    *,
+    exact_below: int = EXACT_BELOW,
+    directory: str | os.PathLike | None = None,
+) -> Index:
+    """Exact search for few keys, ScaNN for many.
+
+    Args:
+      datastore: what is searched.
+      metric: "l2" (negated squared distance) or "ip" (inner product).
+      exact_below: number of entries from which ScaNN takes over.
+      directory: where the ScaNN index is kept from one run to the next; None puts it
+        beside the datastore.
+
+    Raises:
+      UserError: an unknown metric, ScaNN is needed and not installed, or the kept index
+        is of another datastore.
+    """
+    from rlm_jax.retrieval import exact, scann
+
+    if datastore.num_entries < exact_below:
+        return exact.build(datastore, metric=metric)
+    beside = datastore.directory.with_name(
+        f"{datastore.directory.name}.scann-{check_metric(metric)}"
+    )
+    directory = Path(directory or beside)
+    if directory.exists():
+        return scann.load(directory, datastore)
+    built = scann.build(datastore, metric=metric)
+    scann.save(built, directory)
+    return built
+
+
+def check_metric(metric: str) -> str:
+    """Returns the metric, or raises a UserError if there is none of that name."""
+    if metric not in METRICS:
+        raise UserError(f"Metric {metric!r} is unknown; use one of {METRICS}.")
+    return metric
+
+
+def check_search(queries: np.ndarray, k: int, dim: int) -> np.ndarray:
+    """Returns the queries as float32 [N, D], or raises what `Index.search` promises."""
+    queries = np.ascontiguousarray(queries, np.float32)
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise UserError(
+            f"Queries of shape {list(queries.shape)} do not fit an index of width {dim}"
+            "; encode them with the model that made its keys."
+        )
+    if k < 1:
+        raise UserError(
+            f"A search for k = {k} neighbours is empty; use k of at least 1."
+        )
+    if not np.isfinite(queries).all():
+        raise UserError("Queries hold NaN or infinity; check the encoder's checkpoint.")
+    return queries
+
+
+def recall(approximate: Neighbours, exact: Neighbours) -> float:
+    """The share of the exact neighbours that an approximate search found as well.
+
+    Args:
+      approximate: what is judged, ids [N, K].
+      exact: the truth, ids [N, K']; ids of -1 are not counted.
+    """
+    wanted = exact.ids >= 0
+    found = [
+        np.isin(truth, ids)
+        for truth, ids in zip(exact.ids, approximate.ids, strict=True)
+    ]
+    return float(np.stack(found)[wanted].mean()) if wanted.any() else 1.0

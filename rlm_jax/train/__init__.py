@@ -1,0 +1,1 @@
+"""Training: the step, its devices, checkpoints and the loop; knows `Method` alone."""

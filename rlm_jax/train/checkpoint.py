@@ -1,0 +1,263 @@
+"""Checkpoints of training: asynchronous, atomic, checked byte by byte (Orbax).
+
+A checkpoint of step s is the folder ``directory/s``: Orbax writes beside it and then
+renames, so a folder with that name is complete. Parameters lie apart from the rest, so
+that another run can start from them without knowing the optimiser. A third item lists
+every array's shape, dtype and CRC-32: Orbax itself may miss a flipped byte.
+"""
+
+import contextlib
+import json
+import pathlib
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from rlm_jax.errors import UserError
+from rlm_jax.method import Params
+from rlm_jax.train.step import State
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder.
+
+    With several processes every process makes one, on a shared file system, and calls
+    its functions together with the others.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, *, keep: int = 3):
+        """Opens the folder, which is made if absent; the last ``keep`` steps stay.
+
+        Raises:
+          UserError: If the folder cannot be made or read.
+        """
+        self.directory = pathlib.Path(directory).absolute()
+        if keep < 1:
+            raise UserError(f"keep={keep} keeps no checkpoint; choose 1 or more.")
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True
+        )
+        with _writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def latest(self) -> int | None:
+        """The last complete step, or None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: State) -> None:
+        """Copies the state to the host, then writes it in the background.
+
+        The copy is what makes it safe that the next step donates the state's buffers. A
+        step that is there already is left alone. An earlier save that is still being
+        written is waited for.
+
+        Raises:
+          UserError: If this or the earlier save cannot be written (as on a full disk).
+        """
+        if step in self._manager.all_steps():
+            return
+        snapshot = jax.tree.map(lambda x: np.array(x), state)
+        rest = _by_path(snapshot._replace(params=None))
+        with _writing(self.directory):
+            self._manager.save(
+                step,
+                force=True,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(snapshot.params),
+                    rest=ocp.args.StandardSave(rest),
+                    arrays=ocp.args.JsonSave(_sealed(_describe(snapshot, True))),
+                ),
+            )
+
+    def restore(self, abstract_state: State, step: int | None = None) -> State:
+        """The state of a step (the latest if None), as NumPy arrays.
+
+        Args:
+          abstract_state: The shapes and dtypes of the state, from `jax.eval_shape`.
+          step: The number of steps done.
+
+        Raises:
+          UserError: If there is no such step, it is damaged, or it holds a state of
+            other shapes.
+        """
+        step = _existing(self._manager.all_steps(), self.directory, step)
+        with _reading(self.directory / str(step)):
+            read = self._manager.restore(
+                step, args=ocp.args.Composite(arrays=ocp.args.JsonRestore())
+            )
+            arrays = _unsealed(read["arrays"])
+        self._check_shapes(step, arrays, _describe(abstract_state))
+        target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_state)
+        paths = _by_path(target._replace(params=None))
+        with _reading(self.directory / str(step)):
+            read = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(target.params),
+                    rest=ocp.args.StandardRestore(paths),
+                ),
+            )
+            treedef = jax.tree.structure(target._replace(params=None))
+            rest = jax.tree.unflatten(treedef, [read["rest"][path] for path in paths])
+            state = rest._replace(params=read["params"])
+            state = jax.tree.map(np.asarray, state)
+            _check_sums(_by_path(state), arrays)
+        return state
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is complete on disk.
+
+        Raises:
+          UserError: If it could not be written.
+        """
+        with _writing(self.directory):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and ends the background threads."""
+        self.wait()
+        self._manager.close()
+
+    def _check_shapes(self, step, saved, wanted):
+        for path in sorted(saved.keys() | wanted.keys()):
+            found, needed = saved.get(path), wanted.get(path)
+            shapes = [
+                f"{x['dtype']} {x['shape']}" if x else "nothing"
+                for x in (found, needed)
+            ]
+            if shapes[0] != shapes[1]:
+                raise UserError(
+                    f"The checkpoint {self.directory / str(step)} is of another "
+                    f"configuration: it has {shapes[0]} for {path!r} where this one "
+                    f"has {shapes[1]}; choose another workdir or restore the "
+                    "configuration that wrote it."
+                )
+
+
+def load_params(directory: str | pathlib.Path, step: int | None = None) -> Params:
+    """The parameters of a checkpoint, whatever its optimiser was.
+
+    Args:
+      directory: The folder of a run's checkpoints, or the run's workdir around it.
+      step: The number of steps done; the latest if None.
+
+    Returns:
+      The parameters as nested dicts of NumPy arrays.
+
+    Raises:
+      UserError: If there is no checkpoint, or it is damaged.
+    """
+    directory = pathlib.Path(directory).absolute()
+    if (directory / "checkpoints").is_dir():
+        directory = directory / "checkpoints"
+    if not directory.is_dir():
+        raise UserError(
+            f"There are no checkpoints at {directory}; name the workdir of a run that "
+            "has saved one."
+        )
+    # No manager: another process may be training there, whose files it would tidy up.
+    steps = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+    folder = directory / str(_existing(steps, directory, step))
+    with _reading(folder):
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            arrays = _unsealed(reader.restore(folder / "arrays"))
+        with ocp.StandardCheckpointer() as reader:
+            params = reader.restore(folder / "params")
+        params = jax.tree.map(np.asarray, params)
+        prefix = "params/"
+        saved = {path: x for path, x in arrays.items() if path.startswith(prefix)}
+        found = {prefix + path: x for path, x in _by_path(params).items()}
+        _check_sums(found, saved)
+    return params
+
+
+def _existing(steps: Iterable[int], directory: pathlib.Path, step: int | None) -> int:
+    """The step asked for, or the latest, once it is known to be there."""
+    steps = sorted(steps)
+    if not steps or (step is not None and step not in steps):
+        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+        raise UserError(
+            f"There is no complete {wanted} in {directory}, which has the steps "
+            f"{steps}; name one of them or the folder of another run."
+        )
+    return steps[-1] if step is None else step
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    """Path -> leaf, in the order of the leaves; a path reads "params/dense/bias"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in leaves
+    }
+
+
+def _describe(state: State, checksums: bool = False) -> dict[str, dict[str, Any]]:
+    """Path -> {shape, dtype, crc32}, all of JSON's own types."""
+
+    def describe(x):
+        about = {"shape": list(x.shape), "dtype": str(x.dtype)}
+        return {**about, "crc32": _crc32(x)} if checksums else about
+
+    return {path: describe(x) for path, x in _by_path(state).items()}
+
+
+def _sealed(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The list of arrays with a checksum of its own."""
+    return {"arrays": arrays, "crc32": zlib.crc32(_canonical(arrays))}
+
+
+def _unsealed(read: dict[str, Any]) -> dict[str, Any]:
+    if zlib.crc32(_canonical(read["arrays"])) != read["crc32"]:
+        raise ValueError("the checksum of its list of arrays is wrong")
+    return read["arrays"]
+
+
+def _canonical(arrays: dict[str, Any]) -> bytes:
+    return json.dumps(arrays, sort_keys=True).encode()
+
+
+def _check_sums(found: Mapping[str, np.ndarray], saved: Mapping[str, Any]) -> None:
+    if found.keys() != saved.keys():
+        raise ValueError("arrays are missing")
+    for path, x in found.items():
+        if _crc32(x) != saved[path]["crc32"]:
+            raise ValueError(f"the checksum of {path!r} is wrong")
+
+
+def _crc32(x: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
+
+
+@contextlib.contextmanager
+def _reading(folder: pathlib.Path):
+    """Whatever Orbax trips over in a complete folder is damage to that folder."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"The checkpoint {folder} is damaged ({_first_line(error)}); delete this "
+            "folder to fall back on the step before it."
+        ) from error
+
+
+@contextlib.contextmanager
+def _writing(folder: pathlib.Path):
+    """Orbax reports a full disk as OSError or, from its storage, as ValueError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"No checkpoint could be written to {folder} ({_first_line(error)}); make "
+            "room or permit writing there and start again, which resumes from the last "
+            "complete step."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,138 @@
+"""Sums become figures, and figures become lines of ``metrics.jsonl``."""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+
+import jax
+
+from rlm_jax.errors import UserError
+
+HostSums = dict[str, tuple[float, float]]
+"""`Sums` on the host, in float64."""
+
+
+def to_host(sums: Mapping[str, tuple]) -> HostSums:
+    """Waits for the sums and copies them."""
+    fetched = jax.device_get(dict(sums))
+    return {name: (float(s), float(w)) for name, (s, w) in fetched.items()}
+
+
+def add(total: HostSums, sums: HostSums) -> HostSums:
+    """Both together, so that the mean over them is weighted rightly."""
+    names = total.keys() | sums.keys()
+    pairs = {n: (total.get(n, (0.0, 0.0)), sums.get(n, (0.0, 0.0))) for n in names}
+    return {n: (a[0] + b[0], a[1] + b[1]) for n, (a, b) in pairs.items()}
+
+
+def means(sums: HostSums) -> dict[str, float]:
+    """Sum / weight of everything that has a weight, by name in order."""
+    return {n: s / w for n, (s, w) in sorted(sums.items()) if w != 0}
+
+
+def check_finite(sums: HostSums, step: int) -> None:
+    """Stops training at the first step whose metrics are not numbers.
+
+    Raises:
+      UserError: If a sum or a weight is infinite or not a number.
+    """
+    for name, pair in sorted(sums.items()):
+        if not all(math.isfinite(x) for x in pair):
+            raise UserError(
+                f"The metric {name!r} is {pair[0]} / {pair[1]} at step {step}; lower "
+                "the learning rate or lengthen the warm-up and start again, which "
+                "resumes from the last checkpoint, where all was still finite."
+            )
+
+
+class Writer:
+    """Appends one JSON object a line; optionally the same to TensorBoard.
+
+    ``step`` in a line is the number of steps done when it was written. On resuming
+    after ``start`` steps the lines of later steps are dropped: they will come again.
+    """
+
+    def __init__(
+        self, workdir: str | pathlib.Path, *, start: int, tensorboard: bool = False
+    ):
+        """Opens ``workdir/metrics.jsonl``.
+
+        Raises:
+          UserError: If TensorBoard is asked for and tensorboardX is not installed, or
+            the file cannot be written.
+        """
+        path = pathlib.Path(workdir) / "metrics.jsonl"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_after(path, start)
+            # Line buffering: a kill loses no line that was written.
+            self._file = path.open("a", buffering=1, encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}); choose another workdir."
+            ) from error
+        self._tensorboard = _tensorboard(path.parent, start) if tensorboard else None
+
+    def write(self, step: int, figures: Mapping[str, float], *, split: str) -> None:
+        """One line: step, split ("train", "validation"), and the figures."""
+        figures = {name: float(x) for name, x in figures.items()}
+        # JSON has no NaN: a figure that is not a number becomes null.
+        finite = {n: x if math.isfinite(x) else None for n, x in figures.items()}
+        line = json.dumps({"step": step, "split": split, **finite})
+        try:
+            self._file.write(line + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self._file.name} cannot be written ({error.strerror}); make room "
+                "there and start again, which resumes from the last checkpoint."
+            ) from error
+        if self._tensorboard is not None:
+            for name, x in figures.items():
+                self._tensorboard.add_scalar(f"{split}/{name}", x, step)
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def read(workdir: str | pathlib.Path) -> list[dict]:
+    """The lines of a run's ``metrics.jsonl``, without one that a kill cut short."""
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [parsed for line in lines if (parsed := _parse(line)) is not None]
+
+
+def _drop_after(path: pathlib.Path, start: int) -> None:
+    if not path.exists():
+        return
+    kept = [line for line in read(path.parent) if line["step"] <= start]
+    text = "".join(json.dumps(line) + "\n" for line in kept)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _parse(line: str) -> dict | None:
+    try:
+        parsed = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    complete = isinstance(parsed, dict) and isinstance(parsed.get("step"), int)
+    return parsed if complete else None
+
+
+def _tensorboard(folder: pathlib.Path, start: int):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "TensorBoard output needs tensorboardX; install it or set tensorboard to "
+            "false."
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)

@@ -1,0 +1,172 @@
+"""Devices and processes: the one file that knows there is more than one of either.
+
+A step written for one device takes ``axis``, the name of the mapped axis. `parallelise`
+maps it with `jax.pmap`: the batch is split over the devices, the state is replicated,
+and a reduction inside the step makes the result equal everywhere.
+
+pmap is ``jit(shard_map(..., check_vma=False))`` inside, which decides what a gradient
+means: with ``check_vma=False`` the gradient of a device's loss is that device's own,
+and the step adds them up itself. A model too large for one device takes a second
+mapping here: ``jit`` over global arrays, each with its `NamedSharding`, ``axis=None``.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rlm_jax.errors import UserError
+
+AXIS = "batch"
+
+Tree = TypeVar("Tree")
+
+
+def initialise(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Joins this process to the others; does nothing where there is only one.
+
+    Call it before anything touches a device. What is not given comes from the
+    environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Args:
+      coordinator: "host:port" of process 0, or "auto" where JAX can find out for itself
+        (Cloud TPU, Slurm, Open MPI).
+      num_processes: How many processes there are, each with equally many devices.
+      process_id: This process's number, from 0.
+
+    Raises:
+      UserError: If only some of the three are known.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator == "auto":
+        jax.distributed.initialize()
+        return
+    if num_processes is None:
+        num_processes = _integer_from_environment("JAX_NUM_PROCESSES")
+    if process_id is None:
+        process_id = _integer_from_environment("JAX_PROCESS_ID")
+    known = [x is not None for x in (coordinator, num_processes, process_id)]
+    if not any(known):
+        return
+    if not all(known):
+        raise UserError(
+            "Training in several processes needs the coordinator's host:port, the "
+            "number of processes and this process's number; give all three or none."
+        )
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes logs and shows progress."""
+    return jax.process_index() == 0
+
+
+def local_rows(global_batch_size: int) -> slice:
+    """The rows of the global batch that this process reads.
+
+    Raises:
+      UserError: If the batch does not divide over all devices of all processes.
+    """
+    if global_batch_size <= 0 or global_batch_size % jax.device_count():
+        raise UserError(
+            f"A batch of {global_batch_size} rows does not divide over "
+            f"{jax.device_count()} devices; choose a multiple of that number."
+        )
+    rows = global_batch_size // jax.process_count()
+    return slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
+
+
+def replicate(tree: Tree) -> Tree:
+    """A copy of every array on each of this process's devices, not stacked.
+
+    This is the very sharding that `parallelise` returns its state in. pmap would accept
+    any other, but then it copies the whole state on the first call and compiles a
+    second time on the next (and warns, with several processes).
+
+    The arrays pass through host memory, since a step donates its state: an alias of
+    the caller's arrays would die with the first step.
+    """
+    sharding = NamedSharding(_local_mesh(), PartitionSpec())
+    return jax.tree.map(lambda x: jax.device_put(np.array(x), sharding), tree)
+
+
+def parallelise(
+    step: Callable[..., Any], *, donate: bool = True
+) -> Callable[[Any, Mapping[str, Any]], Any]:
+    """The step over all devices: ``(state, this process's rows) -> result``.
+
+    Args:
+      step: ``step(state, batch, *, axis)``, whose result is equal on every device:
+        `train_step` or `eval_step` with everything else bound.
+      donate: Whether the state's buffers are given to the result; the caller's state is
+        dead after the call. For `eval_step` pass False.
+
+    Returns:
+      A function of the state (from `replicate` or an earlier call) and a batch of NumPy
+      arrays [B, ...], B rows of this process. Its result is replicated. It returns at
+      once, as any JAX computation does: wait for each call's result before the next but
+      one, since many in flight can starve each other on a CPU of few cores, and hang.
+
+    Raises:
+      UserError: If B does not divide over this process's devices.
+    """
+    # On one device XLA keeps a reduction as a copy of every gradient (a third of the
+    # update's time, measured with Adam on a CPU), so the step is told there is none.
+    axis = AXIS if jax.device_count() > 1 else None
+    mapped = jax.pmap(
+        functools.partial(step, axis=axis),
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=None,  # type: ignore[arg-type]
+        donate_argnums=(0,) if donate else (),
+    )
+
+    def call(state, batch):
+        return mapped(state, _split(batch, jax.local_device_count()))
+
+    return call
+
+
+def preemption_reached(step: int) -> bool:
+    """Whether all processes have agreed to stop after this step, as one was told to.
+
+    Only for several processes: the distributed runtime catches SIGTERM itself and picks
+    a step that no process has passed.
+    """
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def _local_mesh() -> Mesh:
+    return Mesh(np.array(jax.local_devices()), (AXIS,))
+
+
+def _split(batch: Mapping[str, Any], num_devices: int) -> dict[str, Any]:
+    """[B, ...] -> [devices, B / devices, ...] on the host; rows keep their order."""
+
+    def split(name, x):
+        if x.shape[0] % num_devices:
+            raise UserError(
+                f"{x.shape[0]} rows of {name!r} do not divide over {num_devices} "
+                "devices; choose a batch size that is a multiple of that number."
+            )
+        return x.reshape(num_devices, x.shape[0] // num_devices, *x.shape[1:])
+
+    return {name: split(name, x) for name, x in batch.items()}
+
+
+def _integer_from_environment(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not text.isdigit():
+        raise UserError(f"{name}={text!r} is not a number; set it to one or unset it.")
+    return int(text)

@@ -1,0 +1,63 @@
+"""What every test shares: a CPU, a compile cache, parsed flags, the golden arrays."""
+
+import importlib.util
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+
+# Before JAX is imported, which reads them. NPROC: on two cores the thread pool is
+# otherwise too small for several simulated devices, and a collective can hang.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("NPROC", "16")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"),
+)
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+TESTS = pathlib.Path(__file__).resolve().parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    del config
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # Launchers read flags; a test calls their functions without a command line.
+    flags.FLAGS.mark_as_parsed()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    has_torch = importlib.util.find_spec("torch") is not None
+    for item in items:
+        if item.get_closest_marker("torch") and not has_torch:
+            item.add_marker(pytest.mark.skip(reason="torch is not installed"))
+        if item.get_closest_marker("gpu") and jax.default_backend() == "cpu":
+            item.add_marker(pytest.mark.skip(reason="there is no accelerator"))
+
+
+@pytest.fixture(autouse=True)
+def no_rank_promotion_in_ops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """An equation that broadcasts by accident is wrong; models may broadcast."""
+    if TESTS / "ops" in request.path.parents:
+        with jax.numpy_rank_promotion("raise"):
+            yield
+    else:
+        yield
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, np.ndarray]]:
+    """The arrays of one golden file by name, from $RLM_GOLDEN or tests/golden.
+
+    ``golden("trime_losses")`` is a dict of arrays; its ``meta`` is a JSON string.
+    """
+    folder = pathlib.Path(os.environ.get("RLM_GOLDEN") or TESTS / "golden")
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    return load

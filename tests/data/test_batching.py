@@ -1,0 +1,171 @@
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from rlm_jax.data import batching
+from rlm_jax.data.token_store import TokenSplit
+from rlm_jax.errors import UserError
+
+ORDERS = ("shuffled", "consecutive", "same_document", "similar")
+settings = hypothesis.settings(max_examples=40, deadline=None)
+
+
+def make_split(document_lengths):
+    """A split whose tokens are their own positions plus one."""
+    offsets = np.concatenate([[0], np.cumsum(document_lengths)]).astype(np.int64)
+    tokens = np.arange(1, offsets[-1] + 1).astype(np.uint16)
+    return TokenSplit(tokens, offsets, num_bytes=0, num_words=0)
+
+
+def make_batches(order, split, tmp_path, *, groups=2, per_group=2, length=5):
+    sizes = {"batch_size": groups * per_group, "length": length}
+    if order == "shuffled":
+        return batching.shuffled(split, **sizes)
+    if order == "similar":
+        return batching.similar(split, **sizes, cache_dir=tmp_path, progress=False)
+    make = getattr(batching, order)
+    return make(split, **sizes, segments_per_group=per_group)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+documents = st.lists(st.integers(0, 60), min_size=1, max_size=8).filter(
+    lambda lengths: sum(lengths) >= 80
+)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_shapes_and_types(order, cache):
+    batch = make_batches(order, make_split([100, 50]), cache).batch_at(0, 0)
+    assert {name: (array.dtype, array.shape) for name, array in batch.items()} == {
+        "tokens": (np.int32, (4, 5)),
+        "targets": (np.int32, (4, 5)),
+        "mask": (np.float32, (4, 5)),
+        "segment": (np.int32, (4,)),
+        "group": (np.int32, (4,)),
+    }
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@settings
+@hypothesis.given(
+    lengths=documents, seed=st.integers(0, 2**31), step=st.integers(0, 50)
+)
+def test_targets_are_the_next_tokens_and_rows_are_a_slice(
+    order, cache, lengths, seed, step
+):
+    split = make_split(lengths)
+    try:
+        batches = make_batches(order, split, cache)
+    except UserError:  # many short documents hold no two groups of segments
+        return
+    batch = batches.batch_at(seed, step)
+    keep = batch["mask"] == 1
+    np.testing.assert_array_equal(batch["targets"][keep], batch["tokens"][keep] + 1)
+    assert not batch["tokens"][~keep].any() and not batch["targets"][~keep].any()
+
+    part = batches.batch_at(seed, step, rows=slice(1, 3))
+    fresh = make_batches(order, split, cache).batch_at(seed, step)
+    for name in batch:
+        np.testing.assert_array_equal(part[name], batch[name][1:3])
+        np.testing.assert_array_equal(fresh[name], batch[name])
+
+
+@pytest.mark.parametrize("order", ["shuffled", "similar"])
+@settings
+@hypothesis.given(
+    num_tokens=st.integers(41, 300), seed=st.integers(0, 99), epoch=st.integers(0, 3)
+)
+def test_every_segment_once_an_epoch(order, cache, num_tokens, seed, epoch):
+    batches = make_batches(order, make_split([num_tokens]), cache)
+    steps = range(epoch * batches.num_batches, (epoch + 1) * batches.num_batches)
+    seen = [batches.batch_at(seed, step)["tokens"][:, 0] for step in steps]
+    starts = np.concatenate(seen) - 1
+    assert len(np.unique(starts)) == len(starts) == batches.num_batches * 4
+    assert batches.num_segments - len(starts) < 4
+    assert (starts % 5 == 0).all() and starts.max() + 5 < num_tokens
+
+
+@settings
+@hypothesis.given(lengths=documents, seed=st.integers(0, 99))
+def test_same_document_covers_every_target_once(lengths, seed):
+    split = make_split(lengths)
+    batches = batching.same_document(
+        split, batch_size=1, length=5, segments_per_group=1
+    )
+    batch_of = [batches.batch_at(seed, step) for step in range(batches.num_batches)]
+    targets = np.concatenate([b["targets"][b["mask"] == 1] for b in batch_of])
+    firsts = split.document_offsets[:-1][np.diff(split.document_offsets) > 0] + 1
+    expected = np.setdiff1d(split.tokens, firsts)
+    np.testing.assert_array_equal(np.sort(targets), expected)
+
+
+def document_of(split, tokens):
+    return np.searchsorted(split.document_offsets, tokens - 1, side="right")
+
+
+@settings
+@hypothesis.given(lengths=documents, step=st.integers(0, 20))
+def test_groups_of_same_document_never_cross_one(lengths, step):
+    split = make_split(lengths)
+    try:
+        batches = make_batches("same_document", split, None)
+    except UserError:
+        return
+    batch = batches.batch_at(7, step)
+    for group in np.unique(batch["group"]):
+        rows = batch["group"] == group
+        keep = batch["mask"][rows] == 1
+        tokens, targets = batch["tokens"][rows][keep], batch["targets"][rows][keep]
+        assert (np.diff(tokens) == 1).all()  # one row goes on where the last one ended
+        assert len(np.unique(document_of(split, np.append(tokens, targets)))) == 1
+
+
+def test_consecutive_rows_of_a_group_are_consecutive_text():
+    split = make_split([200])
+    batches = make_batches("consecutive", split, None, groups=2, per_group=3)
+    batch = batches.batch_at(3, 1)
+    np.testing.assert_array_equal(batch["group"], [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(batch["segment"], np.arange(6))
+    for group in (0, 1):
+        tokens = batch["tokens"][batch["group"] == group].reshape(-1)
+        np.testing.assert_array_equal(np.diff(tokens), 1)
+
+
+def test_consecutive_cuts_move_between_epochs():
+    split = make_split([1000])
+    batches = make_batches("consecutive", split, None, length=7)
+    phases = {
+        int(batches.batch_at(0, epoch * batches.num_batches)["tokens"][0, 0] % 7)
+        for epoch in range(20)
+    }
+    assert len(phases) > 3
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_epochs_and_seeds_differ(order, cache):
+    batches = make_batches(order, make_split([700, 300]), cache)
+    first = batches.batch_at(0, 0)["tokens"]
+    assert (first != batches.batch_at(1, 0)["tokens"]).any()
+    assert (first != batches.batch_at(0, batches.num_batches)["tokens"]).any()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_too_few_tokens_says_how_many_and_what_to_lower(order, cache):
+    with pytest.raises(UserError, match="has 6 tokens.*lower the batch size"):
+        make_batches(order, make_split([6]), cache)
+    with pytest.raises(UserError, match="has 0 tokens"):
+        make_batches(order, make_split([0]), cache)
+
+
+def test_batch_must_hold_whole_groups():
+    with pytest.raises(UserError, match="multiple"):
+        batching.consecutive(
+            make_split([99]), batch_size=4, length=5, segments_per_group=3
+        )
+    with pytest.raises(UserError, match="at least 1"):
+        batching.shuffled(make_split([99]), batch_size=4, length=0)

@@ -1,0 +1,42 @@
+"""One device equals four, with SGD(1.0), in the sums and in every gradient."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.multi_device import cases
+
+pytestmark = pytest.mark.multi
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory):
+    out = tmp_path_factory.mktemp("devices") / "out.npz"
+    subprocess.run(
+        [sys.executable, "-m", "tests.multi_device.worker", out, "4"],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "NPROC": "16"},
+        cwd=pathlib.Path(__file__).parents[2],
+        timeout=240,
+        check=True,
+    )
+    with np.load(out, allow_pickle=False) as loaded:
+        return dict(loaded)
+
+
+@pytest.mark.parametrize("case", cases.CASES)
+def test_four_devices_equal_one(arrays, case):
+    on_one = [name for name in arrays if name.startswith(f"{case}/one/")]
+    assert any("/gradient/" in name for name in on_one)
+    for name in on_one:
+        on_all = arrays[name.replace("/one/", "/all/")]
+        np.testing.assert_allclose(on_all, arrays[name], atol=1e-5, err_msg=name)
+        assert np.abs(arrays[name]).max() > 0.01, name
+
+
+def test_the_loop_resumes_bit_for_bit(arrays):
+    np.testing.assert_array_equal(arrays["loop/resumed"], arrays["loop/straight"])
+    np.testing.assert_array_equal(arrays["loop/saved"], arrays["loop/straight"])

@@ -1,0 +1,94 @@
+"""One process of several devices: every case on all devices and on one.
+
+``python -m tests.multi_device.worker OUT DEVICES [COORDINATOR PROCESSES PROCESS]``
+writes OUT.npz: ``case/all/...`` and ``case/one/...`` hold the same quantities, which
+the tests compare. SGD(1.0) moves the parameters by the gradient itself, where Adam
+would hide a wrong scale.
+"""
+
+import functools
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import optax
+
+from rlm_jax.train import checkpoint, loop, parallel
+from rlm_jax.train import step as step_lib
+from tests.multi_device import cases
+from tests.train import toy
+
+SGD = optax.sgd(1.0)
+
+
+def gradients(name: str) -> dict[str, np.ndarray]:
+    """Sums and gradients of one step, and of the evaluation, both ways."""
+    method, batch = cases.CASES[name]()
+    params = jax.tree.map(np.array, method.init(jax.random.key(0)))
+    train = functools.partial(step_lib.train_step, method=method, optimizer=SGD, seed=0)
+    evaluate = functools.partial(step_lib.eval_step, method=method)
+    rows = parallel.local_rows(cases.ROWS)
+    local = {key: x[rows] for key, x in batch.items()}
+    replicated = parallel.replicate(params)
+    state = parallel.replicate(step_lib.init(params, SGD))
+    results = {
+        "all": (
+            *parallel.parallelise(train)(state, local),
+            parallel.parallelise(evaluate, donate=False)(replicated, local),
+        ),
+        "one": (
+            *jax.jit(train)(step_lib.init(params, SGD), batch),
+            jax.jit(evaluate)(params, batch),
+        ),
+    }
+    arrays = {}
+    for way, (new, sums, evaluated) in results.items():
+        gradient = jax.tree.map(np.subtract, params, jax.device_get(new.params))
+        tree = {"gradient": gradient, "sums": sums, "evaluated": evaluated}
+        for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            leaf = jax.tree_util.keystr(path, simple=True, separator="/")
+            arrays[f"{name}/{way}/{leaf}"] = np.asarray(x)
+    return arrays
+
+
+def trained(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Six steps, saved after the fourth and resumed, and six in one go."""
+    rows = parallel.local_rows(8)
+
+    def batch_at(step):
+        return {key: x[rows] for key, x in toy.batch_at(step).items()}
+
+    def train(name, steps):
+        return loop.train(
+            toy.method(dropout=0.2),
+            optax.adam(0.01),
+            batch_at,
+            config=loop.TrainConfig(steps=steps, log_every=2),
+            workdir=workdir / name,
+        )
+
+    train("resumed", 4)
+    states = {"resumed": train("resumed", 6), "straight": train("straight", 6)}
+    arrays = {f"loop/{k}": np.asarray(s.params["embed"]) for k, s in states.items()}
+    saved = checkpoint.load_params(workdir / "straight")["embed"]
+    return arrays | {"loop/saved": saved}
+
+
+def main() -> None:
+    out, devices = sys.argv[1], int(sys.argv[2])
+    jax.config.update("jax_num_cpu_devices", devices)
+    processes = 1
+    if len(sys.argv) > 3:
+        processes = int(sys.argv[4])
+        parallel.initialise(sys.argv[3], processes, int(sys.argv[5]))
+    assert jax.device_count() == devices * processes
+    arrays = {}
+    for name in cases.CASES:
+        arrays |= gradients(name)
+    arrays |= trained(pathlib.Path(out).parent / "runs")
+    np.savez(out, **arrays)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Two processes of two devices equal one device, and train and resume together."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.multi_device import cases
+
+pytestmark = pytest.mark.multi
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory):
+    """What each of the two processes found."""
+    folder = tmp_path_factory.mktemp("processes")
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    outs = [folder / f"{process}.npz" for process in range(2)]
+    arguments = ["2", f"localhost:{port}", "2"]
+    started = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "tests.multi_device.worker"),
+                *(out, *arguments, str(process)),
+            ],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "NPROC": "16"},
+            cwd=pathlib.Path(__file__).parents[2],
+        )
+        for process, out in enumerate(outs)
+    ]
+    try:
+        assert [process.wait(timeout=240) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    loaded = []
+    for out in outs:
+        with np.load(out, allow_pickle=False) as npz:
+            loaded.append(dict(npz))
+    return loaded
+
+
+@pytest.mark.parametrize("case", cases.CASES)
+def test_two_processes_equal_one_device(arrays, case):
+    for found in arrays:
+        on_one = [name for name in found if name.startswith(f"{case}/one/")]
+        assert any("/gradient/" in name for name in on_one)
+        for name in on_one:
+            on_all = found[name.replace("/one/", "/all/")]
+            np.testing.assert_allclose(on_all, found[name], atol=1e-5, err_msg=name)
+
+
+def test_processes_agree_bit_for_bit(arrays):
+    first, second = arrays
+    assert first.keys() == second.keys()
+    for name in first:
+        if "/all/" in name or name.startswith("loop/"):
+            np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_the_loop_resumes_bit_for_bit(arrays):
+    for found in arrays:
+        np.testing.assert_array_equal(found["loop/resumed"], found["loop/straight"])
+        np.testing.assert_array_equal(found["loop/saved"], found["loop/straight"])

@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+from rlm_jax.errors import UserError
+from rlm_jax.method import Neighbours
+from rlm_jax.retrieval import datastore, exact, index, scann
+
+
+def neighbours(ids):
+    return Neighbours(np.zeros(np.shape(ids), np.float32), np.array(ids, np.int32))
+
+
+def test_recall_counts_shared_ids_and_no_absent_ones():
+    truth = neighbours([[0, 1, 2], [3, 4, -1]])
+    assert index.recall(truth, truth) == 1
+    assert index.recall(neighbours([[2, 9, 8], [-1, -1, 4]]), truth) == 2 / 5
+    assert index.recall(neighbours([[3, 4], [0, 1]]), truth) == 0
+    assert index.recall(neighbours([[0]]), neighbours([[-1]])) == 1
+
+
+@pytest.mark.parametrize(
+    ("queries", "k", "named"),
+    [
+        (np.zeros((2, 3)), 1, "width 4"),
+        (np.zeros(4), 1, "width 4"),
+        (np.zeros((2, 4)), 0, "at least 1"),
+        (np.full((2, 4), np.nan), 1, "NaN"),
+    ],
+)
+def test_bad_searches_are_refused(queries, k, named):
+    with pytest.raises(UserError, match=named):
+        index.check_search(queries, k, 4)
+
+
+def test_choose_goes_by_size_and_keeps_what_it_built(tmp_path, monkeypatch):
+    keys = np.random.default_rng(0).normal(size=(50, 4))
+    writer = datastore.create(tmp_path / "s", dim=4, num_entries=50, identity={})
+    writer.append(keys, np.arange(50))
+    store = writer.publish()
+    assert isinstance(index.choose(store, "ip"), exact.Exact)
+    first = index.choose(store, "ip", exact_below=50)
+    assert isinstance(first, scann.ScannIndex)
+    monkeypatch.setattr(scann, "build", None)
+    again = index.choose(store, "ip", exact_below=50)
+    assert (again.search(keys, 3).ids == first.search(keys, 3).ids).all()
+    with pytest.raises(UserError, match="'cosine'"):
+        index.choose(store, "cosine")
+    with pytest.raises(UserError, match="'cosine'"):
+        index.choose(store, "cosine", exact_below=50)

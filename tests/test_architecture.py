@@ -1,0 +1,191 @@
+"""The rules of the house: who imports whom, and what no file may hold."""
+
+import ast
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "rlm_jax"
+MAX_LINES = 400
+
+# Part of the package -> the parts it may import, besides itself.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "method": set(),
+    "ops": set(),
+    "models": {"ops", "errors"},
+    "pretrained": {"models", "errors"},
+    "methods": {"models", "ops", "method", "errors"},
+    "data": {"method", "errors"},
+    "retrieval": {"method", "errors"},
+    "train": {"method", "ops.collectives", "errors"},
+    "evaluate": {"method", "ops", "retrieval", "errors"},
+    "report": {"errors"},
+}
+
+# Library -> the only places that may import it; an empty set bans it.
+CONFINED: dict[str, set[str]] = {
+    "flax": {"models"},
+    "orbax": {"train.checkpoint"},
+    "optax": {"train"},
+    "scann": {"retrieval"},
+    "bm25s": {"retrieval", "data"},
+    "tensorflow_datasets": {"data"},
+    "matplotlib": {"report"},
+    "pickle": set(),
+    "cloudpickle": set(),
+    "dill": set(),
+    "tensorflow": set(),
+    "torch": set(),
+    "transformers": set(),
+}
+
+# Slow to import or not built everywhere: imported inside the function that uses them.
+LAZY = {"scann", "tensorflow_datasets", "matplotlib"}
+
+OPS_LIBRARIES = {"jax", "jaxtyping", "numpy"}
+STANDARD_FOR_OPS = {"collections", "functools", "typing", "math", "dataclasses"}
+
+
+def module_name(path: pathlib.Path) -> str:
+    """``rlm_jax/ops/memory.py`` -> ``ops.memory``; the package itself is ``""``."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every absolute name that a module imports, wherever the statement stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise AssertionError(f"line {node.lineno}: import by absolute names")
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports_at_import_time(tree: ast.Module) -> Iterator[str]:
+    """The same, without those inside functions and under ``if TYPE_CHECKING``."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield from imports(node)
+
+
+def is_within(name: str, places: set[str]) -> bool:
+    return any(name == place or name.startswith(place + ".") for place in places)
+
+
+def violations(module: str, source: str) -> list[str]:
+    """What is wrong with one module of the package, a line each."""
+    tree = ast.parse(source)
+    part = module.split(".")[0]
+    found = []
+    for name in imports(tree):
+        library, _, inner = name.partition(".")
+        if library == "rlm_jax":
+            # `from rlm_jax import x` of the version alone names no part.
+            allowed = MAY_IMPORT.get(part, set()) | {part, "__version__"}
+            if not is_within(inner, allowed):
+                found.append(f"{module} imports {name}")
+        elif not is_within(module, CONFINED.get(library, {module})):
+            found.append(f"{module} imports {library}")
+        elif part == "ops" and library not in OPS_LIBRARIES | STANDARD_FOR_OPS:
+            found.append(f"{module} imports {library}")
+    for name in imports_at_import_time(tree):
+        if name.split(".")[0] in LAZY:
+            found.append(f"{module} imports {name} at import time")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called == "print":
+                found.append(f"{module} prints, line {node.lineno}")
+            for keyword in node.keywords:
+                if keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != (
+                    "False"
+                ):
+                    found.append(f"{module} allows pickle, line {node.lineno}")
+        elif isinstance(node, ast.Global):
+            found.append(f"{module} has a mutable global, line {node.lineno}")
+    return found
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = [
+    path
+    for folder in ("rlm_jax", "experiments", "tests", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_module_keeps_the_rules(path):
+    assert violations(module_name(path), path.read_text(encoding="utf-8")) == []
+
+
+def test_every_part_is_in_the_matrix():
+    parts = {module_name(path).split(".")[0] for path in MODULES} - {""}
+    assert parts <= set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("folder", ["ops", "methods", "report"])
+def test_public_functions_have_docstrings(folder):
+    bare = [
+        f"{module_name(path)}.{node.name}"
+        for path in MODULES
+        if path.is_relative_to(PACKAGE / folder)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+    ]
+    assert bare == []
+
+
+def test_files_are_short_and_named_for_what_they_hold():
+    lines = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in SOURCES
+    }
+    assert {name: count for name, count in lines.items() if count >= MAX_LINES} == {}
+    assert [name for name in lines if name.endswith("utils.py")] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("train.step", "from rlm_jax.methods import trime"),
+        ("train.step", "from rlm_jax.ops import memory"),
+        ("methods.trime", "import rlm_jax.data.batching"),
+        ("methods.trime", "import flax.linen as nn"),
+        ("ops.memory", "from rlm_jax.models import decoder"),
+        ("ops.memory", "import optax"),
+        ("train.loop", "import orbax.checkpoint as ocp"),
+        ("data.corpora", "import tensorflow_datasets as tfds"),
+        ("retrieval.datastore", "def f():\n    import pickle"),
+        ("retrieval.datastore", "np.load(path, allow_pickle=True)"),
+        ("report.plots", "try:\n    import matplotlib\nexcept ImportError: pass"),
+        ("evaluate.qa", "print('hello')"),
+        ("evaluate.qa", "def f():\n    global x\n    x = 1"),
+    ],
+)
+def test_rules_catch(module, source):
+    assert violations(module, source)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("train.step", "from rlm_jax.ops import collectives"),
+        ("train.step", "from rlm_jax.method import Sums"),
+        ("models.decoder", "import flax.linen as nn"),
+        ("retrieval.scann", "def f():\n    from scann import scann_ops_pybind"),
+        ("report.report", "from rlm_jax import __version__"),
+    ],
+)
+def test_rules_allow(module, source):
+    assert violations(module, source) == []

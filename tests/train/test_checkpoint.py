@@ -1,0 +1,161 @@
+"""Checkpoints: what comes back, and what is said when it cannot."""
+
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlm_jax.errors import UserError
+from rlm_jax.train import checkpoint, optim
+from rlm_jax.train import step as step_lib
+from tests.train import toy
+
+OPTIMIZER = optim.optimizer(optim.OptimConfig(weight_decay=0.1), 10)
+
+
+def state_of(seed: int, step: int) -> step_lib.State:
+    params = toy.method().init(jax.random.key(seed))
+    # Large enough that it is no longer stored inside Orbax's own index.
+    params["embed"] = jax.random.normal(jax.random.key(seed), (2000, 64))
+    return step_lib.init(params, OPTIMIZER, step)
+
+
+def abstract(state):
+    return jax.eval_shape(lambda: state)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with steps 5 and 10."""
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    for step in (5, 10):
+        checkpoints.save(step, state_of(step, step))
+    checkpoints.close()
+    return tmp_path / "checkpoints"
+
+
+def reopen_and_restore(folder, step=None):
+    checkpoints = checkpoint.Checkpoints(folder)
+    try:
+        return checkpoints.restore(abstract(state_of(0, 0)), step)
+    finally:
+        checkpoints.close()
+
+
+def largest_file(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def test_round_trip_is_exact(saved):
+    chex.assert_trees_all_equal(reopen_and_restore(saved), state_of(10, 10))
+    chex.assert_trees_all_equal(reopen_and_restore(saved, 5), state_of(5, 5))
+
+
+def test_parameters_alone_need_no_optimiser(saved):
+    for folder in (saved, saved.parent):
+        params = checkpoint.load_params(folder)
+        chex.assert_trees_all_equal(params, state_of(10, 10).params)
+        assert isinstance(params["embed"], np.ndarray)
+    params = checkpoint.load_params(saved, 5)
+    chex.assert_trees_all_equal(params, state_of(5, 5).params)
+
+
+def test_snapshot_survives_donation(tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    state = jax.tree.map(jnp.array, state_of(1, 1))
+    consume = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
+    checkpoints.save(1, state)
+    jax.block_until_ready(consume(state))
+    restored = checkpoints.restore(abstract(state_of(0, 0)))
+    chex.assert_trees_all_equal(restored, state_of(1, 1))
+    checkpoints.close()
+
+
+def test_keeps_the_last(tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+    assert checkpoints.latest() is None
+    for step in (1, 2, 3):
+        checkpoints.save(step, state_of(0, step))
+    checkpoints.save(3, state_of(7, 3))  # There already: left alone.
+    checkpoints.wait()
+    assert checkpoints.latest() == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+    chex.assert_trees_all_equal(
+        checkpoints.restore(abstract(state_of(0, 0))), state_of(0, 3)
+    )
+    checkpoints.close()
+
+
+def test_a_save_that_was_killed_is_not_seen(saved):
+    shutil.copytree(saved / "10", saved / "15.orbax-checkpoint-tmp")
+    checkpoints = checkpoint.Checkpoints(saved)
+    assert checkpoints.latest() == 10
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("item", ["params", "rest", "arrays"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "gone"])
+def test_damage_is_named_with_its_remedy(saved, item, damage):
+    path = largest_file(saved / "10" / item)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif damage == "flipped":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    else:
+        shutil.rmtree(saved / "10" / item)
+    with pytest.raises(UserError, match="(?s)checkpoints/10 is damaged.*delete this"):
+        reopen_and_restore(saved)
+    shutil.rmtree(saved / "10")
+    chex.assert_trees_all_equal(reopen_and_restore(saved), state_of(5, 5))
+
+
+def test_damaged_parameters_are_not_loaded(saved):
+    path = largest_file(saved / "10" / "params")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load_params(saved)
+
+
+def test_state_of_another_configuration(saved):
+    checkpoints = checkpoint.Checkpoints(saved)
+    other = state_of(0, 0)
+    other.params["out"]["bias"] = jnp.zeros(7)
+    with pytest.raises(UserError, match=r"another configuration.*\[16\].*out/bias"):
+        checkpoints.restore(abstract(other))
+    plain = step_lib.init(state_of(0, 0).params, optax.sgd(1.0))
+    with pytest.raises(UserError, match="another configuration.*opt_state.*nothing"):
+        checkpoints.restore(abstract(plain))
+    checkpoints.close()
+
+
+def test_nothing_to_restore(tmp_path, saved):
+    with pytest.raises(UserError, match="no checkpoints at"):
+        checkpoint.load_params(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"step 7 .*\[5, 10\]"):
+        checkpoint.load_params(saved, 7)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        checkpoint.load_params(tmp_path / "empty")
+
+
+def test_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="No checkpoint could be written"):
+        checkpoint.Checkpoints(tmp_path / "file")
+    with pytest.raises(UserError, match="keep=0"):
+        checkpoint.Checkpoints(tmp_path, keep=0)
+
+
+def test_an_optimiser_without_state(tmp_path):
+    state = step_lib.init({"w": jnp.ones(3)}, optax.sgd(1.0), 2)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(2, state)
+    chex.assert_trees_all_equal(checkpoints.restore(abstract(state)), state)
+    checkpoints.close()

@@ -1,0 +1,181 @@
+"""The loop: resuming, stopping, and what is logged, evaluated and saved when."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import chex
+import numpy as np
+import pytest
+
+from rlm_jax.errors import UserError
+from rlm_jax.train import checkpoint, loop, metrics
+from tests.train import toy
+
+
+def steps_of(workdir, split="train"):
+    return [row["step"] for row in metrics.read(workdir) if row["split"] == split]
+
+
+def test_killed_and_resumed_equals_straight(tmp_path):
+    straight = toy.run(tmp_path / "straight", 10)
+    killed = subprocess.run(
+        [sys.executable, "-m", "tests.train.toy", tmp_path / "killed", "10", "5"],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        timeout=120,
+        capture_output=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert os.listdir(tmp_path / "killed" / "checkpoints") == ["5"]
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "split": "train", "loss": 1.0}\n{"step": 8, "spl')
+    resumed = toy.run(tmp_path / "killed", 10)
+    chex.assert_trees_all_equal(resumed, straight)
+    lines = [metrics.read(tmp_path / name) for name in ("straight", "killed")]
+    for rows in lines:
+        for row in rows:
+            del row["targets_per_second"]
+    assert lines[0] == lines[1]
+    # All done: nothing is trained again, and the state is the same.
+    chex.assert_trees_all_equal(toy.run(tmp_path / "killed", 10), straight)
+
+
+def test_loss_falls_and_is_logged(tmp_path, capsys):
+    toy.run(tmp_path, 30)
+    rows = metrics.read(tmp_path)
+    assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+    assert rows[0]["learning_rate"] == pytest.approx(0.03, rel=0.1)
+    assert rows[0].keys() >= {"gradient_norm", "targets_per_second"}
+    shown = capsys.readouterr().err
+    assert "out/kernel" in shown and "272" in shown and "tokens/s" in shown
+
+
+def test_logged_loss_is_weighted_by_targets(tmp_path):
+    batches = [toy.batch_at(step) for step in range(2)]
+    method = toy.method()
+
+    def loss(params, batch, key, *, axis=None):
+        weight = batch["mask"].sum()
+        return {"loss": (0 * params["embed"].sum() + batch["cost"][0], weight)}
+
+    costs = [3.0, 500.0]
+    for batch, cost in zip(batches, costs, strict=True):
+        batch["cost"] = np.full(8, cost, np.float32)
+    toy.run(tmp_path, 2, lambda step: batches[step], method=method._replace(loss=loss))
+    weights = sum(batch["mask"].sum() for batch in batches)
+    assert metrics.read(tmp_path)[0]["loss"] == pytest.approx(sum(costs) / weights)
+
+
+def test_not_a_number_stops_and_leaves_the_last_good_checkpoint(tmp_path):
+    def batch_at(step):
+        batch = toy.batch_at(step)
+        if step == 6:
+            batch["mask"] = batch["mask"] * np.nan
+        return batch
+
+    with pytest.raises(UserError, match="'gradient_norm' is nan / 1.0 at step 7;"):
+        toy.run(tmp_path, 10, batch_at, every={"checkpoint_every": 1, "keep": 1})
+    assert os.listdir(tmp_path / "checkpoints") == ["6"]
+    assert np.isfinite(checkpoint.load_params(tmp_path)["embed"]).all()
+
+
+def test_order_of_batches_hooks_evaluations_and_saves(tmp_path, monkeypatch):
+    events, save = [], checkpoint.Checkpoints.save
+
+    def batch_at(step):
+        events.append(f"batch {step}")
+        return toy.batch_at(step)
+
+    def saving(self, step, state):
+        events.append(f"save {step}")
+        save(self, step, state)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", saving)
+    toy.run(
+        tmp_path,
+        3,
+        batch_at,
+        every={"checkpoint_every": 2, "eval_every": 2},
+        evaluate=lambda params, done: events.append(f"evaluate {done}") or {"x": 1.0},
+        hooks=[lambda params, done: events.append(f"hook {done}")],
+    )
+    # Batch s + 1 is made while step s runs, so before or after what step s logs.
+    without_prefetched = [event for event in events if not event.startswith("batch")]
+    assert without_prefetched == [
+        "hook 0",
+        "hook 1",
+        "evaluate 2",
+        "save 2",
+        "hook 2",
+        "evaluate 3",
+        "save 3",
+    ]
+    for step in (1, 2):
+        made = events.index(f"batch {step}")
+        assert events.index(f"hook {step - 1}") < made < events.index(f"hook {step}")
+    assert steps_of(tmp_path, "validation") == [2, 3]
+
+
+def test_sigterm_saves_and_leaves(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminate(params, done):
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stopped:
+        toy.run(tmp_path, 10, hooks=[terminate])
+    assert stopped.value.code == 143
+    assert os.listdir(tmp_path / "checkpoints") == ["4"]
+    assert signal.getsignal(signal.SIGTERM) is before
+    resumed = toy.run(tmp_path, 10)
+    chex.assert_trees_all_equal(resumed, toy.run(tmp_path / "straight", 10))
+
+
+def test_trains_outside_the_main_thread(tmp_path):
+    thread = threading.Thread(target=toy.run, args=(tmp_path, 2))
+    thread.start()
+    thread.join(timeout=60)
+    assert steps_of(tmp_path) == [2]
+
+
+def test_starts_from_given_parameters_and_keeps_them_alive(tmp_path):
+    toy.run(tmp_path / "first", 2)
+    params = checkpoint.load_params(tmp_path / "first")
+    seen = []
+    toy.run(
+        tmp_path / "second",
+        1,
+        initial_params=params,
+        hooks=[lambda params, done: seen.append(np.array(params["embed"]))],
+    )
+    np.testing.assert_array_equal(seen[0], params["embed"])
+    assert params["embed"].sum() == seen[0].sum()
+
+
+def test_batches_that_fail_are_reported(tmp_path):
+    def batch_at(step):
+        if step == 2:
+            raise UserError("The corpus has no step 2; choose a longer one.")
+        return toy.batch_at(step)
+
+    with pytest.raises(UserError, match="no step 2"):
+        toy.run(tmp_path, 5, batch_at)
+
+
+def test_impossible_lengths(tmp_path):
+    toy.run(tmp_path, 2)
+    with pytest.raises(UserError, match="already holds step 2"):
+        toy.run(tmp_path, 1)
+    with pytest.raises(UserError, match="accumulate=0"):
+        toy.run(tmp_path, 2, every={"accumulate": 0})
+    with pytest.raises(UserError, match="log_every"):
+        toy.run(tmp_path, 2, every={"log_every": -1})
+
+
+def test_config_has_no_field_that_is_not_a_plain_value():
+    defaults = vars(loop.TrainConfig())
+    assert all(type(value) in (int, bool) for value in defaults.values())

@@ -1,0 +1,84 @@
+"""Figures: weighting, the file across resumes, TensorBoard, the table."""
+
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlm_jax.errors import UserError
+from rlm_jax.train import metrics, progress
+
+
+def test_sums_add_up_and_divide_once():
+    first = metrics.to_host({"loss": (jnp.float32(6), jnp.float32(2))})
+    second = {"loss": (2.0, 2.0), "own": (1.0, 4.0), "empty": (0.0, 0.0)}
+    total = metrics.add(metrics.add({}, first), second)
+    assert metrics.means(total) == {"loss": 2.0, "own": 0.25}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_first_metric_that_is_not_finite_is_named(bad):
+    metrics.check_finite({"loss": (1.0, 1.0)}, 3)
+    with pytest.raises(UserError, match="'retrieval' is .* at step 3; lower"):
+        metrics.check_finite({"loss": (1.0, 1.0), "retrieval": (bad, 1.0)}, 3)
+
+
+def test_resuming_drops_later_lines_and_torn_ones(tmp_path):
+    writer = metrics.Writer(tmp_path, start=0)
+    for step in (5, 10, 15):
+        writer.write(step, {"loss": float(step)}, split="train")
+    writer.write(10, {"perplexity": math.inf}, split="validation")
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "spl')
+    writer = metrics.Writer(tmp_path, start=10)
+    writer.write(12, {"loss": 1.0}, split="train")
+    writer.close()
+    rows = [
+        json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().split("\n")[:-1]
+    ]
+    assert [row["step"] for row in rows] == [5, 10, 10, 12]
+    assert rows == metrics.read(tmp_path)
+    assert rows[2] == {"step": 10, "split": "validation", "perplexity": None}
+
+
+def test_no_file_no_lines(tmp_path):
+    assert metrics.read(tmp_path) == []
+
+
+def test_tensorboard_gets_the_same(tmp_path):
+    pytest.importorskip("tensorboardX")
+    writer = metrics.Writer(tmp_path, start=0, tensorboard=True)
+    writer.write(5, {"loss": 2.0}, split="train")
+    writer.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"train/loss" in events.read_bytes()
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        metrics.Writer(tmp_path / "file", start=0)
+
+
+def test_parameter_table():
+    params = {"a": {"kernel": np.zeros((1000, 20), np.float32)}, "b": np.zeros(3)}
+    rows = progress.parameter_table(params).splitlines()
+    assert rows[1].split() == ["a/kernel", "(1000,", "20)", "float32", "20,000"]
+    assert rows[-1].split()[0] == "total" and rows[-1].split()[-1] == "20,003"
+    assert len({len(row) for row in rows}) == 1
+
+
+def test_rate_leaves_out_what_is_skipped(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    rate = progress.Rate()
+    rate.add(60)
+    now[0] = 10.0
+    rate.skip(4.0)
+    assert rate.read() == 10
+    now[0] = 12.0
+    rate.add(4)
+    assert rate.read() == 2

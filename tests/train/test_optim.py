@@ -1,0 +1,157 @@
+"""Optimisers and schedules against their formulas, written out in NumPy."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlm_jax.errors import UserError
+from rlm_jax.train.optim import OptimConfig, optimizer, schedule
+
+PARAMS = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([0.5])}
+GRADIENTS = [
+    {"kernel": jnp.array([[0.3, 0.1]]), "bias": jnp.array([-0.2])},
+    {"kernel": jnp.array([[-0.4, 0.2]]), "bias": jnp.array([0.1])},
+]
+
+
+def after(config: OptimConfig) -> dict[str, np.ndarray]:
+    transform, params = optimizer(config, 10), PARAMS
+    state = transform.init(params)
+    for gradient in GRADIENTS:
+        updates, state = transform.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return jax.tree.map(np.asarray, params)
+
+
+def constant(**options) -> OptimConfig:
+    defaults = {"learning_rate": 0.1, "schedule": "constant", "clip_norm": 0.0}
+    return OptimConfig(**(defaults | options))
+
+
+def expected(update) -> dict[str, np.ndarray]:
+    result = {}
+    for name, start in PARAMS.items():
+        p, memory = np.asarray(start, np.float64), {}
+        for t, gradient in enumerate(GRADIENTS):
+            g = np.asarray(gradient[name], np.float64)
+            p = p + update(p, g, t + 1, memory, p.ndim >= 2)
+        result[name] = p
+    return result
+
+
+def adam_direction(g, t, memory, b1=0.9, b2=0.98, eps=1e-8):
+    memory["m"] = b1 * memory.get("m", 0) + (1 - b1) * g
+    memory["v"] = b2 * memory.get("v", 0) + (1 - b2) * g * g
+    return memory["m"] / (1 - b1**t) / (np.sqrt(memory["v"] / (1 - b2**t)) + eps)
+
+
+def nesterov(p, g, t, memory, decays):
+    # The form of Sutskever et al.: v' = mu v - lr g, and p moves by mu v' - lr g.
+    memory["v"] = 0.9 * memory.get("v", 0) - 0.1 * g
+    return 0.9 * memory["v"] - 0.1 * g
+
+
+@pytest.mark.parametrize(
+    ("config", "update"),
+    [
+        (
+            constant(optimizer="adamw", weight_decay=0.5),
+            lambda p, g, t, memory, decays: (
+                -0.1 * (adam_direction(g, t, memory) + 0.5 * decays * p)
+            ),
+        ),
+        (
+            constant(optimizer="adam", weight_decay=0.5),
+            lambda p, g, t, memory, decays: (
+                -0.1 * adam_direction(g + 0.5 * decays * p, t, memory)
+            ),
+        ),
+        (constant(optimizer="nag", momentum=0.9), nesterov),
+        (
+            constant(optimizer="sgd", weight_decay=0.5),
+            lambda p, g, t, memory, decays: -0.1 * (g + 0.5 * decays * p),
+        ),
+    ],
+    ids=["adamw", "adam", "nag", "sgd"],
+)
+def test_two_updates(config, update):
+    found, wanted = after(config), expected(update)
+    for name in PARAMS:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5)
+
+
+def test_clipping_bounds_the_global_norm():
+    found = after(constant(optimizer="sgd", clip_norm=0.01, learning_rate=1.0))
+    norm = optax.tree.norm
+    moved = sum(np.asarray(g["kernel"]) * 0.01 / norm(g) for g in GRADIENTS)
+    np.testing.assert_allclose(found["kernel"], PARAMS["kernel"] - moved, rtol=1e-5)
+
+
+def cosine(fraction):
+    return 0.1 + 0.9 * (1 + math.cos(math.pi * fraction)) / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("constant", {4: 1.0, 24: 1.0, 99: 1.0}),
+        ("linear", {4: 1.0, 14: 0.55, 24: 0.1, 99: 0.1}),
+        ("cosine", {4: 1.0, 9: cosine(0.25), 14: 0.55, 24: 0.1, 99: 0.1}),
+        ("inverse_sqrt", {4: 1.0, 16: 0.5, 36: 1 / 3, 10_000: 0.1}),
+        # Periods of 20, 40 and 80 steps begin after 4, 24 and 64 steps.
+        (
+            "cosine_restarts",
+            {4: 1.0, 14: 0.55, 24: 0.5, 44: 0.55 / 2, 64: 0.25, 104: 0.55 / 4},
+        ),
+    ],
+)
+def test_schedule(name, steps):
+    config = OptimConfig(
+        learning_rate=1.0,
+        schedule=name,
+        warmup_steps=4,
+        decay_steps=20,
+        min_learning_rate=0.1,
+        restart_shrink=0.5,
+    )
+    rate = schedule(config, 1000)
+    warm = [float(rate(step)) for step in range(4)]
+    np.testing.assert_allclose(warm, [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
+    for step, value in steps.items():
+        assert float(jax.jit(rate)(step)) == pytest.approx(value, rel=1e-4), step
+
+
+def test_decay_ends_with_training_unless_told_otherwise():
+    rate = schedule(OptimConfig(learning_rate=1.0, warmup_steps=10), 110)
+    assert float(rate(60)) == pytest.approx(0.5)
+    assert float(rate(110)) == pytest.approx(0, abs=1e-6)
+
+
+def test_restarts_of_equal_length():
+    config = OptimConfig(
+        learning_rate=1.0,
+        schedule="cosine_restarts",
+        decay_steps=7,
+        restart_multiplier=1.0,
+    )
+    rate = schedule(config, 100)
+    assert [float(rate(step)) for step in (0, 7, 70)] == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "lion"}, "Unknown optimizer 'lion'"),
+        ({"schedule": "step"}, "Unknown schedule 'step'"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"warmup_steps": -1}, "warmup_steps"),
+        ({"clip_norm": -1.0}, "clip_norm"),
+    ],
+)
+def test_impossible_configs(options, message):
+    with pytest.raises(UserError, match=message):
+        optimizer(OptimConfig(**options), 10)

@@ -1,0 +1,82 @@
+"""A tiny next-token model for the trainer's tests, and a run to be killed.
+
+``python -m tests.train.toy WORKDIR STEPS KILL_AT`` trains, and kills itself by SIGKILL
+before taking the batch after step KILL_AT, once that step's checkpoint is complete.
+"""
+
+import os
+import signal
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rlm_jax.method import Method
+from rlm_jax.train import loop, optim
+
+VOCAB, DIM = 16, 8
+
+
+def method(traces: list | None = None, dropout: float = 0.0) -> Method:
+    """A bigram model; ``traces`` grows by one for every time the loss is traced."""
+
+    def init(key):
+        return {
+            "embed": jax.random.normal(key, (VOCAB, DIM)),
+            "out": {"kernel": jnp.zeros((DIM, VOCAB)), "bias": jnp.zeros(VOCAB)},
+        }
+
+    def loss(params, batch, key, *, axis=None):
+        if traces is not None:
+            traces.append(axis)
+        hidden = params["embed"][batch["tokens"]]
+        kept = jax.random.bernoulli(key, 1 - dropout, hidden.shape)
+        logits = (hidden * kept) @ params["out"]["kernel"] + params["out"]["bias"]
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+        return {"loss": (jnp.sum(nll * batch["mask"]), jnp.sum(batch["mask"]))}
+
+    return Method(init, loss, loss)
+
+
+def batch_at(step: int, rows: int = 8, length: int = 10) -> dict[str, np.ndarray]:
+    """Counting modulo VOCAB from random starts, unevenly masked."""
+    random = np.random.default_rng(step)
+    start = random.integers(0, VOCAB, (rows, 1))
+    tokens = ((start + np.arange(length + 1)) % VOCAB).astype(np.int32)
+    lengths = random.integers(1, length + 1, (rows, 1))
+    mask = (np.arange(length) < lengths).astype(np.float32)
+    return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "mask": mask}
+
+
+def run(workdir, steps: int, batch_at=batch_at, method=None, **options):
+    """Trains the model with everything that a resumed run has to get right."""
+    config = optim.OptimConfig(learning_rate=0.03, warmup_steps=3, weight_decay=0.1)
+    every = {"log_every": 5, "checkpoint_every": 5, **options.pop("every", {})}
+    return loop.train(
+        method or globals()["method"](dropout=0.2),
+        optim.optimizer(config, 10),
+        batch_at,
+        config=loop.TrainConfig(steps=steps, seed=3, **every),
+        workdir=workdir,
+        schedule=optim.schedule(config, 10),
+        **options,
+    )
+
+
+def _main() -> None:
+    workdir, steps, kill_at = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+
+    def kill(params, done):
+        if done == kill_at:
+            while not os.path.isdir(os.path.join(workdir, "checkpoints", str(done))):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run(workdir, steps, hooks=[kill])
+
+
+if __name__ == "__main__":
+    _main()
