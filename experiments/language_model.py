@@ -1,18 +1,21 @@
 """What the launchers of language models share: text, batches, training, scores."""
 
+import contextlib
 import dataclasses
 import functools
-import pathlib
-from typing import NamedTuple
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import tqdm
 
 from experiments.launch import Run
 from rlm_jax.data import batching, corpora, token_store, tokenizers
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import perplexity
-from rlm_jax.method import Method
+from rlm_jax.method import Method, Params
 from rlm_jax.train import checkpoint, loop, metrics, optim, parallel, progress, step
 from rlm_jax.train.optim import OptimConfig
 
@@ -37,13 +40,13 @@ class EvaluateConfig:
     window: int = 512  # tokens a window holds
     stride: int = 256  # tokens scored in it; the others are context
     batch_size: int = 8  # windows at a time
-    max_tokens: int = 0  # of each split; 0: all
+    max_tokens: int = 0  # of each split, from its start; 0: all
     validation_batches: int = 8  # scored at each `train.eval_every`
 
 
 @dataclasses.dataclass
 class Experiment:
-    """A run, but for its method; launchers add a field ``method``."""
+    """A run, but for its method: a launcher adds the field ``method``."""
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
@@ -53,7 +56,7 @@ class Experiment:
 
 
 SAME = ("data", "method", "optim", "continue_from")
-"""What a workdir's runs must have in common."""
+"""What all runs in one workdir have in common."""
 
 
 class Text(NamedTuple):
@@ -63,12 +66,40 @@ class Text(NamedTuple):
     store: token_store.TokenStore
 
 
+class Scored(NamedTuple):
+    """A split's tokens, scored, and the text's size in bytes and words."""
+
+    stream: perplexity.StreamScores
+    tokens: np.ndarray
+    num_bytes: int
+    num_words: int
+
+    def metrics(self, log_probs: np.ndarray) -> dict[str, float]:
+        return perplexity.text_metrics(
+            log_probs, num_bytes=self.num_bytes, num_words=self.num_words
+        )
+
+
+class Phases:
+    """Wall-clock seconds by phase of a run."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+
 def load_text(config: DataConfig) -> Text:
     """The corpus, its tokenizer and its tokens; each is built once and cached."""
     corpus = corpora.load(config.corpus)
-    tokenizer = tokenizers.build(
-        config.tokenizer, corpus, vocab_size=config.vocab_size
-    )
+    tokenizer = tokenizers.build(config.tokenizer, corpus, vocab_size=config.vocab_size)
     return Text(tokenizer, token_store.build(corpus, tokenizer))
 
 
@@ -89,15 +120,17 @@ def batches(config: DataConfig, split: token_store.TokenSplit) -> batching.Batch
     return orders[config.order]()
 
 
-def train(method: Method, config: Experiment, text: Text, run: Run, *, steps: int):
-    """Train to ``steps``, resuming; the parameters, on the host.
+def train(
+    method: Method, config: Experiment, text: Text, run: Run, *, steps: int
+) -> Params:
+    """Train to ``steps``, resuming from the workdir; the parameters, on the host.
 
     Calling it again with another method and more steps goes on where the last one
     stopped, optimiser and all: that is how TRIME follows its cross-entropy warm-up.
     """
     folder = run.workdir / "checkpoints"
     if config.continue_from and not folder.exists():
-        checkpoint.copy_latest(pathlib.Path(config.continue_from) / "checkpoints", folder)
+        checkpoint.copy_latest(config.continue_from, folder)
     train_batches = batches(config.data, text.store.split("train"))
     rows = parallel.local_rows(config.data.batch_size)
     state = loop.train(
@@ -114,15 +147,17 @@ def train(method: Method, config: Experiment, text: Text, run: Run, *, steps: in
 
 def _validation(method, config: Experiment, text: Text, rows: slice):
     """(params, step) -> the means of the method's own evaluation on some batches."""
-    some = batches(config.data, text.store.split("validation"))
+    data = config.data
+    if data.order == "similar":  # a walk of its own for the validation split
+        data = dataclasses.replace(data, order="shuffled")
+    some = batches(data, text.store.split("validation"))
     run = parallel.parallelise(
         functools.partial(step.eval_step, method=method), donate=False
     )
 
     def evaluate(params, _):
         sums: metrics.HostSums = {}
-        count = min(config.evaluate.validation_batches, some.num_batches)
-        for i in range(count):
+        for i in range(min(config.evaluate.validation_batches, some.num_batches)):
             batch = some.batch_at(0, i, rows=rows)
             sums = metrics.add(sums, metrics.to_host(run(params, batch)))
         return metrics.means(sums)
@@ -130,24 +165,78 @@ def _validation(method, config: Experiment, text: Text, rows: slice):
     return evaluate
 
 
-def score_split(method: Method, params, config: Experiment, text: Text, name: str):
-    """(scores of a split's tokens, its number of bytes and of words)."""
+def describe(method: Method, config: Experiment, text: Text) -> None:
+    """What a dry run shows: parameters, shapes, and the memory of one training step."""
+    optimizer = optim.optimizer(config.optim, config.train.steps)
+    train_batches = batches(config.data, text.store.split("train"))
+    batch = train_batches.batch_at(config.train.seed, 0)
+    state = jax.eval_shape(
+        lambda key: step.init(method.init(key), optimizer), jax.random.key(0)
+    )
+    progress.say(progress.parameter_table(state.params))
+    for name, x in batch.items():
+        progress.say(f"batch {name:<8} {x.dtype} {list(x.shape)}")
+    for name, split in text.store.splits.items():
+        progress.say(f"{name}: {len(split.tokens):,} tokens")
+    compiled = (
+        jax.jit(
+            functools.partial(
+                step.train_step,
+                method=method,
+                optimizer=optimizer,
+                seed=config.train.seed,
+                accumulate=config.train.accumulate,
+            ),
+            donate_argnums=0,
+        )
+        .lower(state, batch)
+        .compile()
+    )
+    memory = compiled.memory_analysis()
+    if memory is not None:
+        progress.say(
+            f"one step on one device: {memory.argument_size_in_bytes / 2**20:,.0f} MiB "
+            f"of state and batch, {memory.temp_size_in_bytes / 2**20:,.0f} MiB beside"
+        )
+    progress.say(
+        f"{config.train.steps:,} steps of {batch['targets'].size:,} targets: "
+        f"{config.train.steps / train_batches.num_batches:.1f} epochs"
+    )
+
+
+def score_split(
+    method: Method,
+    params: Params,
+    config: Experiment,
+    text: Text,
+    name: str,
+    *,
+    limit: int = 0,
+) -> Scored:
+    """Every token of a split, or of its first ``limit``, under the configured windows."""
     split = text.store.split(name)
-    limit = config.evaluate.max_tokens or len(split.tokens)
-    tokens = split.tokens[:limit]
+    limits = (limit, config.evaluate.max_tokens, len(split.tokens))
+    tokens = split.tokens[: min(x for x in limits if x)]
     share = len(tokens) / len(split.tokens)
     assert method.score is not None
-    scores = perplexity.score_stream(
+    stream = perplexity.score_stream(
         method.score,
         params,
         tokens,
         window=config.evaluate.window,
         stride=config.evaluate.stride,
         batch_size=config.evaluate.batch_size,
-        wrap=functools.partial(progress.bar, description=f"scoring {name}"),
+        wrap=bar(f"scoring {name}"),
     )
-    size = {
-        "num_bytes": round(split.num_bytes * share),
-        "num_words": round(split.num_words * share),
-    }
-    return scores, size
+    return Scored(
+        stream, tokens, round(split.num_bytes * share), round(split.num_words * share)
+    )
+
+
+def bar(description: str) -> Any:
+    """A progress bar to put around an iterable."""
+
+    def wrap(iterable: Iterable) -> Iterable:
+        return tqdm.tqdm(iterable, desc=description, dynamic_ncols=True)
+
+    return wrap

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rlm_jax.errors import UserError
@@ -46,6 +46,7 @@ def main(
                 raise UserError(
                     f"Unexpected argument {argv[1]!r}; every option is --name=value."
                 )
+            logging.set_verbosity(logging.WARNING)  # Orbax tells of its every thread
             parallel.initialise()
             run = Run(
                 system,

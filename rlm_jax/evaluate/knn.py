@@ -1,7 +1,7 @@
 """kNN-LM at evaluation: look neighbours up, mix, tune on validation."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ def look_up(
     gather_keys: Callable[[np.ndarray], np.ndarray] | None = None,
     metric: str = "l2",
     chunk: int = 1024,
-    wrap: Callable[[Iterator], Iterator] = iter,
+    wrap: Callable[[Iterable], Iterable] = iter,
 ) -> NeighbourValues:
     """Neighbours of every query, with their similarities and values.
 

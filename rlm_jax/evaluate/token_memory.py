@@ -7,7 +7,9 @@ moved on segment by segment) and the earlier tokens of its own; the temperature 
 memory logits only (released TRIME, ``--softmax-temp``).
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +22,22 @@ from rlm_jax.ops import losses
 from rlm_jax.ops.memory import LogSums, log_sums
 
 
+class TokenMemory(NamedTuple):
+    """What a prediction remembers of its own stream."""
+
+    size: int
+    """Tokens of finished segments kept; 0 is TRIME's local memory."""
+    segment: int
+    """Predictions after which the memory moves on; earlier ones of the running segment
+    are always seen."""
+    temperature: float = 1.0
+    """Divides the memory's logits h.h_j / sqrt(D)."""
+
+
 def stream_log_sums(
     stream: StreamScores,
+    memory: TokenMemory,
     *,
-    size: int,
-    segment: int,
-    temperature: float = 1.0,
     control: str = controls.REAL,
     seed: int = 0,
 ) -> LogSums:
@@ -33,15 +45,14 @@ def stream_log_sums(
 
     Args:
       stream: the scored stream.
-      size: tokens of finished segments in memory; 0 is TRIME's local memory.
-      segment: predictions after which the memory moves on.
-      temperature: of the memory logits h.h_j / sqrt(D).
+      memory: its size, segment and temperature.
       control: real, shuffled or foreign.
       seed: of the shuffle.
     """
     n, width = stream.keys.shape
     rng = np.random.default_rng(seed)
-    scale = width**-0.5 / temperature
+    size, segment, temperature = memory
+    scale = jnp.float32(width**-0.5 / temperature)
     out = LogSums(np.empty(n, np.float32), np.empty(n, np.float32))
     for start in range(0, n, segment):
         at = np.arange(start - size, start + segment)
@@ -56,7 +67,7 @@ def stream_log_sums(
             stream.targets[queries],
             stream.keys[key_at],
             values,
-            jnp.float32(scale),
+            scale,
         )
         count = min(segment, n - start)
         for whole, part in zip(out, sums, strict=True):
@@ -126,3 +137,91 @@ def joint_log_probs(stream: StreamScores, *memories: LogSums) -> np.ndarray:
     both = LogSums(*(np.logaddexp.reduce(x) for x in zip(*memories, strict=True)))
     nll = losses.joint_nll(stream.target_score, stream.log_normaliser, both)
     return -np.asarray(nll)
+
+
+def log_probs_by_control(
+    stream: StreamScores,
+    memory: TokenMemory,
+    neighbours: dict[str, NeighbourValues] | None = None,
+) -> dict[str, np.ndarray]:
+    """Log-probabilities with the real memory, without one, and under each control.
+
+    Args:
+      stream: the scored stream.
+      memory: its own past.
+      neighbours: what a datastore adds, by control ("real" at least); None: nothing.
+
+    Returns:
+      float32 [N] under "real", "off", "shuffled" and "foreign", and under what other
+      names ``neighbours`` has (such as "exact"), which go with the real past.
+    """
+    pasts = {
+        name: stream_log_sums(stream, memory, control=name)
+        for name in (controls.REAL, controls.SHUFFLED, controls.FOREIGN)
+    }
+    out = {"off": stream.log_probs}
+    for name in pasts | (neighbours or {}):
+        memories = [pasts.get(name, pasts[controls.REAL])]
+        if neighbours is not None:
+            found = neighbours[name]
+            memories.append(
+                external_log_sums(found, stream.targets, temperature=memory.temperature)
+            )
+        out[name] = joint_log_probs(stream, *memories)
+    return out
+
+
+def tune_temperature(
+    stream: StreamScores,
+    memory: TokenMemory,
+    temperatures: Sequence[float],
+    neighbours: NeighbourValues | None = None,
+) -> TokenMemory:
+    """The memory with the temperature of lowest perplexity; for validation data."""
+
+    def mean(candidate: TokenMemory) -> float:
+        memories = [stream_log_sums(stream, candidate)]
+        if neighbours is not None:
+            memories.append(
+                external_log_sums(
+                    neighbours, stream.targets, temperature=candidate.temperature
+                )
+            )
+        return float(joint_log_probs(stream, *memories).mean(dtype=np.float64))
+
+    return max((memory._replace(temperature=t) for t in temperatures), key=mean)
+
+
+class Slots(NamedTuple):
+    """The memory slots that weigh most in some predictions, heaviest first."""
+
+    positions: np.ndarray  # int64 [P, K], predictions of the stream; -1 where absent
+    similarities: np.ndarray  # float32 [P, K], h.h_j / sqrt(D)
+    weights: np.ndarray  # float32 [P, K], shares of the memory's own distribution
+    target_probability: np.ndarray  # float32 [P], of the target by the memory alone
+
+
+def heaviest_slots(
+    stream: StreamScores, memory: TokenMemory, predictions: np.ndarray, k: int
+) -> Slots:
+    """What the memory answered at some predictions; for looking at, one by one."""
+    parts = []
+    for i in predictions:
+        start = i // memory.segment * memory.segment
+        at = np.arange(max(0, start - memory.size), i)
+        logits = stream.keys[at] @ stream.keys[i] / stream.keys.shape[1] ** 0.5
+        scaled = logits / memory.temperature
+        weights = np.exp(scaled - scaled.max(initial=-np.inf))
+        weights = weights / max(weights.sum(), 1e-30)
+        best = np.argsort(-weights, kind="stable")[:k]
+        hit = float(weights[stream.targets[at] == stream.targets[i]].sum())
+        pad = (0, k - len(best))
+        parts.append(
+            (
+                np.pad(at[best], pad, constant_values=-1),
+                np.pad(logits[best], pad, constant_values=-np.inf),
+                np.pad(weights[best], pad),
+                hit,
+            )
+        )
+    return Slots(*(np.stack(x) for x in zip(*parts, strict=True)))

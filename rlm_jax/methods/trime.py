@@ -27,7 +27,9 @@ class TrimeConfig:
 
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     memory: str = "local"  # local, long or external
-    own_memory_off: float = 0.9  # external: how often a step hides a segment from itself
+    own_memory_off: float = (
+        0.9  # external: how often a step hides a segment from itself
+    )
     remote_gradients: bool = False  # to keys on other devices; the released code: no
 
 

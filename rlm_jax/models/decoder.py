@@ -26,7 +26,9 @@ class DecoderConfig:
     activation: str = "swiglu"  # swiglu, gelu or relu
     bias: bool = False
     tie_embeddings: bool = True
-    cutoffs: tuple[int, ...] = ()  # ends of the adaptive clusters but the last; () = full
+    cutoffs: tuple[
+        int, ...
+    ] = ()  # ends of the adaptive clusters but the last; () = full
     adaptive_factor: int = 4  # each cluster is this much narrower than the one before
     dropout: float = 0.0
     dtype: str = "float32"  # of the computation; parameters are always float32

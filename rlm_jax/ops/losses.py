@@ -12,9 +12,9 @@ def weighted(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     Values under a zero mask count for nothing even where they are infinite or NaN.
     """
     mask = mask.astype(jnp.float32)
-    return jnp.where(mask > 0, values, 0.0).astype(jnp.float32).ravel() @ mask.ravel(), (
-        mask.sum()
-    )
+    return jnp.where(mask > 0, values, 0.0).astype(
+        jnp.float32
+    ).ravel() @ mask.ravel(), (mask.sum())
 
 
 def joint_nll(

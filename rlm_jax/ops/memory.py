@@ -191,9 +191,7 @@ def _backward(visible, positive, block, residuals, cotangents):
     """
     queries, keys, query_ids, key_ids, (lse_all, lse_positive) = residuals
     g_all, g_positive = cotangents
-    ratio = jnp.where(
-        jnp.isfinite(lse_positive), jnp.exp(lse_positive - lse_all), 0.0
-    )
+    ratio = jnp.where(jnp.isfinite(lse_positive), jnp.exp(lse_positive - lse_all), 0.0)
     rows = {
         "q": queries,
         "ids": query_ids,

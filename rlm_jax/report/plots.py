@@ -135,7 +135,8 @@ def control_bars(
 
     # A control that is worse by far would make all the others look alike: it is cut.
     own = [value for _, name, value in bars if name == "the system itself"]
-    limit = 2.5 * max(own, default=float("inf"))
+    limit = 2.5 * max(own, default=0.0) if style.lower_is_better else 0.0
+    limit = limit or float("inf")
     with canvas(path, 7.2, 1.2 + 0.26 * max(position, 3.0)) as (figure, axes):
         for place, name, value in bars:
             cut = value > limit

@@ -61,7 +61,7 @@ class ScannIndex:
             # A large k must not run out of candidates in the leaves that are visited.
             enough = -(-4 * k * num_leaves // self.num_entries)
             limits["leaves_to_search"] = min(num_leaves, max(to_search, enough))
-            reorder = min(self.num_entries, max(100, factor * k))
+            reorder = min(self.num_entries, max(200, factor * k))
             limits["pre_reorder_num_neighbors"] = reorder
         found, scores = self.searcher.search_batched_parallel(
             queries, final_num_neighbors=k, **limits
@@ -83,7 +83,7 @@ def choose_parameters(num_entries: int) -> Parameters:
     if num_entries < 4096:
         return Parameters(0, 0, 0)
     num_leaves = round(2 * num_entries**0.5)
-    return Parameters(num_leaves, round(5 * num_leaves**0.5), 8)
+    return Parameters(num_leaves, round(5 * num_leaves**0.5), 16)
 
 
 def build(

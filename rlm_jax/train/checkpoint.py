@@ -9,6 +9,8 @@ every array's shape, dtype and CRC-32: Orbax itself may miss a flipped byte.
 import contextlib
 import json
 import pathlib
+import re
+import shutil
 import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -63,6 +65,8 @@ class Checkpoints:
             return
         snapshot = jax.tree.map(lambda x: np.array(x), state)
         rest = _by_path(snapshot._replace(params=None))
+        self.wait()
+        self._check_room(snapshot)
         with _writing(self.directory):
             self._manager.save(
                 step,
@@ -123,6 +127,17 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
+    def _check_room(self, snapshot):
+        """A full disk is better found here than by a background thread, half-way."""
+        needed = sum(x.nbytes for x in jax.tree.leaves(snapshot))
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise UserError(
+                f"A checkpoint needs {needed / 2**20:.1f} MiB but only "
+                f"{free / 2**20:.1f} MiB are free at {self.directory}; make room there "
+                "and start again, which resumes from the last complete step."
+            )
+
     def _check_shapes(self, step, saved, wanted):
         for path in sorted(saved.keys() | wanted.keys()):
             found, needed = saved.get(path), wanted.get(path)
@@ -152,17 +167,7 @@ def load_params(directory: str | pathlib.Path, step: int | None = None) -> Param
     Raises:
       UserError: If there is no checkpoint, or it is damaged.
     """
-    directory = pathlib.Path(directory).absolute()
-    if (directory / "checkpoints").is_dir():
-        directory = directory / "checkpoints"
-    if not directory.is_dir():
-        raise UserError(
-            f"There are no checkpoints at {directory}; name the workdir of a run that "
-            "has saved one."
-        )
-    # No manager: another process may be training there, whose files it would tidy up.
-    steps = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
-    folder = directory / str(_existing(steps, directory, step))
+    folder = _folder_of(pathlib.Path(directory).absolute(), step)
     with _reading(folder):
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             arrays = _unsealed(reader.restore(folder / "arrays"))
@@ -174,6 +179,56 @@ def load_params(directory: str | pathlib.Path, step: int | None = None) -> Param
         found = {prefix + path: x for path, x in _by_path(params).items()}
         _check_sums(found, saved)
     return params
+
+
+def copy_latest(
+    source: str | pathlib.Path, destination: str | pathlib.Path
+) -> pathlib.Path:
+    """Copies the last checkpoint of one run into the folder of another's checkpoints.
+
+    The other run then resumes from it: step, parameters, optimiser and all.
+
+    Args:
+      source: The folder of a run's checkpoints, or the run's workdir around it.
+      destination: The folder of the new run's checkpoints, without any yet.
+
+    Returns:
+      The folder of the copied step.
+
+    Raises:
+      UserError: If there is no checkpoint at ``source`` or the copy cannot be written.
+    """
+    folder = _folder_of(pathlib.Path(source).absolute(), None)
+    destination = pathlib.Path(destination).absolute()
+    partial = destination.with_name(destination.name + ".partial")
+    with _writing(destination):
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(folder, partial / folder.name)
+        partial.rename(destination)
+    return destination / folder.name
+
+
+def _folder_of(directory: pathlib.Path, step: int | None) -> pathlib.Path:
+    """The folder of a step, or of the latest, in a run's workdir or its checkpoints."""
+    if (directory / "checkpoints").is_dir():
+        directory = directory / "checkpoints"
+    if not directory.is_dir():
+        raise UserError(
+            f"There are no checkpoints at {directory}; name the workdir of a run that "
+            "has saved one."
+        )
+    # No manager: another process may be training there, whose files it would tidy up.
+    steps = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+    return directory / str(_existing(steps, directory, step))
+
+
+def latest_step(directory: str | pathlib.Path) -> int:
+    """The step of the last checkpoint in a folder of them; 0 where there is none."""
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        return 0
+    names = [path.name for path in directory.iterdir()]
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def _existing(steps: Iterable[int], directory: pathlib.Path, step: int | None) -> int:
@@ -241,23 +296,28 @@ def _reading(folder: pathlib.Path):
         yield
     except Exception as error:
         raise UserError(
-            f"The checkpoint {folder} is damaged ({_first_line(error)}); delete this "
+            f"The checkpoint {folder} is damaged ({_reason(error)}); delete this "
             "folder to fall back on the step before it."
         ) from error
 
 
 @contextlib.contextmanager
 def _writing(folder: pathlib.Path):
-    """Orbax reports a full disk as OSError or, from its storage, as ValueError."""
+    """What the operating system refuses: Orbax's storage says so in a ValueError."""
     try:
         yield
     except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) and "os_error_code" not in str(error):
+            raise
         raise UserError(
-            f"No checkpoint could be written to {folder} ({_first_line(error)}); make "
-            "room or permit writing there and start again, which resumes from the last "
+            f"No checkpoint could be written to {folder} ({_reason(error)}); make room "
+            "or permit writing there and start again, which resumes from the last "
             "complete step."
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+    """The heart of the message: Orbax's storage nests path in path before it."""
+    if refused := re.search(r"([^:]+) \[os_error_code", str(error)):
+        return refused[1].strip()
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

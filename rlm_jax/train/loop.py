@@ -81,8 +81,8 @@ def train(
       The state after the last step, replicated over this process's devices.
 
     Raises:
-      UserError: If a metric is not finite, a checkpoint cannot be written or read, or
-        the workdir is past ``config.steps``.
+      UserError: If a metric is not finite, a checkpoint cannot be written or read,
+        the workdir is past ``config.steps``, or ``initial_params`` do not fit.
       SystemExit: With status 143 after SIGTERM; the state is saved.
     """
     workdir = pathlib.Path(workdir)
@@ -141,7 +141,8 @@ def train(
                 checkpoints.save(done + 1, state)
             if stopping and not last:
                 checkpoints.wait()
-                progress.say(f"stopped by SIGTERM; step {done + 1} is saved")
+                if first:
+                    progress.say(f"stopped by SIGTERM; step {done + 1} is saved")
                 raise SystemExit(128 + signal.SIGTERM)
     return state
 
@@ -165,6 +166,9 @@ def _start(
 ) -> tuple[State, int]:
     """The state to go on from, on the devices, and the number of its steps."""
 
+    if initial_params is not None:
+        _check_params(initial_params, jax.eval_shape(method.init, jax.random.key(0)))
+
     def initial(params):
         if params is None:
             params = method.init(jax.random.key(config.seed))
@@ -180,6 +184,24 @@ def _start(
         )
     abstract = jax.eval_shape(initial, initial_params)
     return parallel.replicate(checkpoints.restore(abstract)), start
+
+
+def _check_params(given: Params, wanted: Params) -> None:
+    shapes = [
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): x.shape
+            for path, x in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (given, wanted)
+    ]
+    for path in sorted(shapes[0].keys() | shapes[1].keys()):
+        found, needed = (s.get(path, "absent") for s in shapes)
+        if found != needed:
+            raise UserError(
+                f"The parameters to start from do not fit this model: {path!r} is "
+                f"{found} there and {needed} here; start from a run with the same "
+                "model configuration."
+            )
 
 
 def _due(every: int, done: int) -> bool:

@@ -12,7 +12,7 @@ from rlm_jax.errors import UserError
 
 WIKITEXT = (
     " \n = First = \n \n One @-@ two . \n = 2 - 1 = \n Three . \n \n = = Part = = \n"
-    " \n Four = 4 . \n \n = Second <unk> = \n \n Five . \n \n"
+    " \n Four = 4 . \n \n = 5 = \n is . \n \n = Second <unk> = \n \n Five . \n \n"
 )
 
 
@@ -43,6 +43,7 @@ def test_folder_of_named_files(tmp_path, load):
     put(
         tmp_path,
         train__txt__gz="a b\n",
+        test__txt__gz="d\u2028e",
         valid__txt="c\n",
         valid__raw__txt__gz="raw\n",
         test__txt="d\u2028e",

@@ -33,9 +33,7 @@ def stream(z):
 def past(z, stream, size):
     return token_memory.stream_log_sums(
         stream,
-        size=size,
-        segment=z["targets"].shape[1],
-        temperature=float(z["softmax_temp"]),
+        token_memory.TokenMemory(size, z["targets"].shape[1], float(z["softmax_temp"])),
     )
 
 

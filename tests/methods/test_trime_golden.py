@@ -34,9 +34,7 @@ def batch_of(targets, first_segment=0, group=None):
 def per_token(variant, vocabulary_scores, reps, batch, axis=None, remote=False):
     """The library's loss of each token, [B, L]."""
     name, off, _ = VARIANTS[variant]
-    config = trime.TrimeConfig(
-        memory=name, own_memory_off=off, remote_gradients=remote
-    )
+    config = trime.TrimeConfig(memory=name, own_memory_off=off, remote_gradients=remote)
     sums = trime.MEMORIES[name](
         reps, trime.token_ids(batch), jax.random.key(0), config, axis
     )
@@ -187,6 +185,4 @@ def test_padding_is_masked_where_the_released_code_counts_it(golden):
 
 
 def assert_close(ours, theirs, tolerance):
-    np.testing.assert_allclose(
-        np.asarray(ours), theirs, rtol=tolerance, atol=tolerance
-    )
+    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=tolerance, atol=tolerance)

@@ -61,7 +61,9 @@ def test_log_prob_of_the_target(z):
 
 def test_inner_product(z):
     queries, keys, values, targets = neighbours(z)
-    ours = mixtures.knn_log_probs(mixtures.inner_product(queries, keys), values, targets)
+    ours = mixtures.knn_log_probs(
+        mixtures.inner_product(queries, keys), values, targets
+    )
     where = present(z) & (z["knn_log_prob_dot"] > ABSENT)
     assert_close(ours, z["knn_log_prob_dot"], where)
 

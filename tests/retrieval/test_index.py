@@ -33,6 +33,7 @@ def test_bad_searches_are_refused(queries, k, named):
 
 
 def test_choose_goes_by_size_and_keeps_what_it_built(tmp_path, monkeypatch):
+    pytest.importorskip("scann")
     keys = np.random.default_rng(0).normal(size=(50, 4))
     writer = datastore.create(tmp_path / "s", dim=4, num_entries=50, identity={})
     writer.append(keys, np.arange(50))

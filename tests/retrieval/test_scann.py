@@ -7,6 +7,8 @@ from rlm_jax.errors import UserError
 from rlm_jax.retrieval import datastore, exact, scann
 from rlm_jax.retrieval.scann import Parameters
 
+pytest.importorskip("scann")
+
 PARTITIONED = Parameters(num_leaves=40, leaves_to_search=16, reorder_factor=8)
 
 

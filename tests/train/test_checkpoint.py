@@ -14,6 +14,12 @@ from rlm_jax.train import checkpoint, optim
 from rlm_jax.train import step as step_lib
 from tests.train import toy
 
+# Orbax closes its event loop at the first array that it cannot read, and a late answer
+# for another array then finds no loop: noise on stderr, from a thread of TensorStore.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
 OPTIMIZER = optim.optimizer(optim.OptimConfig(weight_decay=0.1), 10)
 
 
@@ -151,6 +157,27 @@ def test_where_nothing_can_be_written(tmp_path):
         checkpoint.Checkpoints(tmp_path / "file")
     with pytest.raises(UserError, match="keep=0"):
         checkpoint.Checkpoints(tmp_path, keep=0)
+
+
+def test_full_disk_is_found_before_writing(saved, monkeypatch):
+    checkpoints = checkpoint.Checkpoints(saved)
+    free = shutil.disk_usage(saved)._replace(free=10_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(UserError, match=r"needs 1\.\d MiB .* 0\.0 MiB are free"):
+        checkpoints.save(15, state_of(0, 15))
+    checkpoints.close()
+    assert checkpoints.latest() == 10
+
+
+def test_what_the_system_refuses_while_writing(saved, monkeypatch):
+    checkpoints = checkpoint.Checkpoints(saved)
+
+    def refuse():
+        raise ValueError("Writing: Failed to write: Disk quota [os_error_code='122']")
+
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", refuse)
+    with pytest.raises(UserError, match=r"written to .* \(Disk quota\); make room"):
+        checkpoints.wait()
 
 
 def test_an_optimiser_without_state(tmp_path):

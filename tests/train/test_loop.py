@@ -156,6 +156,15 @@ def test_starts_from_given_parameters_and_keeps_them_alive(tmp_path):
     assert params["embed"].sum() == seen[0].sum()
 
 
+def test_parameters_of_another_model_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"'out/bias' is \(3,\) there and \(16,\) here"):
+        params = {
+            "embed": np.zeros((toy.VOCAB, toy.DIM), np.float32),
+            "out": {"bias": np.zeros(3), "kernel": np.zeros((toy.DIM, toy.VOCAB))},
+        }
+        toy.run(tmp_path, 1, initial_params=params)
+
+
 def test_batches_that_fail_are_reported(tmp_path):
     def batch_at(step):
         if step == 2:

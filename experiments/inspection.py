@@ -1,0 +1,104 @@
+"""Positions for the neighbour inspector: what a memory answered, in text."""
+
+import numpy as np
+
+from experiments import language_model
+from experiments.reporting import piece
+from rlm_jax.evaluate import knn, token_memory
+from rlm_jax.report.inspector import Neighbour, Position
+
+CONTEXT = 24
+"""Tokens of left context that are shown."""
+
+NEIGHBOURS = 6
+
+
+def choose(log_probs: dict[str, np.ndarray], best: int = 8, random: int = 8):
+    """Predictions to look at: where retrieval helped most, where it hurt most, any."""
+    gain = log_probs["real"] - log_probs["off"]
+    order = np.argsort(-gain, kind="stable")
+    anywhere = np.random.default_rng(0).integers(len(gain), size=random)
+    return np.unique(np.concatenate([order[:best], order[-best // 2 :], anywhere]))
+
+
+def of_memory(
+    text: language_model.Text,
+    scored: language_model.Scored,
+    log_probs: dict[str, np.ndarray],
+    memory: token_memory.TokenMemory,
+) -> list[Position]:
+    """The heaviest slots of a stream's own memory."""
+    chosen = choose(log_probs)
+    slots = token_memory.heaviest_slots(scored.stream, memory, chosen, NEIGHBOURS)
+
+    def neighbours(row):
+        return [
+            _neighbour(text, scored.tokens, position, similarity, weight, "earlier")
+            for position, similarity, weight in zip(*(x[row] for x in slots[:3]))
+            if position >= 0
+        ]
+
+    return _positions(
+        text, scored, log_probs, chosen, slots.target_probability, neighbours
+    )
+
+
+def of_datastore(
+    text: language_model.Text,
+    scored: language_model.Scored,
+    log_probs: dict[str, np.ndarray],
+    found: knn.NeighbourValues,
+    ids: np.ndarray,
+    temperature: float,
+) -> list[Position]:
+    """The nearest entries of a datastore over the training tokens."""
+    chosen = choose(log_probs)
+    tokens = text.store.split("train").tokens
+    some = knn.NeighbourValues(*(x[chosen] for x in found))
+    targets = scored.stream.targets[chosen]
+    k = found.values.shape[1]
+    p_knn = np.exp(knn.knn_log_probs(some, targets, k=k, temperature=temperature))
+    logits = some.similarities / temperature
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+
+    def neighbours(row):
+        return [
+            _neighbour(
+                text, tokens, entry, some.similarities[row, i], weights[row, i], "train"
+            )
+            for i, entry in enumerate(ids[chosen[row], :NEIGHBOURS])
+            if entry >= 0
+        ]
+
+    return _positions(text, scored, log_probs, chosen, p_knn, neighbours)
+
+
+def _positions(text, scored, log_probs, chosen, p_memory, neighbours):
+    return [
+        Position(
+            context=_context(text, scored.tokens, at),
+            target=piece(text, scored.tokens[at + 1]),
+            p_lm=float(np.exp(log_probs["off"][at])),
+            p_knn=float(p_memory[row]),
+            p=float(np.exp(log_probs["real"][at])),
+            neighbours=neighbours(row),
+            source=f"token {at + 1:,}",
+        )
+        for row, at in enumerate(chosen)
+    ]
+
+
+def _neighbour(text, tokens, position, similarity, weight, source) -> Neighbour:
+    return Neighbour(
+        context=_context(text, tokens, position),
+        value=piece(text, tokens[position + 1]),
+        score=float(similarity),
+        weight=float(weight),
+        source=f"{source}, token {position + 1:,}",
+    )
+
+
+def _context(text, tokens, position) -> str:
+    """The text up to and with a prediction's last input."""
+    return text.tokenizer.decode(tokens[max(0, position + 1 - CONTEXT) : position + 1])

@@ -1,0 +1,141 @@
+"""Sizes, corpora and optimisers that several launchers' presets have in common.
+
+Each function gives the fields of `language_model.Experiment`, or a decoder.
+"""
+
+from typing import Any
+
+from experiments.language_model import DataConfig, EvaluateConfig
+from rlm_jax.models import decoder
+from rlm_jax.train.loop import TrainConfig
+from rlm_jax.train.optim import OptimConfig
+
+
+def tiny() -> dict[str, Any]:
+    """The embedded corpus, a minute or two on 2 CPU cores."""
+    return {
+        "data": DataConfig(batch_size=16, length=128),
+        "optim": OptimConfig(
+            learning_rate=3e-3, warmup_steps=50, min_learning_rate=3e-4
+        ),
+        "train": TrainConfig(
+            steps=500, log_every=25, eval_every=250, checkpoint_every=250
+        ),
+        "evaluate": EvaluateConfig(window=256, stride=128, max_tokens=2**15),
+    }
+
+
+def tiny_decoder() -> decoder.DecoderConfig:
+    return decoder.modern(num_layers=2, width=128, feed_forward_width=384)
+
+
+def wikitext2() -> dict[str, Any]:
+    """WikiText-2, word level; the whole schedule is 3,400 steps."""
+    return {
+        "data": DataConfig(
+            corpus="text:data/wikitext-2", tokenizer="word", vocab_size=0
+        ),
+        "optim": OptimConfig(
+            learning_rate=1.5e-3,
+            warmup_steps=200,
+            min_learning_rate=1e-4,
+            weight_decay=0.05,
+            decay_steps=3200,
+        ),
+        "train": TrainConfig(
+            steps=3400, log_every=50, eval_every=250, checkpoint_every=250
+        ),
+        "evaluate": EvaluateConfig(window=512, stride=256),
+    }
+
+
+def wikitext2_decoder() -> decoder.DecoderConfig:
+    return decoder.modern(feed_forward_width=768, cutoffs=(2000, 10000), dropout=0.2)
+
+
+def wikitext103() -> dict[str, Any]:
+    """WikiText-103 as in the released kNN-LM and TRIME scripts (247M parameters).
+
+    3,072 tokens a segment, 8 devices of 1 segment, 3 micro-batches.
+    """
+    return {
+        "data": DataConfig(
+            corpus="text:data/wikitext-103",
+            tokenizer="word",
+            vocab_size=0,
+            batch_size=24,
+            length=3072,
+            segments_per_group=4,
+        ),
+        "optim": OptimConfig(
+            optimizer="nag",
+            learning_rate=1.0,
+            schedule="cosine_restarts",
+            warmup_steps=16000,
+            decay_steps=270000,
+            restart_multiplier=2.0,
+            restart_shrink=0.75,
+            min_learning_rate=1e-4,
+            clip_norm=0.1,
+        ),
+        "train": TrainConfig(
+            steps=286000,
+            log_every=100,
+            eval_every=5000,
+            checkpoint_every=5000,
+            accumulate=3,
+        ),
+        "evaluate": EvaluateConfig(window=3072, stride=512, batch_size=1),
+    }
+
+
+def wikitext103_decoder() -> decoder.DecoderConfig:
+    return decoder.DecoderConfig(
+        num_layers=16,
+        width=1024,
+        num_heads=8,
+        feed_forward_width=4096,
+        positions="sinusoidal",
+        norm="layer",
+        activation="relu",
+        bias=True,
+        cutoffs=(20000, 60000),
+        dropout=0.3,
+        dtype="bfloat16",
+        remat=True,
+    )
+
+
+def enwik8() -> dict[str, Any]:
+    """enwik8 in bytes, as in the released TRIME scripts (12 layers, 38M)."""
+    return {
+        "data": DataConfig(
+            corpus="text:data/enwik8",
+            tokenizer="bytes",
+            batch_size=96,
+            length=512,
+            segments_per_group=24,
+        ),
+        "optim": OptimConfig(
+            learning_rate=5e-4, schedule="inverse_sqrt", warmup_steps=4000
+        ),
+        "train": TrainConfig(
+            steps=400000, log_every=100, eval_every=5000, checkpoint_every=5000
+        ),
+        "evaluate": EvaluateConfig(window=512, stride=256),
+    }
+
+
+def enwik8_decoder() -> decoder.DecoderConfig:
+    return decoder.DecoderConfig(
+        num_layers=12,
+        width=512,
+        num_heads=8,
+        feed_forward_width=2048,
+        positions="sinusoidal",
+        norm="layer",
+        activation="relu",
+        bias=True,
+        dropout=0.1,
+        dtype="bfloat16",
+    )

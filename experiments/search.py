@@ -1,0 +1,164 @@
+"""What kNN-LM and TRIME_ext share: a datastore of training tokens, searched."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from experiments import language_model
+from experiments.launch import Run
+from rlm_jax.errors import UserError
+from rlm_jax.evaluate import controls, knn
+from rlm_jax.method import Method, Params
+from rlm_jax.retrieval import datastore, encode, exact, index, scann
+from rlm_jax.train import progress
+
+
+@dataclasses.dataclass
+class DatastoreConfig:
+    """A datastore over the training tokens, and how it is searched."""
+
+    max_tokens: int = 0  # from the start of the training split; 0: all
+    dtype: str = "float16"  # of the keys: float16, float32 or int8
+    index: str = "auto"  # auto (by the number of keys), exact or scann
+    metric: str = "l2"  # l2 (negated squared distance) or ip (inner product)
+    k: int = 1024  # neighbours a token
+    recompute: bool = True  # similarities from the stored keys, not from the index
+    exact_queries: int = 2048  # tokens on which an approximate index is held to exact
+
+
+def build(
+    method: Method,
+    params: Params,
+    config: language_model.Experiment,
+    store: DatastoreConfig,
+    text: language_model.Text,
+    run: Run,
+) -> datastore.Datastore:
+    """The datastore of a trained model in the workdir; opened if it is there already."""
+    tokens = text.store.split("train").tokens
+    encode_keys = (
+        method.retrieval.encode_keys
+        if method.retrieval is not None and method.retrieval.encode_keys is not None
+        else lambda params, batch: method.score(params, batch).keys  # type: ignore
+    )
+    return encode.build_datastore(
+        encode_keys,
+        params,
+        tokens[: store.max_tokens or len(tokens)],
+        run.workdir / "datastore",
+        window=config.evaluate.window,
+        stride=config.evaluate.stride,
+        batch_size=config.evaluate.batch_size,
+        dtype=store.dtype,
+        identity={
+            "model": encode.fingerprint(params),
+            "text": text.store.fingerprint,
+        },
+        wrap=language_model.bar("building the datastore"),
+    )
+
+
+def open_index(
+    keys: datastore.Datastore, config: DatastoreConfig, run: Run
+) -> index.Index:
+    """The configured index over a datastore; a ScaNN index is kept in the workdir."""
+    if config.index not in ("auto", "exact", "scann"):
+        raise UserError(
+            f"datastore.index is {config.index!r}; choose auto, exact or scann."
+        )
+    approximate = config.index == "scann" or (
+        config.index == "auto" and keys.num_entries >= index.EXACT_BELOW
+    )
+    if not approximate:
+        return exact.build(keys, metric=config.metric)
+    folder = run.workdir / f"scann_{config.metric}"
+    if folder.exists():
+        return scann.load(folder, keys)
+    progress.say(f"training a ScaNN index on {keys.num_entries:,} keys")
+    made = scann.build(keys, metric=config.metric)
+    scann.save(made, folder)
+    return made
+
+
+def look_up(
+    scored: language_model.Scored,
+    keys: datastore.Datastore,
+    searched: index.Index,
+    config: DatastoreConfig,
+    *,
+    scale: float = 1.0,
+    values: np.ndarray | None = None,
+    limit: int | None = None,
+) -> tuple[knn.NeighbourValues, np.ndarray]:
+    """The neighbours of a split's tokens, and their ids in the datastore.
+
+    ``scale`` multiplies the queries; ``values`` replaces the datastore's; ``limit``
+    keeps to the first tokens.
+    """
+    if values is None:
+        values = keys.values(0, keys.num_entries)
+    ids = []
+
+    def search(queries, k):
+        found = searched.search(queries, k)
+        ids.append(found.ids)
+        return found
+
+    found = knn.look_up(
+        search,
+        scored.stream.keys[:limit] * np.float32(scale),
+        min(config.k, keys.num_entries),
+        values=values,
+        gather_keys=keys.gather_keys if config.recompute else None,
+        metric=config.metric,
+        wrap=language_model.bar("searching"),
+    )
+    return found, np.concatenate(ids)
+
+
+def by_control(
+    found: knn.NeighbourValues, ids: np.ndarray, keys: datastore.Datastore
+) -> dict[str, knn.NeighbourValues]:
+    """The neighbours as they are, with values permuted among all keys, and with each
+    token given the neighbours of a token half the split away."""
+    shuffled = controls.shuffled_values(keys.values(0, keys.num_entries))
+    elsewhere = controls.foreign_positions(len(ids))
+    return {
+        controls.REAL: found,
+        controls.SHUFFLED: found._replace(
+            values=np.where(ids < 0, -1, shuffled[np.maximum(ids, 0)])
+        ),
+        controls.FOREIGN: knn.NeighbourValues(*(x[elsewhere] for x in found)),
+    }
+
+
+def held_to_exact(
+    scored: language_model.Scored,
+    keys: datastore.Datastore,
+    searched: index.Index,
+    config: DatastoreConfig,
+    log_probs,
+    *,
+    scale: float = 1.0,
+) -> dict[str, Any]:
+    """An approximate index against exact search on some tokens.
+
+    ``log_probs(neighbours, count)`` gives the final log-probabilities of the first
+    ``count`` tokens. Empty for an exact index.
+    """
+    if isinstance(searched, exact.Exact):
+        return {}
+    count = min(config.exact_queries, len(scored.stream.targets))
+    truth = exact.build(keys, metric=config.metric)
+    results = {}
+    queries = scored.stream.keys[:count] * np.float32(scale)
+    for name, one in (("approximate", searched), ("exact", truth)):
+        found, _ = look_up(scored, keys, one, config, scale=scale, limit=count)
+        mean = log_probs(found, count).mean(dtype=np.float64)
+        results[f"perplexity_{name}"] = float(np.exp(-mean))
+    for k in (10, 100):
+        results[f"recall@{k}"] = scann.measure_recall(
+            searched, truth, queries[:256], min(k, keys.num_entries)
+        )
+    return {"tokens": count, **results}
