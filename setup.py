@@ -57,7 +57,7 @@ LINT = ["pyright==1.1.414", "ruff==0.17.6"]
 
 # The references of the parity tests and of the speed comparisons; never imported by
 # the package.
-REFERENCES = ["torch>=2.6", "transformers>=4.50"]
+REFERENCES = ["torch>=2.6,<2.14", "transformers>=4.50"]
 
 setup(
     name="rlm_jax",

@@ -1,1 +1,1 @@
-"""Launchers: one for each system, presets and nothing else; `launch` is what they share."""
+"""Launchers, one for each system: presets, and what they share."""

@@ -34,7 +34,9 @@ def of_memory(
     def neighbours(row):
         return [
             _neighbour(text, scored.tokens, position, similarity, weight, "earlier")
-            for position, similarity, weight in zip(*(x[row] for x in slots[:3]))
+            for position, similarity, weight in zip(
+                *(x[row] for x in slots[:3]), strict=True
+            )
             if position >= 0
         ]
 

@@ -2,8 +2,8 @@
 
     python -m experiments.knn_lm --preset tiny --workdir runs/knn_lm
 
-trains the plain language model first, unless ``--config.continue_from`` names the workdir
-of one (``--config.train.steps`` then at its number of steps).
+trains the plain language model first, unless ``--config.continue_from`` names the
+workdir of one (``--config.train.steps`` then at its number of steps).
 """
 
 import dataclasses
@@ -108,7 +108,7 @@ def execute(config: Config, run: launch.Run):
         store = config.datastore
         keys = search.build(method, params, config, store, text, run)
     with phases("index"):
-        searched = search.open_index(keys, store, run)
+        searched = search.open_index(keys, store)
     return evaluate(config, run, phases, text, method, params, keys, searched)
 
 

@@ -213,7 +213,7 @@ def score_split(
     *,
     limit: int = 0,
 ) -> Scored:
-    """Every token of a split, or of its first ``limit``, under the configured windows."""
+    """Every token of a split, or of its first ``limit``, in the configured windows."""
     split = text.store.split(name)
     limits = (limit, config.evaluate.max_tokens, len(split.tokens))
     tokens = split.tokens[: min(x for x in limits if x)]

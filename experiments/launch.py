@@ -96,8 +96,8 @@ def _parse_flags(argv):
 def claim(run: Run, config: Any, *, same: tuple[str, ...]) -> None:
     """Make the workdir this run's, or check that it already is.
 
-    ``config.json`` keeps the configuration. A rerun may change how long to train and what
-    to evaluate, but not the fields named in ``same``.
+    ``config.json`` keeps the configuration. A rerun may change how long to train and
+    what to evaluate, but not the fields named in ``same``.
 
     Raises:
       UserError: the workdir holds another run, or cannot be written.

@@ -44,8 +44,8 @@ def wikitext103() -> Config:
 
     Command: python -m experiments.lm --preset wikitext103 --workdir runs/wt103_lm
       --config.data.corpus=text:FOLDER
-    Corpus: WikiText-103. Hardware: 8 accelerators. Time: days. Figure: the papers' 17.96
-    on validation and 18.65 on test; not run here.
+    Corpus: WikiText-103. Hardware: 8 accelerators. Time: days. Figure: the papers'
+    17.96 on validation and 18.65 on test; not run here.
     """
     return Config(
         **presets.wikitext103(), method=lm.LMConfig(presets.wikitext103_decoder())

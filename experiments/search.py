@@ -35,7 +35,7 @@ def build(
     text: language_model.Text,
     run: Run,
 ) -> datastore.Datastore:
-    """The datastore of a trained model in the workdir; opened if it is there already."""
+    """The datastore of a trained model in the workdir, built or opened."""
     tokens = text.store.split("train").tokens
     encode_keys = (
         method.retrieval.encode_keys
@@ -59,26 +59,15 @@ def build(
     )
 
 
-def open_index(
-    keys: datastore.Datastore, config: DatastoreConfig, run: Run
-) -> index.Index:
+def open_index(keys: datastore.Datastore, config: DatastoreConfig) -> index.Index:
     """The configured index over a datastore; a ScaNN index is kept in the workdir."""
-    if config.index not in ("auto", "exact", "scann"):
+    sizes = {"auto": index.EXACT_BELOW, "exact": keys.num_entries + 1, "scann": 0}
+    if config.index not in sizes:
         raise UserError(
-            f"datastore.index is {config.index!r}; choose auto, exact or scann."
+            f"datastore.index is {config.index!r}; choose one of {', '.join(sizes)}."
         )
-    approximate = config.index == "scann" or (
-        config.index == "auto" and keys.num_entries >= index.EXACT_BELOW
-    )
-    if not approximate:
-        return exact.build(keys, metric=config.metric)
-    folder = run.workdir / f"scann_{config.metric}"
-    if folder.exists():
-        return scann.load(folder, keys)
-    progress.say(f"training a ScaNN index on {keys.num_entries:,} keys")
-    made = scann.build(keys, metric=config.metric)
-    scann.save(made, folder)
-    return made
+    progress.say(f"opening an index over {keys.num_entries:,} keys")
+    return index.choose(keys, config.metric, exact_below=sizes[config.index])
 
 
 def look_up(

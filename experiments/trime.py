@@ -92,7 +92,7 @@ def wikitext2_external() -> Config:
 
 
 def wikitext103() -> Config:
-    """WikiText-103, TRIME with long-term memory, hyper-parameters of the released script.
+    """WikiText-103, long-term memory, hyper-parameters of the released script.
 
     Command: python -m experiments.trime --preset wikitext103 --workdir runs/wt103_trime
       --config.data.corpus=text:FOLDER
@@ -110,12 +110,12 @@ def wikitext103() -> Config:
 
 
 def enwik8() -> Config:
-    """enwik8, TRIME with long-term memory, hyper-parameters of the released script.
+    """enwik8, long-term memory, hyper-parameters of the released script.
 
     Command: python -m experiments.trime --preset enwik8 --workdir runs/enwik8_trime
       --config.data.corpus=text:FOLDER
-    Corpus: enwik8. Hardware: 4 accelerators. Time: days. Figure: the repository's 1.08 on
-    validation and 1.05 bits per byte on test (long); not run here.
+    Corpus: enwik8. Hardware: 4 accelerators. Time: days. Figure: the repository's 1.08
+    on validation and 1.05 bits per byte on test (long); not run here.
     """
     config = Config(
         **presets.enwik8(),
@@ -153,7 +153,7 @@ def execute(config: Config, run: launch.Run):
         with phases("datastore"):
             keys = search.build(method, params, config, config.datastore, text, run)
         with phases("index"):
-            searched = search.open_index(keys, config.datastore, run)
+            searched = search.open_index(keys, config.datastore)
         external = keys, searched
     else:
         external = None
@@ -206,7 +206,7 @@ def evaluate(config: Config, run, phases, text, method, params, external):
 
 
 def _with_datastore(config: Config, phases, validation, test, memory, keys, searched):
-    """(tuned memory, log-probabilities by control, protocol) with external neighbours."""
+    """(tuned memory, log-probabilities by control, protocol) with a datastore too."""
     # Queries over sqrt(D): an index's inner products are then the memory's logits.
     scale = keys.dim**-0.5
     store = config.datastore

@@ -1,7 +1,7 @@
 """The contract: what a system is to the trainer, the evaluator and the search side.
 
-A method is a value, a tuple of pure functions, as ``optax.adam(lr)`` is. The trainer knows
-this file and nothing of any particular method.
+A method is a value, a tuple of pure functions, as ``optax.adam(lr)`` is. The trainer
+knows this file and nothing of any particular method.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,16 +20,17 @@ Sums = dict[str, tuple[jax.Array, jax.Array]]
 """Name -> (sum, weight), both float32 scalars; ``"loss"`` is what is optimised.
 
 Sums and weights, never means: whoever has added all of them up (over micro-batches,
-devices, evaluation batches) divides once. The mean of masked means is another number."""
+devices, evaluation batches) divides once. The mean of masked means is another
+number."""
 
 
 class TokenScores(NamedTuple):
     """What a language model says of each target, before any retrieval.
 
     ``log p(target) = target_score - log_normaliser``. The two stay apart because TRIME
-    (Zhong et al. 2022, eq. 4) adds memory terms to each of them. For an adaptive softmax
-    ``target_score`` holds the cluster's logit plus the word's log-probability inside it,
-    and ``log_normaliser`` is the log-sum-exp of the head alone.
+    (Zhong et al. 2022, eq. 4) adds memory terms to each of them. For an adaptive
+    softmax ``target_score`` holds the cluster's logit plus the word's log-probability
+    inside it, and ``log_normaliser`` is the log-sum-exp of the head alone.
     """
 
     target_score: jax.Array  # float32 [B, T], nats
@@ -57,12 +58,12 @@ class Retrieval(NamedTuple):
 class Method(NamedTuple):
     """A retrieval-based language model, as pure functions.
 
-    ``loss(params, batch, key, *, axis=None)`` and ``evaluate`` (the same, deterministic:
-    the key is ignored) return `Sums`. ``axis`` is None or the name of the mapped axis of
-    devices; methods meet it through `rlm_jax.ops.collectives` alone. ``key`` is the same
-    on every device. ``score(params, batch)`` gives the per-token view that perplexity,
-    datastores and controls are made of; it is None for a method that is not a language
-    model over tokens.
+    ``loss(params, batch, key, *, axis=None)`` and ``evaluate`` (the same,
+    deterministic: the key is ignored) return `Sums`. ``axis`` is None or the name of
+    the mapped axis of devices; methods meet it through `rlm_jax.ops.collectives` alone.
+    ``key`` is the same on every device. ``score(params, batch)`` gives the per-token
+    view that perplexity, datastores and controls are made of; it is None for a method
+    that is not a language model over tokens.
     """
 
     init: Callable[[jax.Array], Params]

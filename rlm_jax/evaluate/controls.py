@@ -34,9 +34,9 @@ def slot_sources(
 
     Returns:
       int [2, M], sources of the keys and of the values. Shuffled keeps the keys. It
-      permutes the values of older slots; in the running segment a permutation would hand
-      future tokens to the present, so a slot draws its value from the positions up to
-      its own.
+      permutes the values of older slots; in the running segment a permutation would
+      hand future tokens to the present, so a slot draws its value from the positions up
+      to its own.
     """
     if control == REAL:
         return np.stack([at, at])

@@ -117,7 +117,7 @@ def tune(
     temperatures: Sequence[float],
     weights: Sequence[float],
 ) -> Mixture:
-    """The (k, temperature, lambda) of a grid with the lowest perplexity on these tokens.
+    """The (k, temperature, lambda) of a grid with the lowest perplexity.
 
     For validation data; never the tokens that are reported.
     """

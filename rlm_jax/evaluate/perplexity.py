@@ -10,7 +10,7 @@ from rlm_jax.retrieval.encode import encode_stream
 
 
 class StreamScores(NamedTuple):
-    """`method.TokenScores` of consecutive predictions, on the host, with their targets."""
+    """`method.TokenScores` of consecutive predictions, and their targets."""
 
     target_score: np.ndarray  # float32 [N]
     log_normaliser: np.ndarray  # float32 [N]
@@ -40,9 +40,9 @@ def text_metrics(
 ) -> dict[str, float]:
     """What the log-probabilities of a text's tokens add up to.
 
-    perplexity = exp(-sum / tokens), word_perplexity = exp(-sum / words) and bits_per_byte
-    = -sum / (bytes ln 2), summed in float64. Words are whitespace-separated, bytes those
-    of the original UTF-8.
+    perplexity = exp(-sum / tokens), word_perplexity = exp(-sum / words) and
+    bits_per_byte = -sum / (bytes ln 2), summed in float64. Words are
+    whitespace-separated, bytes those of the original UTF-8.
 
     Args:
       log_probs: float32 [N], nats; every token of the text but the first.

@@ -1,10 +1,10 @@
-"""TRIME's memories at evaluation: log-sum-exps over a stream's own past and a datastore.
+"""TRIME's memories at evaluation: a stream's own past, and a datastore.
 
 A trained model's keys do not depend on the memory, so one pass over the stream
 (`rlm_jax.evaluate.perplexity.score_stream`) serves every memory, size, temperature and
-control. Each segment sees the last ``size`` tokens before it (a first-in first-out memory,
-moved on segment by segment) and the earlier tokens of its own; the temperature divides
-memory logits only (released TRIME, ``--softmax-temp``).
+control. Each segment sees the last ``size`` tokens before it (a first-in first-out
+memory, moved on segment by segment) and the earlier tokens of its own; the temperature
+divides memory logits only (released TRIME, ``--softmax-temp``).
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def stream_log_sums(
     control: str = controls.REAL,
     seed: int = 0,
 ) -> LogSums:
-    """Log-sum-exps of each prediction over its own past: float32 [N] twice, on the host.
+    """Log-sum-exps of each prediction over its own past, float32 [N] twice.
 
     Args:
       stream: the scored stream.

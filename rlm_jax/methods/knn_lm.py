@@ -1,11 +1,12 @@
 """kNN-LM: generalization through memorization (Khandelwal et al. 2020).
 
-    p(y | x) = lambda p_kNN(y | x) + (1 - lambda) p_LM(y | x)                       (eq. 3)
+    p(y | x) = lambda p_kNN(y | x) + (1 - lambda) p_LM(y | x)                   (eq. 3)
     p_kNN(y | x) proportional to sum_{(k_i, v_i) in N : v_i = y} exp(-||q - k_i||^2 / t)
 
-where q, and each key k_i, is the input of the last feed-forward layer at its position and
-v_i the token that followed. The language model is trained as ever; the datastore is a pass
-over its training tokens. t is 1 in the paper, and squared distances enter, not distances.
+where q, and each key k_i, is the input of the last feed-forward layer at its position
+and v_i the token that followed. The language model is trained as ever; the datastore is
+a pass over its training tokens. t is 1 in the paper, and squared distances enter, not
+distances.
 """
 
 import dataclasses

@@ -4,7 +4,7 @@ Each position t holds h_t, the input of the last feed-forward, as query and as k
 its target y_t as value. The memory of a position joins the vocabulary in one softmax:
 
     L_t = -log [ (e^{E_y.f_t} + sum_{j in M(t), y_j = y_t} e^{h_t.h_j / sqrt(D)})
-                 / (sum_v e^{E_v.f_t} + sum_{j in M(t)} e^{h_t.h_j / sqrt(D)}) ]     (eq. 4)
+                 / (sum_v e^{E_v.f_t} + sum_{j in M(t)} e^{h_t.h_j / sqrt(D)}) ] (eq. 4)
 
 The variants differ in M(t) alone: `local`, `long` and `external` below.
 """
@@ -57,8 +57,8 @@ def earlier_or_elsewhere(query, slot):
 def token_ids(batch: Batch) -> dict[str, jax.Array]:
     """The small integers that decide what sees what, int32 [B, T] each.
 
-    ``position`` runs through the whole (global) batch; the value of a padded token is -1,
-    which makes it invisible (the released code lets padding match padding).
+    ``position`` runs through the whole (global) batch; the value of a padded token is
+    -1, which makes it invisible (the released code lets padding match padding).
     """
     batch_size, length = batch["targets"].shape
     segment = batch["segment"][:, None]
@@ -90,8 +90,8 @@ def long(keys, ids, key, config, axis) -> memory.LogSums:
 def external(keys, ids, key, config, axis) -> memory.LogSums:
     """M(t): all tokens of the other segments of the batch, and the earlier own ones.
 
-    With probability ``own_memory_off``, drawn once for a step, a segment sees nothing of
-    itself, so that the model learns to use what retrieval will bring.
+    With probability ``own_memory_off``, drawn once for a step, a segment sees nothing
+    of itself, so that the model learns to use what retrieval will bring.
     """
     off = jax.random.bernoulli(key, config.own_memory_off)
     queries = ids | {"position": jnp.where(off, -1, ids["position"])}
@@ -118,7 +118,7 @@ def _batch_memory(keys, ids, visible, config, axis, query_ids=None):
 
 
 def trime(config: TrimeConfig) -> Method:
-    """The method; ``evaluate`` never sees a later token, whatever the training memory."""
+    """The method; ``evaluate`` sees no later token, whatever the training memory."""
     if config.memory not in MEMORIES:
         raise UserError(
             f"memory is {config.memory!r}; choose one of {', '.join(MEMORIES)}."

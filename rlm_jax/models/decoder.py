@@ -1,4 +1,4 @@
-"""A causal decoder that can be GPT-2 or modern, with a full or an adaptive vocabulary."""
+"""A causal decoder, GPT-2 or modern, with a full or an adaptive vocabulary."""
 
 import dataclasses
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from rlm_jax.models.embedding import Vocabulary
 
 @dataclasses.dataclass
 class DecoderConfig:
-    """Sizes and choices of a decoder. `gpt2` and `modern` are the usual combinations."""
+    """Sizes and choices; `gpt2` and `modern` are the usual combinations."""
 
     vocab_size: int = 0  # 0: taken from the tokenizer
     num_layers: int = 4
@@ -123,7 +123,7 @@ class Decoder(nn.Module):
 
 
 def gpt2(**changes) -> DecoderConfig:
-    """GPT-2's shape: learned positions, LayerNorm, GELU, biases (Radford et al. 2019)."""
+    """GPT-2: learned positions, LayerNorm, GELU, biases (Radford et al. 2019)."""
     return dataclasses.replace(
         DecoderConfig(positions="learned", norm="layer", activation="gelu", bias=True),
         **changes,
@@ -131,5 +131,5 @@ def gpt2(**changes) -> DecoderConfig:
 
 
 def modern(**changes) -> DecoderConfig:
-    """Llama's shape: rotary positions, RMSNorm, SwiGLU, no biases."""
+    """Llama: rotary positions, RMSNorm, SwiGLU, no biases."""
     return dataclasses.replace(DecoderConfig(), **changes)

@@ -10,10 +10,10 @@ from rlm_jax.ops import vocabulary
 class Vocabulary(nn.Module):
     """Input embedding and output softmax, tied or not, full or adaptive.
 
-    With ``cutoffs`` (c_1, ..., c_n) the ids fall into clusters [0, c_1), [c_1, c_2), ...,
-    [c_n, V); cluster i has embeddings of width D / factor^i and a projection to D, used
-    on the way in (adaptive input, Baevski & Auli 2019) and, tied, on the way out (adaptive
-    softmax, Grave et al. 2017). Ids must be sorted by falling frequency.
+    With ``cutoffs`` (c_1, ..., c_n) the ids fall into clusters [0, c_1), [c_1, c_2),
+    ..., [c_n, V); cluster i has embeddings of width D / factor^i and a projection to D,
+    used on the way in (adaptive input, Baevski & Auli 2019) and, tied, on the way out
+    (adaptive softmax, Grave et al. 2017). Ids must be sorted by falling frequency.
     """
 
     vocab_size: int

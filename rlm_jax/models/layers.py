@@ -19,7 +19,7 @@ def norm(kind: str, dtype, name: str | None = None) -> nn.Module:
 
 
 def _output_init(num_layers: int):
-    """GPT-2's: what adds to the residual stream shrinks with its number of additions."""
+    """GPT-2's: the more layers add to the residual stream, the less each does."""
     return nn.initializers.normal(0.02 / (2 * num_layers) ** 0.5)
 
 

@@ -25,7 +25,8 @@ def joint_nll(
         -log [ (e^{E_y.f} + sum_{positive j} e^{s_j})
                / (sum_v e^{E_v.f} + sum_{visible j} e^{s_j}) ]
 
-    With an empty memory it is the plain cross-entropy. TRIME (Zhong et al. 2022), eq. 4.
+    With an empty memory it is the plain cross-entropy. TRIME (Zhong et al. 2022), eq.
+    4.
 
     Args:
       target_score, log_normaliser: float32 [...], the two logarithms of the vocabulary.

@@ -1,4 +1,4 @@
-"""Masked log-sum-exp over a memory, in blocks: the one operation of the in-batch family.
+"""Masked log-sum-exp over a memory, in blocks: what the in-batch family shares.
 
 For queries q_i against the keys k_j of a memory, with logits s_ij = scale * q_i . k_j,
 
@@ -9,7 +9,8 @@ TRIME's loss, NPM's start and end losses, DPR's and Contriever's contrastive los
 exact kNN-LM distribution and even the vocabulary softmax are a line each on top of the
 pair. Which slot a query sees is a function of small integer ids, so no array of [N, M]
 ever exists: one tile of logits lives at a time and the backward pass recomputes it, the
-scheme of FlashAttention (Dao et al. 2022, algorithms 1 and 4) with a second, positive sum.
+scheme of FlashAttention (Dao et al. 2022, algorithms 1 and 4) with a second, positive
+sum.
 """
 
 from collections.abc import Callable
@@ -59,8 +60,8 @@ def log_sums(
         that stay in cache on a CPU, large ones on an accelerator.
 
     Returns:
-      `LogSums`, float32 [N] each, differentiable in queries, keys and scale. A tile that
-      no query sees costs a comparison of ids and no product.
+      `LogSums`, float32 [N] each, differentiable in queries, keys and scale. A tile
+      that no query sees costs a comparison of ids and no product.
     """
     (n, width), (m, _) = queries.shape, keys.shape
     if keys.shape[1] != width:
@@ -186,8 +187,8 @@ def _forward(visible, positive, block, queries, keys, query_ids, key_ids):
 def _backward(visible, positive, block, residuals, cotangents):
     """d s_ij = [j visible] p_ij g_i + [j positive] r_ij h_i, with softmaxes p and r.
 
-    One exponential a tile: for a positive slot p_ij = r_ij exp(positive_i - all_i), whose
-    factor is at most 1, so nothing overflows however small a positive is.
+    One exponential a tile: for a positive slot p_ij = r_ij exp(positive_i - all_i),
+    whose factor is at most 1, so nothing overflows however small a positive is.
     """
     queries, keys, query_ids, key_ids, (lse_all, lse_positive) = residuals
     g_all, g_positive = cotangents

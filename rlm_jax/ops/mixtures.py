@@ -62,7 +62,7 @@ def knn_distribution(
     *,
     temperature: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """The whole kNN distribution as probabilities, float32 [..., V]; see `knn_log_probs`."""
+    """The whole kNN distribution, probabilities float32 [..., V]."""
     weights = jax.nn.softmax(similarities.astype(jnp.float32) / temperature, axis=-1)
     flat_values = values.reshape(-1, values.shape[-1])
     flat = jax.vmap(lambda v, w: jnp.zeros(vocab_size).at[v].add(w))(

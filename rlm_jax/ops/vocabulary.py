@@ -1,7 +1,8 @@
 """What the vocabulary softmax says of a target: its score and the log-normaliser.
 
 Both heads return ``(target_score, log_normaliser)`` with log p = target_score -
-log_normaliser, kept apart because memories add terms to each (see `ops.losses.joint_nll`).
+log_normaliser, kept apart because memories add terms to each (see
+`ops.losses.joint_nll`).
 """
 
 from typing import NamedTuple
@@ -52,8 +53,9 @@ def adaptive_scores(
 ) -> tuple[jax.Array, jax.Array]:
     """Scores under an adaptive softmax (Grave et al. 2017).
 
-    The head scores the frequent words and one logit for each tail cluster c; a word w of
-    cluster c has log p(w) = log p(c) + log softmax_c(w). In the (score, normaliser) form
+    The head scores the frequent words and one logit for each tail cluster c; a word w
+    of cluster c has log p(w) = log p(c) + log softmax_c(w). In the (score, normaliser)
+    form
 
         target_score   = head logit of w, or of its cluster plus log softmax_c(w)
         log_normaliser = log-sum-exp of the head logits
@@ -67,7 +69,8 @@ def adaptive_scores(
     Args:
       features: [..., D].
       head: [number of head words + number of tails, D].
-      tails: the clusters, most frequent words first. Word ids run through the head words
+      tails: the clusters, most frequent words first. Word ids run through the head
+      words
         and then the clusters in order.
       targets: int32 [...].
 
@@ -117,7 +120,7 @@ def _tail_log_probs(features, tail, targets, member):
 def adaptive_log_probs(
     features: jax.Array, head: jax.Array, tails: tuple[Tail, ...]
 ) -> jax.Array:
-    """The whole distribution of an adaptive softmax, float32 [..., V]; for inspection."""
+    """The whole distribution of an adaptive softmax, float32 [..., V]."""
     num_head_words = head.shape[0] - len(tails)
     log_head = jax.nn.log_softmax((features @ head.T).astype(jnp.float32))
     parts = [log_head[..., :num_head_words]]

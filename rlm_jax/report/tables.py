@@ -14,6 +14,7 @@ class Metric(NamedTuple):
 
 METRICS = {
     "perplexity": Metric("perplexity", 2, True),
+    "word_perplexity": Metric("per word", 1, True),
     "bits_per_byte": Metric("bits/byte", 3, True),
     "ndcg@10": Metric("nDCG@10", 3, False),
     "recall@5": Metric("recall@5", 3, False),

@@ -2,8 +2,8 @@
 
 The stream of N tokens has N - 1 predictions; prediction i has token i as its last input
 and token i + 1 as its target. Windows of ``window`` inputs advance by ``stride``: each
-prediction is made once, with at least ``window - stride`` tokens of left context as soon
-as the stream has them.
+prediction is made once, with at least ``window - stride`` tokens of left context as
+soon as the stream has them.
 """
 
 import os
@@ -76,7 +76,7 @@ def encode_stream(
     first: int = 0,
     wrap: Callable[[Iterable], Iterable] = iter,
 ) -> Iterator[Any]:
-    """Run ``encode(params, batch)`` over a stream; yield its fresh rows in stream order.
+    """Run ``encode(params, batch)`` over a stream; yield fresh rows in order.
 
     Memory stays bounded by two batches: one computes while the last one is consumed.
 
