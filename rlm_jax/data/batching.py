@@ -29,8 +29,12 @@ _Spans = tuple[np.ndarray, np.ndarray]
 """Of an epoch's segments: the first position, and the first that is not an input."""
 
 
+Rows = slice | np.ndarray
+"""Which rows of a batch: a slice, or their numbers."""
+
+
 class _BatchAt(Protocol):
-    def __call__(self, seed: int, step: int, *, rows: slice | None = None) -> Batch: ...
+    def __call__(self, seed: int, step: int, *, rows: Rows | None = None) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -181,10 +185,11 @@ def _batches(
     spans = functools.lru_cache(maxsize=2)(spans)
     last = len(split.tokens) - 1
 
-    def batch_at(seed: int, step: int, *, rows: slice | None = None) -> Batch:
+    def batch_at(seed: int, step: int, *, rows: Rows | None = None) -> Batch:
         epoch, index = divmod(step, num_batches)
         starts, stops = spans(seed, epoch)
-        segment = np.arange(batch_size, dtype=np.int32)[rows or slice(None)]
+        segment = np.arange(batch_size, dtype=np.int32)
+        segment = segment if rows is None else segment[rows]
         chosen = index * batch_size + segment
         positions = starts[chosen, None] + np.arange(length + 1)
         keep = positions[:, :-1] < stops[chosen, None]

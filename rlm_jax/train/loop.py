@@ -101,7 +101,8 @@ def train(
             optimizer=optimizer,
             seed=config.seed,
             accumulate=config.accumulate,
-        )
+        ),
+        accumulate=config.accumulate,
     )
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)

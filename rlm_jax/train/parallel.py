@@ -70,19 +70,27 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def local_rows(global_batch_size: int) -> slice:
-    """The rows of the global batch that this process reads.
+def local_rows(global_batch_size: int, *, accumulate: int = 1) -> np.ndarray:
+    """The rows of the global batch that this process reads, int64 [B].
+
+    A micro-batch is a run of consecutive rows of the global batch, over all processes and
+    devices, so that rows of one group stay together: of each run a process reads its
+    share. With one process this is every row, in order.
 
     Raises:
-      UserError: If the batch does not divide over all devices of all processes.
+      UserError: If the batch does not divide over all devices and micro-batches.
     """
-    if global_batch_size <= 0 or global_batch_size % jax.device_count():
+    parts = jax.device_count() * accumulate
+    if global_batch_size <= 0 or global_batch_size % parts:
         raise UserError(
             f"A batch of {global_batch_size} rows does not divide over "
-            f"{jax.device_count()} devices; choose a multiple of that number."
+            f"{jax.device_count()} devices and {accumulate} micro-batches; choose a "
+            f"multiple of {parts}."
         )
-    rows = global_batch_size // jax.process_count()
-    return slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
+    rows = np.arange(global_batch_size)
+    return rows.reshape(accumulate, jax.process_count(), -1)[
+        :, jax.process_index()
+    ].reshape(-1)
 
 
 def replicate(tree: Tree) -> Tree:
@@ -100,7 +108,7 @@ def replicate(tree: Tree) -> Tree:
 
 
 def parallelise(
-    step: Callable[..., Any], *, donate: bool = True
+    step: Callable[..., Any], *, donate: bool = True, accumulate: int = 1
 ) -> Callable[[Any, Mapping[str, Any]], Any]:
     """The step over all devices: ``(state, this process's rows) -> result``.
 
@@ -109,6 +117,8 @@ def parallelise(
         `train_step` or `eval_step` with everything else bound.
       donate: Whether the state's buffers are given to the result; the caller's state is
         dead after the call. For `eval_step` pass False.
+      accumulate: The step's number of micro-batches, which decides the rows a device
+        gets: its share of each, one micro-batch after another.
 
     Returns:
       A function of the state (from `replicate` or an earlier call) and a batch of NumPy
@@ -131,7 +141,7 @@ def parallelise(
     )
 
     def call(state, batch):
-        return mapped(state, _split(batch, jax.local_device_count()))
+        return mapped(state, _split(batch, jax.local_device_count(), accumulate))
 
     return call
 
@@ -149,16 +159,20 @@ def _local_mesh() -> Mesh:
     return Mesh(np.array(jax.local_devices()), (AXIS,))
 
 
-def _split(batch: Mapping[str, Any], num_devices: int) -> dict[str, Any]:
-    """[B, ...] -> [devices, B / devices, ...] on the host; rows keep their order."""
+def _split(
+    batch: Mapping[str, Any], num_devices: int, accumulate: int
+) -> dict[str, Any]:
+    """[B, ...] -> [devices, B / devices, ...] on the host, micro-batches kept whole."""
 
     def split(name, x):
-        if x.shape[0] % num_devices:
+        if x.shape[0] % (num_devices * accumulate):
             raise UserError(
                 f"{x.shape[0]} rows of {name!r} do not divide over {num_devices} "
-                "devices; choose a batch size that is a multiple of that number."
+                f"devices and {accumulate} micro-batches; choose a batch size that is a "
+                f"multiple of {num_devices * accumulate}."
             )
-        return x.reshape(num_devices, x.shape[0] // num_devices, *x.shape[1:])
+        parts = x.reshape(accumulate, num_devices, -1, *x.shape[1:])
+        return parts.swapaxes(0, 1).reshape(num_devices, -1, *x.shape[1:])
 
     return {name: split(name, x) for name, x in batch.items()}
 

@@ -57,13 +57,28 @@ def test_rows_that_do_not_divide(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    assert parallel.local_rows(8) == slice(4, 8)
+    assert list(parallel.local_rows(8)) == [4, 5, 6, 7]
     with pytest.raises(UserError, match="6 rows.*4 devices"):
         parallel.local_rows(6)
     monkeypatch.setattr(jax, "local_device_count", lambda: 3)
     step = parallel.parallelise(lambda state, batch, *, axis: state)
     with pytest.raises(UserError, match="8 rows of 'tokens'.*3 devices"):
         step({}, toy.batch_at(0))
+
+
+def test_a_micro_batch_is_a_run_of_the_global_batch(monkeypatch):
+    """Whatever splits first: rows of one group must meet in one in-batch memory."""
+    accumulate, devices, processes, size = 3, 2, 2, 24
+    monkeypatch.setattr(jax, "device_count", lambda: devices * processes)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    seen = []
+    for process in range(processes):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        rows = parallel.local_rows(size, accumulate=accumulate)
+        per_device = parallel._split({"row": rows}, devices, accumulate)["row"]
+        seen.append(per_device.reshape(devices, accumulate, -1))
+    micro_batches = np.concatenate(seen).swapaxes(0, 1).reshape(accumulate, -1)
+    np.testing.assert_array_equal(micro_batches.reshape(-1), np.arange(size))
 
 
 def test_initialise_wants_all_or_nothing(monkeypatch):
