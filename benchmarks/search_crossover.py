@@ -10,22 +10,17 @@ seconds of processor time over all threads, which other programs disturb little.
 """
 
 import json
-import os
-import platform
-import subprocess
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-import jax
 import numpy as np
 
+from benchmarks import record
 from rlm_jax.retrieval import datastore, exact, scann
 
 SIZES = (4096, 16_384, 65_536, 200_000)
 DIM, NUM_QUERIES, K = 256, 1024, 64
-RESULT = Path(__file__).parent / "results" / "search_crossover.json"
 
 
 def mixture(num: int) -> np.ndarray:
@@ -45,7 +40,7 @@ def seconds(search, queries: np.ndarray) -> float:
     return min(times[1:])
 
 
-def measure(keys: np.ndarray, queries: np.ndarray, metric: str, folder: Path) -> dict:
+def one_size(keys: np.ndarray, queries: np.ndarray, metric: str, folder: Path) -> dict:
     writer = datastore.create(
         folder, dim=DIM, dtype="float32", num_entries=len(keys), identity={}
     )
@@ -70,31 +65,19 @@ def measure(keys: np.ndarray, queries: np.ndarray, metric: str, folder: Path) ->
     }
 
 
-def main() -> None:
-    points = mixture(max(SIZES) + NUM_QUERIES)
+def measure(quick: bool) -> dict:
+    sizes = (1024,) if quick else SIZES
+    points = mixture(max(sizes) + NUM_QUERIES)
     queries, keys = points[:NUM_QUERIES], points[NUM_QUERIES:]
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
     rows = []
-    result = {
-        "dim": DIM,
-        "num_queries": NUM_QUERIES,
-        "k": K,
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, "
-        f"{platform.machine()}",
-        "versions": {name: version(name) for name in ("jax", "scann", "numpy")},
-        "commit": commit.stdout.strip() if commit.returncode == 0 else None,
-        "rows": rows,
-    }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    for size in SIZES:
+    for size in sizes:
         for metric in ("l2", "ip"):
             with tempfile.TemporaryDirectory() as folder:
-                rows.append(measure(keys[:size], queries, metric, Path(folder) / "s"))
+                store = Path(folder) / "store"
+                rows.append(one_size(keys[:size], queries, metric, store))
             print(json.dumps(rows[-1]), flush=True)
-            RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    return {"dim": DIM, "num_queries": NUM_QUERIES, "k": K, "rows": rows}
 
 
 if __name__ == "__main__":
-    main()
+    record.main("search_crossover", measure)
