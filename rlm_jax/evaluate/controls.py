@@ -27,32 +27,34 @@ def slot_sources(
     Args:
       control: real, shuffled or foreign.
       at: int [M], the slots' stream positions, rising: older segments, then the running
-        one. Positions outside the stream are absent slots and map to themselves.
+        one. Positions outside the stream are absent slots.
       start: first position of the running segment.
       num_positions: length of the stream.
       rng: a NumPy generator.
 
     Returns:
-      int [2, M], sources of the keys and of the values. Shuffled keeps the keys. It
-      permutes the values of older slots; in the running segment a permutation would
-      hand future tokens to the present, so a slot draws its value from the positions up
-      to its own.
+      int [2, M], sources of the keys and of the values; -1 for an absent slot. Shuffled
+      keeps the keys. It permutes the values of older slots; in the running segment a
+      permutation would hand future tokens to the present, so a slot draws its value
+      from the positions up to its own. Foreign leaves out a slot that, in a stream
+      shorter than two memories, would come from the running segment itself: its own
+      answers.
     """
+    inside = (at >= 0) & (at < num_positions)
+    keys = np.where(inside, at, -1)
     if control == REAL:
-        return np.stack([at, at])
+        return np.stack([keys, keys])
     if control == FOREIGN:
-        moved = np.where(
-            (at >= 0) & (at < num_positions),
-            (at + num_positions // 2) % num_positions,
-            at,
-        )
-        return np.stack([moved, moved])
+        away = (at + num_positions // 2) % num_positions
+        own = (away >= start) & (away <= at.max())
+        keys = np.where(inside & ~own, away, -1)
+        return np.stack([keys, keys])
     if control != SHUFFLED:
         raise ValueError(f"control {control!r} is not real, shuffled or foreign")
-    values = at.copy()
-    older = np.flatnonzero((at >= 0) & (at < start))
+    values = keys.copy()
+    older = np.flatnonzero(inside & (at < start))
     values[older] = at[rng.permutation(older)]
     first = max(0, int(at[0]))
-    running = np.flatnonzero((at >= start) & (at < num_positions))
+    running = np.flatnonzero(inside & (at >= start))
     values[running] = rng.integers(first, at[running] + 1)
-    return np.stack([at, values])
+    return np.stack([keys, values])

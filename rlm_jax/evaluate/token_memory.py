@@ -8,7 +8,6 @@ divides memory logits only (released TRIME, ``--softmax-temp``).
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -56,16 +55,13 @@ def stream_log_sums(
     out = LogSums(np.empty(n, np.float32), np.empty(n, np.float32))
     for start in range(0, n, segment):
         at = np.arange(start - size, start + segment)
-        present = (at >= 0) & (at < n)
-        key_at, value_at = np.where(
-            present, controls.slot_sources(control, at, start, n, rng), 0
-        )
-        values = np.where(present, stream.targets[value_at], -1).astype(np.int32)
+        key_at, value_at = controls.slot_sources(control, at, start, n, rng)
+        values = np.where(value_at < 0, -1, stream.targets[value_at]).astype(np.int32)
         queries = np.minimum(np.arange(start, start + segment), n - 1)
         sums = _segment_log_sums(
             stream.keys[queries],
             stream.targets[queries],
-            stream.keys[key_at],
+            stream.keys[np.maximum(key_at, 0)],
             values,
             scale,
         )
@@ -97,7 +93,7 @@ def _segment_log_sums(queries, targets, keys, values, scale):
     )
 
 
-@partial(jax.jit, static_argnames="temperature")
+@jax.jit
 def _neighbour_log_sums(similarities, values, targets, temperature):
     logits = similarities / temperature
     hit = values == targets[:, None]
@@ -149,7 +145,7 @@ def log_probs_by_control(
     Args:
       stream: the scored stream.
       memory: its own past.
-      neighbours: what a datastore adds, by control ("real" at least); None: nothing.
+      neighbours: what a datastore adds, by control (all three at least); None: nothing.
 
     Returns:
       float32 [N] under "real", "off", "shuffled" and "foreign", and under what other

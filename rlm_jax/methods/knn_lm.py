@@ -13,6 +13,7 @@ import dataclasses
 
 import numpy as np
 
+from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Neighbours, Retrieval
 from rlm_jax.methods.lm import LMConfig, lm
 from rlm_jax.models.decoder import DecoderConfig
@@ -36,7 +37,15 @@ def knn_lm(config: KnnLMConfig, values: np.ndarray | None = None) -> Method:
     ``evaluate`` wants batches with ``neighbour_similarities`` and ``neighbour_values``
     [B, T, K], as ``retrieval.attach`` makes them from ``values``, the datastore's int32
     [M]; ``vocabulary_loss`` beside its loss is the model without neighbours.
+
+    Raises:
+      UserError: a weight outside [0, 1], or a temperature that is not positive.
     """
+    if not 0 <= config.weight <= 1 or config.temperature <= 0:
+        raise UserError(
+            f"weight is {config.weight} and temperature {config.temperature}; choose a "
+            "weight from 0 to 1 and a temperature above 0."
+        )
     model = lm(LMConfig(config.decoder))
     assert model.score is not None
     score = model.score

@@ -118,10 +118,19 @@ def _batch_memory(keys, ids, visible, config, axis, query_ids=None):
 
 
 def trime(config: TrimeConfig) -> Method:
-    """The method; ``evaluate`` sees no later token, whatever the training memory."""
+    """The method; ``evaluate`` sees no later token, whatever the training memory.
+
+    Raises:
+      UserError: an unknown memory, or a probability outside [0, 1].
+    """
     if config.memory not in MEMORIES:
         raise UserError(
             f"memory is {config.memory!r}; choose one of {', '.join(MEMORIES)}."
+        )
+    if not 0 <= config.own_memory_off <= 1:
+        raise UserError(
+            f"own_memory_off is {config.own_memory_off}, a probability; choose one "
+            "from 0 to 1."
         )
     init, score = decoder_functions(config.decoder)
     evaluation_memory = long if config.memory == "long" else local

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rlm_jax.errors import UserError
 from rlm_jax.models import layers
 from rlm_jax.models.embedding import Vocabulary
 
@@ -33,6 +34,36 @@ class DecoderConfig:
     dropout: float = 0.0
     dtype: str = "float32"  # of the computation; parameters are always float32
     remat: bool = False  # recompute each block in the backward pass
+
+
+def check(config: DecoderConfig) -> None:
+    """Raises UserError where sizes or choices do not fit together."""
+    c = config
+    head_width, rest = divmod(c.width, c.num_heads)
+    if c.vocab_size < 1:
+        raise UserError("vocab_size is 0; set it to the tokenizer's.")
+    if rest:
+        raise UserError(
+            f"width {c.width} does not divide into {c.num_heads} heads; choose a "
+            "multiple of num_heads."
+        )
+    if c.positions not in ("rotary", "learned", "sinusoidal"):
+        raise UserError(
+            f"positions is {c.positions!r}; choose 'rotary', 'learned' or 'sinusoidal'."
+        )
+    if c.positions == "rotary" and head_width % 2:
+        raise UserError(
+            f"rotary positions turn pairs and a head is {head_width} wide; choose "
+            "width and num_heads with an even quotient."
+        )
+    if c.positions == "sinusoidal" and (c.width % 2 or c.width < 4):
+        raise UserError(
+            f"width is {c.width}; sinusoidal positions want an even one, 4 or more."
+        )
+    if c.dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(
+            f"dtype is {c.dtype!r}; choose 'float32', 'bfloat16' or 'float16'."
+        )
 
 
 class DecoderOutput(NamedTuple):
@@ -80,6 +111,7 @@ class Decoder(nn.Module):
 
     def setup(self):
         c = self.config
+        check(c)
         self.vocabulary = Vocabulary(
             vocab_size=c.vocab_size,
             width=c.width,
@@ -103,6 +135,11 @@ class Decoder(nn.Module):
         positions = jnp.arange(tokens.shape[1])
         x = self.vocabulary.embed(tokens)
         if c.positions == "learned":
+            if tokens.shape[1] > c.max_length:
+                raise UserError(
+                    f"a row has {tokens.shape[1]} tokens and max_length, where learned "
+                    f"positions end, is {c.max_length}; raise it or shorten the rows."
+                )
             x = x + self.position_embedding[: tokens.shape[1]].astype(x.dtype)
         elif c.positions == "sinusoidal":
             x = x + layers.sinusoids(positions, c.width).astype(x.dtype)

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from rlm_jax.errors import UserError
 from rlm_jax.models.layers import embedding_init
 from rlm_jax.ops import vocabulary
 
@@ -26,9 +27,9 @@ class Vocabulary(nn.Module):
     def setup(self):
         edges = (0, *self.cutoffs, self.vocab_size)
         if list(edges) != sorted(set(edges)):
-            raise ValueError(
-                f"cutoffs {self.cutoffs} must rise strictly within (0, "
-                f"{self.vocab_size}), the size of the vocabulary"
+            raise UserError(
+                f"cutoffs are {self.cutoffs} and the vocabulary has {self.vocab_size} "
+                "words; choose cutoffs that rise and lie strictly between 0 and that."
             )
         self.edges = edges
         self.input_tables = self._tables("embedding")

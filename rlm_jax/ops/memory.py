@@ -70,10 +70,12 @@ def log_sums(
         for leaf in jax.tree.leaves(ids):
             if leaf.shape != (size,):
                 raise ValueError(f"{name} ids have shape {leaf.shape}, not ({size},)")
+    if n == 0 or m == 0:
+        return LogSums(*[jnp.full(n, -jnp.inf, jnp.float32)] * 2)
     rows, columns = block or _default_block()
     # The scale goes into the queries: N x D products instead of N x M, and its gradient
-    # falls out of theirs.
-    queries = queries * jnp.asarray(scale, queries.dtype)
+    # falls out of theirs. Rounded to bfloat16 itself it would move all logits one way.
+    queries = (queries * jnp.asarray(scale, jnp.float32)).astype(queries.dtype)
     sums = _log_sums(
         visible, positive, (min(rows, n), min(columns, m)), queries, keys, query_ids,
         key_ids,

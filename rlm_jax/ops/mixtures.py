@@ -43,16 +43,19 @@ def knn_log_probs(
       released code says about -10000 there).
     """
     logits = similarities.astype(jnp.float32) / temperature
-    hit = values == targets[..., None]
-    return _log_sum_exp(logits, hit) - _log_sum_exp(logits, jnp.isfinite(logits))
+    present = jnp.isfinite(logits)
+    hit = present & (values == targets[..., None])
+    # Without a hit there may be no neighbour at all, and -inf - -inf is not a number.
+    difference = _log_sum_exp(logits, hit) - _log_sum_exp(logits, present)
+    return jnp.where(hit.any(-1), difference, -jnp.inf)
 
 
 def _log_sum_exp(logits, where):
-    """Log-sum-exp over a mask; -inf, with zero gradients, where the mask is empty."""
-    some = (where & jnp.isfinite(logits)).any(-1)
+    """Log-sum-exp over a mask; 0, with zero gradients, where the mask is empty."""
+    some = where.any(-1)
     safe = jnp.where(where, logits, -jnp.inf)
     safe = jnp.where(some[..., None], safe, 0.0)
-    return jnp.where(some, jax.nn.logsumexp(safe, axis=-1), -jnp.inf)
+    return jnp.where(some, jax.nn.logsumexp(safe, axis=-1), 0.0)
 
 
 def knn_distribution(
@@ -62,8 +65,9 @@ def knn_distribution(
     *,
     temperature: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """The whole kNN distribution, probabilities float32 [..., V]."""
-    weights = jax.nn.softmax(similarities.astype(jnp.float32) / temperature, axis=-1)
+    """The whole kNN distribution, float32 [..., V]; zeros without any neighbour."""
+    logits = similarities.astype(jnp.float32) / temperature
+    weights = jax.nn.softmax(logits, axis=-1, where=jnp.isfinite(logits))
     flat_values = values.reshape(-1, values.shape[-1])
     flat = jax.vmap(lambda v, w: jnp.zeros(vocab_size).at[v].add(w))(
         flat_values, weights.reshape(flat_values.shape)

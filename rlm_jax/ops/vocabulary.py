@@ -35,14 +35,18 @@ def softmax_scores(
     Returns:
       (target_score, log_normaliser), float32 [...].
     """
-    logits = jax.lax.dot_general(
+    logits = _logits(features, embedding)
+    target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return target, jax.nn.logsumexp(logits, axis=-1)
+
+
+def _logits(features, embedding):
+    return jax.lax.dot_general(
         features,
         embedding,
         (((features.ndim - 1,), (1,)), ((), ())),
         preferred_element_type=jnp.float32,
     )
-    target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return target, jax.nn.logsumexp(logits, axis=-1)
 
 
 def adaptive_scores(
@@ -70,15 +74,15 @@ def adaptive_scores(
       features: [..., D].
       head: [number of head words + number of tails, D].
       tails: the clusters, most frequent words first. Word ids run through the head
-      words
-        and then the clusters in order.
+        words and then through the clusters in order.
       targets: int32 [...].
 
     Returns:
       (target_score, log_normaliser), float32 [...].
     """
     shape = targets.shape
-    features, targets = features.reshape(-1, features.shape[-1]), targets.reshape(-1)
+    features = jnp.asarray(features).reshape(-1, features.shape[-1])
+    targets = jnp.asarray(targets).reshape(-1)
     num_head_words = head.shape[0] - len(tails)
     sizes = [tail.embedding.shape[0] for tail in tails]
     starts = [num_head_words + sum(sizes[:i]) for i in range(len(tails) + 1)]
@@ -122,10 +126,10 @@ def adaptive_log_probs(
 ) -> jax.Array:
     """The whole distribution of an adaptive softmax, float32 [..., V]."""
     num_head_words = head.shape[0] - len(tails)
-    log_head = jax.nn.log_softmax((features @ head.T).astype(jnp.float32))
+    log_head = jax.nn.log_softmax(_logits(features, head))
     parts = [log_head[..., :num_head_words]]
     for i, tail in enumerate(tails):
-        logits = (features @ tail.projection @ tail.embedding.T).astype(jnp.float32)
+        logits = _logits(features @ tail.projection, tail.embedding)
         cluster = log_head[..., num_head_words + i, None]
         parts.append(cluster + jax.nn.log_softmax(logits))
     return jnp.concatenate(parts, axis=-1)

@@ -112,6 +112,7 @@ def encode_stream(
         )
 
     rows = np.arange(first // stride, len(spec.start))
+    params = jax.device_put(params)  # once, not with every batch
     pending = None
     for i in wrap(range(0, len(rows), batch_size)):
         some = rows[i : i + batch_size]
@@ -161,9 +162,10 @@ def build_datastore(
     """
     directory = Path(directory)
     identity = dict(identity) | {"window": window, "stride": stride}
+    spec = windows(len(tokens), window=window, stride=stride)
+    identity["entries"] = spec.num_predictions
     if directory.exists():
         return datastore.open(directory, identity=identity)
-    spec = windows(len(tokens), window=window, stride=stride)
     some = window_batch(tokens, spec, np.zeros(1, np.int32))
     dim = jax.eval_shape(encode_keys, params, some).shape[-1]
     writer = datastore.create(

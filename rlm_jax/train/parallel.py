@@ -73,9 +73,9 @@ def is_first_process() -> bool:
 def local_rows(global_batch_size: int, *, accumulate: int = 1) -> np.ndarray:
     """The rows of the global batch that this process reads, int64 [B].
 
-    A micro-batch is a run of consecutive rows of the global batch, over all processes and
-    devices, so that rows of one group stay together: of each run a process reads its
-    share. With one process this is every row, in order.
+    A micro-batch is a run of consecutive rows of the global batch, over all processes
+    and devices, so that rows of one group stay together: of each run a process reads
+    its share. With one process this is every row, in order.
 
     Raises:
       UserError: If the batch does not divide over all devices and micro-batches.
@@ -168,8 +168,8 @@ def _split(
         if x.shape[0] % (num_devices * accumulate):
             raise UserError(
                 f"{x.shape[0]} rows of {name!r} do not divide over {num_devices} "
-                f"devices and {accumulate} micro-batches; choose a batch size that is a "
-                f"multiple of {num_devices * accumulate}."
+                f"devices and {accumulate} micro-batches; choose a batch size that is "
+                f"a multiple of {num_devices * accumulate}."
             )
         parts = x.reshape(accumulate, num_devices, -1, *x.shape[1:])
         return parts.swapaxes(0, 1).reshape(num_devices, -1, *x.shape[1:])

@@ -5,6 +5,7 @@ one to `CASES` and it is tried on 4 devices and on 2 processes of 2 devices.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 
 from rlm_jax.method import Method
 from rlm_jax.ops import collectives
+from tests.methods import systems
 from tests.train import toy
 
 ROWS = 8
@@ -58,7 +60,28 @@ def in_batch_memory() -> tuple[Method, dict[str, np.ndarray]]:
     return Method(init, loss, loss), batch
 
 
+def system(name: str) -> tuple[Method, dict[str, np.ndarray]]:
+    """A method of the registry; groups of rows reach over devices and processes."""
+    method, batch = systems.method(name), systems.batch(rows=ROWS)
+    batch["group"] = np.array([0] * 5 + [1] * 3, np.int32)
+    batch["mask"][2:4] = 0  # all of one device's
+
+    def init(key):
+        # Larger than the initial weights, so that the memory has a say.
+        random = np.random.default_rng(0)
+        return jax.tree.map(
+            lambda x: x + 0.5 * random.normal(size=x.shape).astype(np.float32),
+            method.init(key),
+        )
+
+    return method._replace(init=init), batch
+
+
 CASES: dict[str, Callable[[], tuple[Method, dict[str, np.ndarray]]]] = {
     "language_model": language_model,
     "in_batch_memory": in_batch_memory,
+    "trime_local": partial(system, "trime_local"),
+    "trime_long": partial(system, "trime_long"),
+    "trime_external": partial(system, "trime_external"),
+    "trime_external_off": partial(system, "trime_external_off"),
 }

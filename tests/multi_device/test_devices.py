@@ -20,7 +20,7 @@ def arrays(tmp_path_factory):
         [sys.executable, "-m", "tests.multi_device.worker", out, "4"],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "NPROC": "16"},
         cwd=pathlib.Path(__file__).parents[2],
-        timeout=400,
+        timeout=600,
         check=True,
     )
     with np.load(out, allow_pickle=False) as loaded:

@@ -35,7 +35,7 @@ def arrays(tmp_path_factory):
         for process, out in enumerate(outs)
     ]
     try:
-        assert [process.wait(timeout=400) for process in started] == [0, 0]
+        assert [process.wait(timeout=600) for process in started] == [0, 0]
     finally:
         for process in started:
             process.kill()

@@ -1,0 +1,81 @@
+"""Scores of a stream, and what they add up to."""
+
+import jax
+import numpy as np
+import pytest
+
+from rlm_jax.evaluate import perplexity
+from tests.methods import systems
+
+
+@pytest.fixture(scope="module")
+def model():
+    method = systems.method("lm")
+    params = jax.jit(method.init)(jax.random.key(0))
+    return jax.jit(method.score), jax.tree.map(lambda x: 6 * x, params)
+
+
+def direct(model, tokens):
+    score, params = model
+    batch = {"tokens": tokens[None, :-1], "targets": tokens[None, 1:]}
+    return jax.tree.map(lambda x: np.asarray(x)[0], score(params, batch))
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return np.random.default_rng(0).integers(0, systems.VOCAB, 15).astype(np.int32)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(14, 14), (16, 5), (20, 1)])
+def test_a_window_over_the_whole_stream_is_one_forward_pass(
+    model, tokens, window, stride
+):
+    got = perplexity.score_stream(
+        *model, tokens, window=window, stride=stride, batch_size=2
+    )
+    wanted = direct(model, tokens)
+    for name in ("target_score", "log_normaliser", "keys"):
+        np.testing.assert_allclose(
+            getattr(got, name), getattr(wanted, name), rtol=1e-4, atol=1e-5
+        )
+    np.testing.assert_array_equal(got.targets, tokens[1:])
+    np.testing.assert_allclose(
+        got.log_probs, wanted.target_score - wanted.log_normaliser, rtol=1e-4
+    )
+
+
+def test_short_windows_are_passes_over_their_own_tokens(model, tokens):
+    """Window 6, stride 3: prediction 7 is fresh in the window of inputs 3..8."""
+    got = perplexity.score_stream(*model, tokens, window=6, stride=3, batch_size=2)
+    assert len(got.targets) == len(got.keys) == 14
+    for i in range(14):
+        start = max(0, i // 3 * 3 + 3 - 6)
+        # Filled up to one shape: what follows a causal prediction does not matter.
+        wanted = direct(model, np.resize(tokens[start : i + 2], 7))
+        score = wanted.target_score[i - start]
+        assert got.target_score[i] == pytest.approx(score, rel=1e-4)
+    # The context matters, so the equality above says something.
+    whole = direct(model, tokens)
+    assert np.abs(got.target_score - whole.target_score).max() > 1e-3
+
+
+def test_metrics_by_hand():
+    """Four tokens of probability 1/4 are 8 bits, over 5 bytes and 2 words."""
+    log_probs = np.full(4, np.log(0.25), np.float32)
+    got = perplexity.text_metrics(log_probs, num_words=2, num_bytes=5)
+    assert got == pytest.approx(
+        {"perplexity": 4.0, "word_perplexity": 16.0, "bits_per_byte": 8 / 5}
+    )
+
+
+def test_metrics_are_summed_in_float64():
+    log_probs = np.full(1 << 20, -0.1, np.float32)
+    log_probs[0] = -(2.0**22)
+    got = perplexity.text_metrics(log_probs, num_words=1 << 20, num_bytes=1 << 20)
+    exact = (2.0**22 + float(np.float32(0.1)) * ((1 << 20) - 1)) / (1 << 20)
+    assert np.log(got["perplexity"]) == pytest.approx(exact, rel=1e-9)
+
+
+def test_a_text_without_words_still_has_figures():
+    got = perplexity.text_metrics(np.full(2000, -5, "f"), num_words=0, num_bytes=9)
+    assert np.isfinite(list(got.values())).all()

@@ -1,0 +1,32 @@
+"""The whole demonstration in small: every launcher's run, for several tests."""
+
+import pathlib
+
+import pytest
+
+from experiments import demo
+from tests.experiments import shrunken
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return shrunken.write_corpus(tmp_path_factory.mktemp("text") / "corpus")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def demonstration(
+    corpus: str, cache: None, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """A workdir in which `experiments.demo` has run."""
+    del cache
+    workdir = tmp_path_factory.mktemp("runs") / "demo"
+    config = shrunken.shrink(demo.tiny(), corpus)
+    demo.execute(config, shrunken.run_in(workdir, "demo"))
+    return workdir

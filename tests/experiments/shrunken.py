@@ -1,0 +1,76 @@
+"""Presets made so small that a run takes seconds, and a corpus to go with them."""
+
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+
+from experiments import launch
+
+SENTENCES = ("the cat sat on the mat .", "a dog ran to the red house .", "so it goes .")
+
+
+def write_corpus(folder: pathlib.Path) -> str:
+    """A text with train, validation and test files; its corpus name."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, lines in (("train", 300), ("valid", 60), ("test", 60)):
+        chosen = rng.integers(len(SENTENCES), size=lines)
+        text = "\n".join(SENTENCES[i] for i in chosen)
+        (folder / f"{name}.txt").write_text(text + "\n")
+    return f"text:{folder}"
+
+
+def shrink(config: Any, corpus: str) -> Any:
+    """The same preset with 2 steps of a one-layer model over bytes."""
+    config.data.corpus, config.data.tokenizer = corpus, "bytes"
+    config.data.batch_size, config.data.length = 4, 32
+    config.data.segments_per_group = 2
+    train, evaluate = config.train, config.evaluate
+    train.steps, train.log_every, train.eval_every, train.checkpoint_every = 2, 1, 0, 0
+    evaluate.window, evaluate.stride, evaluate.batch_size = 64, 32, 4
+    evaluate.max_tokens, evaluate.validation_batches = 513, 1
+    decoder = config.decoder if hasattr(config, "decoder") else config.method.decoder
+    decoder.num_layers, decoder.width, decoder.num_heads = 1, 32, 2
+    decoder.feed_forward_width, decoder.cutoffs = 48, ()
+    if hasattr(config, "warmup_steps"):
+        config.warmup_steps = 1
+    if hasattr(config, "datastore"):
+        config.datastore.max_tokens, config.datastore.k = 1025, 8
+    if hasattr(config, "tune"):
+        config.tune.tokens, config.tune.ks = 257, (4, 8)
+        config.tune.temperatures = (1.0, 10.0)
+    if hasattr(config, "memory"):
+        config.memory.size, config.memory.segment = 128, 32
+        config.memory.tune_tokens, config.memory.temperatures = 257, (1.0, 1.5)
+    return config
+
+
+def run_in(workdir: pathlib.Path, system: str, *, dry_run: bool = False) -> launch.Run:
+    return launch.Run(system, "tiny", workdir, dry_run)
+
+
+def copy_of(demonstration: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
+    """The demonstration's workdir again, whose runs name each other by their paths."""
+    shutil.copytree(demonstration, workdir)
+    for path in workdir.rglob("config.json"):
+        path.write_text(path.read_text().replace(str(demonstration), str(workdir)))
+    return workdir
+
+
+def flags(corpus: str) -> list[str]:
+    """What makes a tiny preset of `lm` or `trime` as small on the command line."""
+    values = {
+        "data.corpus": corpus,
+        "data.tokenizer": "bytes",
+        "data.batch_size": 4,
+        "data.length": 32,
+        "data.segments_per_group": 2,
+        "train.steps": 2,
+        "evaluate.max_tokens": 513,
+        "evaluate.validation_batches": 1,
+        "method.decoder.num_layers": 1,
+        "method.decoder.width": 32,
+    }
+    return [f"--config.{name}={value}" for name, value in values.items()]

@@ -1,0 +1,216 @@
+"""What a user can get wrong ends in one line, and what was whole stays whole."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from experiments import demo, knn_lm, lm, options
+from rlm_jax.errors import UserError
+from tests.experiments import shrunken
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def copy(demonstration, tmp_path) -> pathlib.Path:
+    return shrunken.copy_of(demonstration, tmp_path / "demo")
+
+
+def run_again(workdir: pathlib.Path, corpus: str, system: str, steps: int = 2):
+    """One run of a demonstration, past the report that would end it."""
+    config = shrunken.shrink(demo.tiny(), corpus)
+    launcher, its = demo.runs(config, shrunken.run_in(workdir, "demo"))[system]
+    its.train.steps = steps
+    return launcher.execute(its, shrunken.run_in(workdir / system, system))
+
+
+@pytest.mark.parametrize("flag", ["--preset=nope", "--preset=", "--preset"])
+def test_an_unknown_preset_is_told_the_known_ones(flag):
+    with pytest.raises(UserError, match="Unknown preset.*tiny, wikitext2"):
+        options.preset([flag], lm.PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--config.train.stepz=3", "no config.train.stepz; .* steps, log_every"),
+        ("--config.trian.steps=3", "no config.trian.steps; .*train"),
+        ("--config.train=3", "is a group; set one of steps"),
+        ("--config.train.steps.more=3", "config.train.steps has no fields"),
+    ],
+)
+def test_an_unknown_field_is_told_the_known_ones(flag, says):
+    with pytest.raises(UserError, match=says):
+        options.check_fields([flag], lm.tiny())
+
+
+def test_known_fields_pass():
+    given = ["--config.train.steps=3", "--noconfig.train.tensorboard", "--workdir=x"]
+    options.check_fields(given, lm.tiny())
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("missing", "no such|not exist|There is no|missing"),
+        ("empty", "empty|no text"),
+        ("binary", "UTF-8"),
+    ],
+)
+def test_a_corpus_that_is_no_text(kind, says, cache, tmp_path):
+    path = tmp_path / "text.txt"
+    if kind != "missing":
+        path.write_bytes(b"" if kind == "empty" else bytes(range(256)) * 40)
+    config = shrunken.shrink(lm.tiny(), f"text:{path}")
+    with pytest.raises(UserError, match=f"(?i){says}") as error:
+        lm.execute(config, shrunken.run_in(tmp_path / "run", "lm"))
+    assert str(path) in str(error.value)
+
+
+def test_the_workdir_of_another_configuration(copy, corpus):
+    config = shrunken.shrink(lm.tiny(), corpus)
+    config.data.length = 16
+    with pytest.raises(UserError, match="data.length is 32 there and 16 here"):
+        lm.execute(config, shrunken.run_in(copy / "lm", "lm"))
+    with pytest.raises(UserError, match="system is 'trime' there and 'lm' here"):
+        lm.execute(config, shrunken.run_in(copy / "trime", "lm"))
+
+
+def test_a_run_to_continue_that_is_not_there(corpus, cache, tmp_path):
+    config = shrunken.shrink(lm.tiny(), corpus)
+    config.continue_from = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no checkpoints at .*nowhere"):
+        lm.execute(config, shrunken.run_in(tmp_path / "run", "lm"))
+
+
+def test_a_run_to_continue_that_is_too_long(demonstration, corpus, cache, tmp_path):
+    config = shrunken.shrink(lm.tiny(), corpus)
+    config.continue_from, config.train.steps = str(demonstration / "lm"), 1
+    with pytest.raises(UserError, match="has 2 steps, beyond the 1 asked for"):
+        lm.execute(config, shrunken.run_in(tmp_path / "run", "lm"))
+
+
+def test_a_truncated_checkpoint(copy, corpus):
+    files = [x for x in (copy / "lm/checkpoints/2").rglob("*") if x.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    with pytest.raises(UserError, match="checkpoints/2 is damaged"):
+        run_again(copy, corpus, "lm", steps=3)
+    assert (copy / "lm/checkpoints/1").is_dir()
+
+
+def test_a_datastore_with_a_flipped_byte(copy, corpus):
+    path = copy / "knn_lm/datastore/00000.keys"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="00000.keys"):
+        run_again(copy, corpus, "knn_lm")
+
+
+def test_the_datastore_of_another_model(copy, corpus):
+    shutil.rmtree(copy / "knn_lm/checkpoints")
+    shutil.copytree(copy / "trime/checkpoints", copy / "knn_lm/checkpoints")
+    with pytest.raises(UserError, match="datastore.*model"):
+        run_again(copy, corpus, "knn_lm")
+
+
+def test_a_loss_that_leaves_the_numbers(corpus, cache, tmp_path):
+    config = shrunken.shrink(lm.tiny(), corpus)
+    config.train.steps, config.optim.warmup_steps = 4, 0
+    config.optim.learning_rate = 1e38
+    with pytest.raises(UserError, match="metric '.*' is .* at step"):
+        lm.execute(config, shrunken.run_in(tmp_path / "run", "lm"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MiB; only root can make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(folder: pathlib.Path, *, leave: int) -> pathlib.Path:
+    path = folder / "filler"
+    path.write_bytes(bytes(max(shutil.disk_usage(folder).free - leave, 0)))
+    return path
+
+
+def test_a_disk_that_is_full_for_a_checkpoint(small_disk, corpus, cache):
+    run = shrunken.run_in(small_disk / "run", "lm")
+    filler = fill(small_disk, leave=2**15)
+    with pytest.raises(UserError, match="(?i)checkpoint.*room"):
+        lm.execute(shrunken.shrink(lm.tiny(), corpus), run)
+    filler.unlink()
+    assert lm.execute(shrunken.shrink(lm.tiny(), corpus), run) is not None
+
+
+def test_a_disk_that_is_full_for_a_datastore(small_disk, copy, corpus):
+    workdir = small_disk / "knn_lm"
+    shutil.copytree(copy / "lm/checkpoints", workdir / "checkpoints")
+    filler = fill(small_disk, leave=2**15)
+    config = shrunken.shrink(knn_lm.tiny(), corpus)
+    run = shrunken.run_in(workdir, "knn_lm")
+    with pytest.raises(UserError, match="(?i)full|room"):
+        knn_lm.execute(config, run)
+    filler.unlink()
+    assert knn_lm.execute(config, run) is not None
+
+
+def test_a_disk_that_is_full_for_the_cache(small_disk, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("RLM_CACHE", str(small_disk / "cache"))
+    fill(small_disk, leave=2**13)
+    with pytest.raises(UserError, match="disk is full.*RLM_CACHE"):
+        config = shrunken.shrink(lm.tiny(), corpus)
+        lm.execute(config, shrunken.run_in(tmp_path / "run", "lm"))
+
+
+def call(*arguments: object, environment=None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.lm", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | (environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config.train.steps=abc"],
+        pytest.param(["--config.method.decoder.width=1.5"], marks=pytest.mark.slow),
+        pytest.param(["--config.method.decoder.cutoffs=a"], marks=pytest.mark.slow),
+        pytest.param(["--config.train.tensorboard=maybe"], marks=pytest.mark.slow),
+        pytest.param(["--config.train.stepz=3"], marks=pytest.mark.slow),
+        pytest.param(["--preset", "nope"], marks=pytest.mark.slow),
+        pytest.param(["--preset"], marks=pytest.mark.slow),
+        pytest.param(["--workdir="], marks=pytest.mark.slow),
+        pytest.param(["--unknown"], marks=pytest.mark.slow),
+        pytest.param(["argument"], marks=pytest.mark.slow),
+        ["--config.data.corpus=text:/nowhere/at/all"],
+    ],
+    ids=" ".join,
+)
+def test_a_terminal_sees_one_line(arguments, tmp_path):
+    done = call(f"--workdir={tmp_path / 'run'}", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not done.stdout
+
+
+@pytest.mark.slow
+def test_help_tells_presets_and_fields():
+    done = call("--help")
+    assert done.returncode == 0 and not done.stderr
+    assert "wikitext103" in done.stdout and "--config.train.steps=500" in done.stdout

@@ -1,0 +1,123 @@
+"""Every launcher through its own `execute`: it trains, reports, and goes on."""
+
+import json
+import math
+import shutil
+
+import pytest
+
+from experiments import demo, knn_lm, language_model, launch, lm, trime
+from rlm_jax.report import report
+from rlm_jax.train import checkpoint
+from tests.experiments import shrunken
+
+CONTROLS = {
+    "lm": set(),
+    "knn_lm": {"off", "shuffled", "foreign"},
+    "trime": {"off", "shuffled", "foreign"},
+}
+PRESETS = [
+    (launcher, name) for launcher in (lm, knn_lm, trime) for name in launcher.PRESETS
+]
+
+
+@pytest.mark.parametrize("system", CONTROLS)
+def test_a_run_reports_finite_figures_and_its_controls(demonstration, system):
+    made = report.read(demonstration / system / "report.json")
+    assert made["system"] == system
+    assert set(made["controls"]) == CONTROLS[system]
+    for figures in (made["metrics"], *made["controls"].values()):
+        assert set(figures) == {"perplexity", "word_perplexity", "bits_per_byte"}
+        assert all(math.isfinite(x) and x > 0 for x in figures.values())
+    assert made["protocol"]["tokens"] == 512
+    assert checkpoint.latest_step(demonstration / system / "checkpoints") == 2
+
+
+def test_a_memory_of_repeated_sentences_helps(demonstration):
+    made = report.read(demonstration / "trime" / "report.json")
+    for control in CONTROLS["trime"]:
+        figures = made["controls"][control]
+        assert made["metrics"]["perplexity"] < figures["perplexity"]
+
+
+def test_all_runs_start_from_one_warm_up(demonstration):
+    assert checkpoint.latest_step(demonstration / "warmup" / "checkpoints") == 1
+    for system in ("lm", "trime"):
+        lines = (demonstration / system / "metrics.jsonl").read_text().splitlines()
+        assert {json.loads(line)["step"] for line in lines} == {2}
+    assert not (demonstration / "knn_lm" / "metrics.jsonl").read_text()
+
+
+def test_the_demonstration_leaves_its_table_and_plots(demonstration):
+    summary = json.loads((demonstration / "summary.json").read_text())
+    assert list(summary) == list(CONTROLS)
+    for name in ("plots/training.png", "plots/controls.png", "trime/neighbours.html"):
+        assert (demonstration / name).stat().st_size > 1000
+
+
+def test_what_is_finished_is_not_done_again(demonstration, corpus, tmp_path):
+    workdir = shrunken.copy_of(demonstration, tmp_path / "demo")
+    for system in CONTROLS:
+        shutil.rmtree(workdir / system / "checkpoints")
+    config = shrunken.shrink(demo.tiny(), corpus)
+    reports = demo.execute(config, shrunken.run_in(workdir, "demo"))
+    assert reports == json.loads((demonstration / "summary.json").read_text())
+    assert not (workdir / "lm" / "checkpoints").exists()
+
+
+def test_external_memory_after_a_warm_up_in_one_workdir(corpus, cache, tmp_path):
+    config = shrunken.shrink(trime.wikitext2_external(), corpus)
+    config.memory.knn_temperatures, config.memory.knn_weights = (1.0,), (0.1, 0.2)
+    made = trime.execute(config, shrunken.run_in(tmp_path, "trime"))
+    assert made is not None
+    assert set(made["controls"]) >= CONTROLS["trime"]
+    assert made["protocol"]["interpolation"]["weight"] in (0.1, 0.2)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert sorted({json.loads(line)["step"] for line in lines}) == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def many_words(tmp_path_factory) -> str:
+    """A text whose vocabulary the presets' adaptive softmaxes can divide."""
+    folder = tmp_path_factory.mktemp("text") / "words"
+    folder.mkdir()
+    words = " ".join(f"w{i}" for i in range(61_000))
+    for name, text in (("train", f"{words}\n{words}\n"), ("valid", words[:9000])):
+        (folder / f"{name}.txt").write_text(text)
+    (folder / "test.txt").write_text(words[:9000])
+    return f"text:{folder}"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "name"),
+    PRESETS,
+    ids=[f"{launcher.__name__.split('.')[-1]}-{name}" for launcher, name in PRESETS],
+)
+def test_a_dry_run_builds_and_leaves_nothing(
+    launcher, name, many_words, cache, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(language_model, "COMPILED", 0)
+    config = launcher.PRESETS[name]()
+    config.data.corpus = many_words
+    config.data.tokenizer = config.data.tokenizer.replace("bpe", "bytes")
+    launcher.execute(config, shrunken.run_in(tmp_path / "run", "any", dry_run=True))
+    shown = capsys.readouterr().err
+    assert "total" in shown and "batch tokens" in shown and "epochs" in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_tells_the_memory_of_a_step(corpus, cache, tmp_path, capsys):
+    config = shrunken.shrink(lm.tiny(), corpus)
+    lm.execute(config, shrunken.run_in(tmp_path, "lm", dry_run=True))
+    assert "MiB beside the state" in capsys.readouterr().err
+
+
+def test_a_report_counts_only_for_its_own_configuration(demonstration, corpus):
+    run = launch.Run("lm", "tiny", demonstration / "lm", False)
+    theirs = json.loads((demonstration / "lm" / "config.json").read_text())
+    config = shrunken.shrink(lm.tiny(), corpus)
+    config.optim.decay_steps = theirs["optim"]["decay_steps"]
+    config.continue_from = theirs["continue_from"]
+    assert launch.finished(run, config) is not None
+    config.train.steps = 3
+    assert launch.finished(run, config) is None

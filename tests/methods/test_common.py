@@ -1,0 +1,164 @@
+"""What every method of the registry must do."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlm_jax.methods import METHODS
+from rlm_jax.train import step
+from tests.methods import systems
+from tests.methods.systems import SYSTEMS
+
+pytestmark = pytest.mark.parametrize("name", SYSTEMS)
+
+SGD = optax.sgd(1.0)
+
+
+@functools.cache
+def initial(name):
+    """Larger weights than the initial ones, so that the memory has a say."""
+    shapes = jax.eval_shape(systems.method(name).init, jax.random.key(0))
+    random = np.random.default_rng(3)
+    return jax.tree.map(
+        lambda x: (0.4 * random.normal(size=x.shape)).astype(np.float32), shapes
+    )
+
+
+@functools.cache
+def gradient_step(name):
+    """(params, batch) -> (sums, gradient of the summed loss); compiled once a shape."""
+    method = systems.method(name)
+
+    def total(params, batch):
+        sums = method.loss(params, batch, jax.random.key(1))
+        return sums["loss"][0], sums
+
+    return jax.jit(jax.grad(total, has_aux=True))
+
+
+def test_init_is_deterministic(name):
+    init = jax.jit(systems.method(name).init)
+    first, second, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert {x.dtype for x in jax.tree.leaves(first)} == {np.dtype("float32")}
+    differs = jax.tree.map(lambda a, b: bool((a != b).any()), first, other)
+    assert any(jax.tree.leaves(differs))
+
+
+def test_loss_and_gradient(name):
+    """Sums of the right weight; finite; the gradient reaches every parameter."""
+    batch = systems.batch()
+    gradient, sums = gradient_step(name)(initial(name), batch)
+    for total, weight in sums.values():
+        assert total.shape == weight.shape == ()
+        assert total.dtype == weight.dtype == jnp.float32
+        assert np.isfinite(total) and weight == batch["mask"].sum()
+    for path, x in jax.tree_util.tree_leaves_with_path(gradient):
+        assert np.isfinite(x).all() and np.abs(x).max() > 1e-5, path
+
+
+def test_evaluate_is_deterministic(name):
+    method = systems.method(name, dropout=0.5)
+    params = initial(name)
+    batch = systems.evaluable(method, systems.batch())
+    evaluate, loss = jax.jit(method.evaluate), jax.jit(method.loss)
+    keys = jax.random.key(0), jax.random.key(1)
+    first, second = (evaluate(params, batch, key) for key in keys)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert np.isfinite(jax.tree.leaves(first)).all()
+    assert first["loss"][1] == batch["mask"].sum()
+    noisy, other = (loss(params, batch, key)["loss"][0] for key in keys)
+    assert noisy != other
+
+
+def test_rows_of_weight_zero_change_nothing(name):
+    """In the middle and in front, of a group of their own and of another's."""
+    batch, junk = systems.batch(), systems.batch(seed=9)
+    places = [0, 2]
+    padded = {k: np.insert(x, places, junk[k][:2], axis=0) for k, x in batch.items()}
+    added = [0, 3]
+    padded["mask"][added] = 0
+    padded["segment"][added] = [100, 50]
+    padded["group"][added] = [7, 1]
+    run, params = gradient_step(name), initial(name)
+    wanted, got = run(params, batch), run(params, padded)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, wanted
+    )
+
+
+def test_loss_falls_in_one_compilation(name):
+    method = systems.method(name)
+    traces = []
+
+    def loss(*args, **options):
+        traces.append(None)
+        return method.loss(*args, **options)
+
+    adam = optax.adam(0.03)
+    train = jax.jit(
+        functools.partial(
+            step.train_step,
+            method=method._replace(loss=loss),
+            optimizer=adam,
+            seed=0,
+        )
+    )
+    state = step.init(jax.jit(method.init)(jax.random.key(0)), adam)
+    means = []
+    for number in range(30):
+        state, sums = train(state, systems.batch(seed=number))
+        means.append(float(sums["loss"][0] / sums["loss"][1]))
+    assert np.mean(means[-5:]) < 0.6 * np.mean(means[:3])
+    assert len(traces) == 1
+
+
+def test_configuration_through_json(name):
+    assert {entry for entry, _ in SYSTEMS.values()} == set(METHODS)  # none forgotten
+    config = systems.config(name, cutoffs=(3, 5))
+    fields = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert systems.rebuilt(type(config), fields) == config
+
+
+def test_one_device_equals_several(name):
+    """SGD(1.0) moves the parameters by the gradient itself."""
+    method, params, batch = systems.method(name), initial(name), systems.batch()
+    ranks = 2
+    train = functools.partial(step.train_step, method=method, optimizer=SGD, seed=0)
+    evaluate = functools.partial(step.eval_step, method=method)
+
+    def both(params, batch, axis=None):
+        state, sums = train(step.init(params, SGD), batch, axis=axis)
+        attached = batch | neighbours(batch)
+        return state.params, sums, evaluate(params, attached, axis=axis)
+
+    def neighbours(batch):
+        # A function of the row, so that a row has the same ones on every device.
+        if method.retrieval is None:
+            return {}
+        values = batch["targets"][..., None] + jnp.arange(method.retrieval.k)
+        return {
+            "neighbour_values": values % systems.VOCAB,
+            "neighbour_similarities": -values.astype(jnp.float32),
+        }
+
+    split = {k: x.reshape(ranks, -1, *x.shape[1:]) for k, x in batch.items()}
+    mapped = jax.vmap(
+        functools.partial(both, axis="device"), (None, 0), axis_name="device"
+    )
+    on_several = jax.jit(mapped)(params, split)
+    on_one = jax.jit(both)(params, batch)
+    for rank in range(ranks):
+        jax.tree.map(
+            lambda a, b, rank=rank: np.testing.assert_allclose(
+                a[rank], b, atol=1e-5, rtol=1e-5
+            ),
+            on_several,
+            on_one,
+        )

@@ -1,0 +1,279 @@
+"""The decoder: what it sees, what it returns, what it refuses."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlm_jax.errors import UserError
+from rlm_jax.models import layers
+from rlm_jax.models.decoder import Decoder, DecoderConfig, gpt2, modern
+
+VOCAB, LENGTH, WIDTH = 23, 6, 8
+SIZES = dict(
+    vocab_size=VOCAB, num_layers=2, width=WIDTH, num_heads=2, feed_forward_width=12,
+    max_length=LENGTH,
+)  # fmt: skip
+ADAPTIVE = dict(cutoffs=(6, 14), adaptive_factor=2)
+CONFIGS = {
+    "gpt2": gpt2(**SIZES),
+    "modern": modern(**SIZES),
+    "sinusoidal": modern(**SIZES, positions="sinusoidal", activation="relu"),
+    "gpt2_adaptive": gpt2(**SIZES, **ADAPTIVE),
+    "modern_untied_adaptive": modern(**SIZES, **ADAPTIVE, tie_embeddings=False),
+}
+
+
+def randomised(params, seed=5):
+    """Larger weights than the usual ones, so that every path matters."""
+    random = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: (x + 0.4 * random.normal(size=x.shape)).astype(np.float32), params
+    )
+
+
+def initial(config):
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    init = Decoder(config).init(jax.random.key(0), tokens, tokens, method="score")
+    return init["params"]
+
+
+def initialised(config):
+    """Without running the initialisers, which is most of a small test's time."""
+    shapes = jax.eval_shape(lambda: initial(config))
+    return randomised(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
+
+
+def rows(seed=0, batch=2):
+    random = np.random.default_rng(seed)
+    tokens = random.integers(0, VOCAB, (batch, LENGTH + 1)).astype(np.int32)
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def apply(config, params, *args, **options):
+    """One compilation, where op by op would be dozens."""
+
+    def run(params, *args):
+        return Decoder(config).apply({"params": params}, *args, **options)
+
+    return jax.jit(run)(params, *args)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_nothing_depends_on_a_later_token(name):
+    """By gradients: those of position t with respect to the embedded inputs."""
+    config = CONFIGS[name]
+    params = initialised(config)
+    tokens, targets = rows(batch=1)
+
+    def everything(decoder, tokens, targets):
+        out = decoder(tokens)
+        scores = jnp.stack(decoder.vocabulary.scores(out.features, targets), -1)
+        return jnp.concatenate([out.features, out.keys, scores], -1)[0]
+
+    def outputs(shift):
+        """Each embedded input moves by its own vector."""
+
+        def moved(next_function, args, kwargs, context):
+            out = next_function(*args, **kwargs)
+            return out + shift if context.method_name == "embed" else out
+
+        with nn.intercept_methods(moved):
+            return apply(config, params, tokens, targets, method=everything)
+
+    jacobian = jax.jit(jax.jacrev(outputs))(jnp.zeros((1, LENGTH, WIDTH)))
+    strength = np.abs(jacobian).max(axis=-1)[:, :, 0]  # [output t, channel, input s]
+    for t in range(LENGTH):
+        assert (strength[t, :, t + 1 :] == 0).all()
+        # Every output at t feels every input up to it, so the zeros above say a lot.
+        features_and_keys = strength[t, : 2 * WIDTH, : t + 1]
+        assert (features_and_keys.max(axis=0) > 1e-6).all()
+
+
+def test_a_rotation_depends_on_the_distance_alone():
+    random = np.random.default_rng(0)
+    q, k = (jnp.asarray(random.normal(size=(1, 1, 2, 6)), "float32") for _ in "qk")
+
+    def product(i, j):
+        a = layers.rotate(q, jnp.array([i]))
+        return (a * layers.rotate(k, jnp.array([j]))).sum(-1).ravel()
+
+    for i, j in ((3, 1), (7, 7), (2, 5)):
+        moved = product(i + 11, j + 11)
+        np.testing.assert_allclose(product(i, j), moved, rtol=1e-4, atol=1e-5)
+    assert np.abs(product(3, 1) - product(3, 2)).max() > 1e-2
+    np.testing.assert_array_equal(layers.rotate(q, jnp.array([0])), q)
+
+
+def layer_norm(x, params):
+    x = x - x.mean(-1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+    return x * params["scale"] + params["bias"]
+
+
+def by_hand(params, tokens):
+    """GPT-2 in float64: (features, keys) for one row of tokens [T]."""
+    p = jax.tree.map(np.float64, params)
+    length, heads = len(tokens), 2
+    x = p["vocabulary"]["embedding_0"][tokens] + p["positions"][:length]
+    key = x
+    for i in range(2):
+        block = p[f"block_{i}"]
+        h = layer_norm(x, block["attention_norm"])
+        qkv = h @ block["attention"]["qkv"]["kernel"]
+        qkv = qkv + block["attention"]["qkv"]["bias"]
+        q, k, v = np.split(qkv, 3, axis=-1)
+        out = np.zeros_like(q)
+        d = WIDTH // heads
+        for head in range(heads):
+            part = slice(head * d, (head + 1) * d)
+            for t in range(length):
+                logits = q[t, part] @ k[: t + 1, part].T / np.sqrt(d)
+                share = np.exp(logits - logits.max())
+                out[t, part] = share / share.sum() @ v[: t + 1, part]
+        project = block["attention"]["out"]
+        x = x + out @ project["kernel"] + project["bias"]
+        key = layer_norm(x, block["feed_forward_norm"])
+        h = key @ block["feed_forward"]["in"]["kernel"]
+        h = h + block["feed_forward"]["in"]["bias"]
+        h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+        project = block["feed_forward"]["out"]
+        x = x + h @ project["kernel"] + project["bias"]
+    return layer_norm(x, p["final_norm"]), key
+
+
+def test_gpt2_by_hand():
+    """Keys are the input of the last feed-forward layer, after its norm."""
+    config = CONFIGS["gpt2"]
+    params = initialised(config)
+    tokens, targets = rows()
+    out = apply(config, params, tokens)
+    score, normaliser, keys = apply(config, params, tokens, targets, method="score")
+    embedding = np.float64(params["vocabulary"]["embedding_0"])
+    for b, row in enumerate(tokens):
+        features, key = by_hand(params, row)
+        np.testing.assert_allclose(out.features[b], features, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(out.keys[b], key, rtol=1e-3, atol=1e-4)
+        np.testing.assert_array_equal(keys[b], out.keys[b])
+        logits = features @ embedding.T
+        wanted = np.log(np.exp(logits).sum(-1))
+        np.testing.assert_allclose(normaliser[b], wanted, rtol=1e-3, atol=1e-3)
+        wanted = logits[np.arange(LENGTH), targets[b]]
+        np.testing.assert_allclose(score[b], wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("cutoffs", [(), (6, 14)])
+def test_tied_and_untied(cutoffs):
+    def tables(tied):
+        config = modern(**SIZES, cutoffs=cutoffs, tie_embeddings=tied)
+        shapes = jax.eval_shape(lambda: initial(config))
+        return {k for k in shapes["vocabulary"] if k.startswith("output")}
+
+    assert tables(tied=True) == set()
+    assert len(tables(tied=False)) == 1 + 2 * len(cutoffs)
+
+
+@pytest.mark.parametrize("name", ["modern", "gpt2_adaptive"])
+def test_scores_agree_with_the_distribution(name):
+    config = CONFIGS[name]
+    params = initialised(config)
+    tokens, targets = rows()
+    score, normaliser, _ = apply(config, params, tokens, targets, method="score")
+    log_p = apply(config, params, tokens, method="log_probs")
+    np.testing.assert_allclose(np.exp(log_p).sum(-1), 1.0, rtol=1e-4)
+    of_target = np.take_along_axis(np.asarray(log_p), targets[..., None], -1)[..., 0]
+    np.testing.assert_allclose(score - normaliser, of_target, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "modern_untied_adaptive"])
+def test_bfloat16_compute(name):
+    """Parameters and what comes out are float32; the values are nearly the same."""
+    config = CONFIGS[name]
+    half = dataclasses.replace(config, dtype="bfloat16")
+    params = initialised(half)
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    shapes = jax.eval_shape(lambda: initial(half))
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    tokens, targets = rows()
+    got = apply(half, params, tokens, targets, method="score")
+    wanted = apply(config, params, tokens, targets, method="score")
+    assert {x.dtype for x in got} == {jnp.dtype("float32")}
+    assert apply(half, params, tokens).features.dtype == jnp.bfloat16
+    for ours, theirs in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=0.3)
+        assert np.abs(ours - theirs).max() > 1e-5
+
+
+def test_rematerialisation_changes_nothing():
+    """Not even the dropout that the second pass draws."""
+    config = dataclasses.replace(CONFIGS["modern"], dropout=0.3)
+    again = dataclasses.replace(config, remat=True)
+    params = initialised(config)
+    same = jax.eval_shape(lambda: initial(again))
+    assert jax.tree.structure(same) == jax.tree.structure(params)
+    tokens, targets = rows()
+
+    def gradients(config):
+        def loss(params):
+            score, normaliser, keys = apply(
+                config, params, tokens, targets, method="score",
+                deterministic=False, rngs={"dropout": jax.random.key(3)},
+            )  # fmt: skip
+            return (normaliser - score).sum() + (keys**2).sum()
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        gradients(config),
+        gradients(again),
+    )
+
+
+def test_dropout_acts_only_when_asked():
+    config = dataclasses.replace(CONFIGS["modern"], dropout=0.5)
+    params = initialised(config)
+    tokens, _ = rows()
+    still = apply(config, params, tokens).features
+    plain = apply(CONFIGS["modern"], params, tokens).features
+    np.testing.assert_array_equal(still, plain)
+    rngs = {"dropout": jax.random.key(0)}
+    noisy = apply(config, params, tokens, deterministic=False, rngs=rngs).features
+    assert np.abs(noisy - still).max() > 0.1
+
+
+def test_learned_positions_end_at_max_length():
+    config = CONFIGS["gpt2"]
+    params = initialised(config)
+    long = np.zeros((1, LENGTH + 1), np.int32)
+    with pytest.raises(UserError, match="7 tokens and max_length.* is 6; raise it"):
+        apply(config, params, long)
+    modern_params = initialised(CONFIGS["modern"])
+    apply(CONFIGS["modern"], modern_params, long)  # rotary positions have no end
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(positions="alibi"), "positions is 'alibi'; choose 'rotary'"),
+        (dict(norm="batch"), "norm is 'batch'; choose 'layer' or 'rms'"),
+        (dict(activation="tanh"), "activation is 'tanh'; choose 'swiglu'"),
+        (dict(dtype="float64"), "dtype is 'float64'; choose 'float32'"),
+        (dict(num_heads=3), "width 8 does not divide into 3 heads"),
+        (dict(num_heads=8), "a head is 1 wide"),
+        (dict(width=2, num_heads=1, positions="sinusoidal"), "width is 2"),
+        (dict(vocab_size=0), "vocab_size is 0"),
+        (dict(cutoffs=(14, 6)), r"cutoffs are \(14, 6\) .* choose cutoffs that rise"),
+        (dict(cutoffs=(6, 6)), "choose cutoffs that rise"),
+        (dict(cutoffs=(0, 6)), "choose cutoffs that rise"),
+        (dict(cutoffs=(6, VOCAB)), f"vocabulary has {VOCAB} words"),
+        (dict(cutoffs=(6, 400)), f"vocabulary has {VOCAB} words"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    config = DecoderConfig(**SIZES | changes)
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(lambda: initial(config))
