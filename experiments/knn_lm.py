@@ -46,7 +46,7 @@ def tiny() -> Config:
     return Config(
         **presets.tiny(),
         method=knn_lm.KnnLMConfig(presets.tiny_decoder()),
-        datastore=search.DatastoreConfig(max_tokens=2**18, k=64),
+        datastore=search.DatastoreConfig(max_tokens=2**17, k=64, exact_queries=512),
         tune=TuneConfig(tokens=4096, ks=(16, 64)),
     )
 
@@ -95,7 +95,7 @@ def execute(config: Config, run: launch.Run):
     phases = language_model.Phases()
     with phases("data"):
         text = language_model.load_text(config.data)
-    config.method.decoder.vocab_size = text.tokenizer.vocab_size
+    config = language_model.with_vocabulary(config, text)
     method = knn_lm.knn_lm(config.method)
     if run.dry_run:
         return language_model.describe(method, config, text)
@@ -104,6 +104,7 @@ def execute(config: Config, run: launch.Run):
         params = language_model.train(
             plain, config, text, run, steps=config.train.steps
         )
+    launch.leave_to_first()
     with phases("datastore"):
         store = config.datastore
         keys = search.build(method, params, config, store, text, run)

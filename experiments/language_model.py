@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import pathlib
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tqdm
+from jax.experimental import multihost_utils
 
 from experiments.launch import Run
 from rlm_jax.data import batching, corpora, token_store, tokenizers
@@ -54,6 +56,9 @@ class Experiment:
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     continue_from: str = ""  # workdir whose last checkpoint this run goes on from
 
+
+COMPILED = 50_000_000
+"""Parameters up to which a dry run compiles the step."""
 
 SAME = ("data", "method", "optim", "continue_from")
 """What all runs in one workdir have in common."""
@@ -103,9 +108,17 @@ def load_text(config: DataConfig) -> Text:
     return Text(tokenizer, token_store.build(corpus, tokenizer))
 
 
+def with_vocabulary(config: Any, text: Text) -> Any:
+    """The run's configuration with the size of the vocabulary, which the text tells."""
+    size = text.tokenizer.vocab_size
+    decoder = dataclasses.replace(config.method.decoder, vocab_size=size)
+    method = dataclasses.replace(config.method, decoder=decoder)
+    return dataclasses.replace(config, method=method)
+
+
 def batches(config: DataConfig, split: token_store.TokenSplit) -> batching.Batches:
     """The batches of a split in the configured order."""
-    size = {"batch_size": config.batch_size, "length": config.length}
+    size: dict[str, Any] = {"batch_size": config.batch_size, "length": config.length}
     group = {"segments_per_group": config.segments_per_group}
     orders = {
         "shuffled": lambda: batching.shuffled(split, **size),
@@ -130,7 +143,7 @@ def train(
     """
     folder = run.workdir / "checkpoints"
     if config.continue_from and not folder.exists():
-        checkpoint.copy_latest(config.continue_from, folder)
+        _continue_from(config.continue_from, folder, steps)
     train_batches = batches(config.data, text.store.split("train"))
     rows = parallel.local_rows(config.data.batch_size)
     state = loop.train(
@@ -143,6 +156,23 @@ def train(
         evaluate=_validation(method, config, text, rows),
     )
     return jax.device_get(state.params)
+
+
+def _continue_from(source: str, folder: pathlib.Path, steps: int) -> None:
+    """Another run's last checkpoint becomes this run's first; once for all processes.
+
+    The folder of checkpoints appears when it is whole, so waiting for it is enough.
+    """
+    if parallel.is_first_process():
+        done = checkpoint.latest_step(pathlib.Path(source) / "checkpoints")
+        if done > steps:
+            raise UserError(
+                f"The run {source} has {done} steps, beyond the {steps} asked for; "
+                "raise --config.train.steps."
+            )
+        checkpoint.copy_latest(source, folder)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("continue_from")
 
 
 def _validation(method, config: Experiment, text: Text, rows: slice):
@@ -166,7 +196,12 @@ def _validation(method, config: Experiment, text: Text, rows: slice):
 
 
 def describe(method: Method, config: Experiment, text: Text) -> None:
-    """What a dry run shows: parameters, shapes, and the memory of one training step."""
+    """What a dry run shows: parameters, shapes, and the memory of one training step.
+
+    The step is compiled, which tells its exact memory, up to `COMPILED` parameters.
+    """
+    if not parallel.is_first_process():
+        return
     optimizer = optim.optimizer(config.optim, config.train.steps)
     train_batches = batches(config.data, text.store.split("train"))
     batch = train_batches.batch_at(config.train.seed, 0)
@@ -177,31 +212,40 @@ def describe(method: Method, config: Experiment, text: Text) -> None:
     for name, x in batch.items():
         progress.say(f"batch {name:<8} {x.dtype} {list(x.shape)}")
     for name, split in text.store.splits.items():
-        progress.say(f"{name}: {len(split.tokens):,} tokens")
-    compiled = (
-        jax.jit(
-            functools.partial(
-                step.train_step,
-                method=method,
-                optimizer=optimizer,
-                seed=config.train.seed,
-                accumulate=config.train.accumulate,
-            ),
-            donate_argnums=0,
-        )
-        .lower(state, batch)
-        .compile()
+        progress.say(f"{name}: {len(split.tokens):,} tokens, {split.num_bytes:,} bytes")
+    for name, tree in (("parameters", state.params), ("optimiser", state.opt_state)):
+        progress.say(f"{name}: {_mebibytes(tree):,.1f} MiB on each device")
+    train_step = functools.partial(
+        step.train_step,
+        method=method,
+        optimizer=optimizer,
+        seed=config.train.seed,
+        accumulate=config.train.accumulate,
     )
-    memory = compiled.memory_analysis()
-    if memory is not None:
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    if parameters <= COMPILED:
+        lowered = jax.jit(train_step, donate_argnums=0).lower(state, batch)
+        memory = lowered.compile().memory_analysis()
+        if memory is not None:
+            progress.say(
+                f"one step of the whole batch on one device: "
+                f"{memory.temp_size_in_bytes / 2**20:,.0f} MiB beside the state"
+            )
+    else:
+        jax.eval_shape(train_step, state, batch)
         progress.say(
-            f"one step on one device: {memory.argument_size_in_bytes / 2**20:,.0f} MiB "
-            f"of state and batch, {memory.temp_size_in_bytes / 2**20:,.0f} MiB beside"
+            "activations of a step: not measured, as compiling a model of more than "
+            f"{COMPILED:,} parameters takes long"
         )
     progress.say(
         f"{config.train.steps:,} steps of {batch['targets'].size:,} targets: "
         f"{config.train.steps / train_batches.num_batches:.1f} epochs"
     )
+
+
+def _mebibytes(tree: Any) -> float:
+    leaves = jax.tree.leaves(tree)
+    return sum(x.size * np.dtype(x.dtype).itemsize for x in leaves) / 2**20
 
 
 def score_split(
@@ -226,17 +270,17 @@ def score_split(
         window=config.evaluate.window,
         stride=config.evaluate.stride,
         batch_size=config.evaluate.batch_size,
-        wrap=bar(f"scoring {name}"),
+        wrap=bar(f"scoring {name}", "batch"),
     )
     return Scored(
         stream, tokens, round(split.num_bytes * share), round(split.num_words * share)
     )
 
 
-def bar(description: str) -> Any:
+def bar(description: str, unit: str) -> Any:
     """A progress bar to put around an iterable."""
 
     def wrap(iterable: Iterable) -> Iterable:
-        return tqdm.tqdm(iterable, desc=description, dynamic_ncols=True)
+        return tqdm.tqdm(iterable, desc=description, unit=unit, dynamic_ncols=True)
 
     return wrap

@@ -1,17 +1,21 @@
 """What every launcher shares: flags, the workdir, the corpus, training, the report."""
 
-import argparse
+import contextlib
 import dataclasses
+import errno
 import json
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments import options
 from rlm_jax.errors import UserError
+from rlm_jax.report import report
 from rlm_jax.train import parallel, progress
 
 
@@ -33,97 +37,135 @@ def main(
 
     ``--preset`` chooses the configuration that ``--config.x.y=value`` then changes.
     """
-    try:
-        preset = _preset(presets)
+    if {"--help", "-help", "-h", "--helpfull"} & set(sys.argv[1:]):
+        sys.stdout.write(options.help_text(presets))
+        return
+
+    def start(argv):
+        if len(argv) > 1:
+            raise UserError(
+                f"Unexpected argument {argv[1]!r}; every option is --name=value."
+            )
+        if not flags.FLAGS.workdir:
+            raise UserError("Where to? Name a folder with --workdir, as runs/first.")
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of its every thread
+        parallel.initialise()
+        workdir = pathlib.Path(flags.FLAGS.workdir)
+        execute(config.value, Run(system, preset, workdir, flags.FLAGS.dry_run))
+
+    with _one_line():
+        preset = options.preset(sys.argv[1:], presets)
+        default = presets[preset]()
+        options.check_fields(sys.argv[1:], default)
         flags.DEFINE_enum("preset", preset, list(presets), "The configuration.")
         flags.DEFINE_string("workdir", None, "Where everything of the run goes.")
         flags.DEFINE_bool("dry_run", False, "Build everything, show it, do not train.")
-        config = config_flags.DEFINE_config_dataclass("config", presets[preset]())
-        flags.mark_flag_as_required("workdir")
-
-        def start(argv):
-            if len(argv) > 1:
-                raise UserError(
-                    f"Unexpected argument {argv[1]!r}; every option is --name=value."
-                )
-            logging.set_verbosity(logging.WARNING)  # Orbax tells of its every thread
-            parallel.initialise()
-            run = Run(
-                system,
-                preset,
-                pathlib.Path(flags.FLAGS.workdir),
-                flags.FLAGS.dry_run,
-            )
-            execute(config.value, run)
-
-        app.run(lambda argv: _guarded(start, argv), flags_parser=_parse_flags)
-    except UserError as error:
-        _fail(error)
+        config = config_flags.DEFINE_config_dataclass("config", default)
+    app.run(
+        _one_line()(start),
+        flags_parser=_one_line()(lambda argv: options.parse(argv, default)),
+    )
 
 
-def _guarded(start, argv):
+@contextlib.contextmanager
+def _one_line():
+    """What the user can mend is told in one line; all else keeps its traceback."""
     try:
-        start(argv)
+        yield
     except UserError as error:
-        _fail(error)
+        progress.say(f"error: {error}")
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        progress.say(
+            f"error: The disk is full{where}; make room and start again, which goes on "
+            "from what is whole."
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
+        progress.say("interrupted; start again to go on from the last checkpoint")
         sys.exit(130)
 
 
-def _fail(error: UserError):
-    progress.say(f"error: {error}")
-    sys.exit(1)
+def leave_to_first() -> None:
+    """After training: the first of several processes scores and reports alone.
+
+    They part together, since a process that ends before the others would take them
+    along. What follows uses this process's own devices.
+    """
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()
+        if not parallel.is_first_process():
+            sys.exit(0)
 
 
-def _preset(presets: Mapping[str, Any]) -> str:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", "-preset", default="tiny")
-    name = parser.parse_known_args()[0].preset
-    if name not in presets:
-        raise UserError(f"Unknown preset {name!r}; choose one of {', '.join(presets)}.")
-    return name
-
-
-def _parse_flags(argv):
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        raise UserError(f"{' '.join(str(error).split())}") from error
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"A --config flag does not fit: {error}") from error
+def finished(run: Run, config: Any) -> report.Report | None:
+    """The report of this very configuration in the run's workdir, if there is one."""
+    written = run.workdir / "report.json"
+    if not written.exists() or _stored(run) != _fields(run, config):
+        return None
+    return report.read(written)
 
 
 def claim(run: Run, config: Any, *, same: tuple[str, ...]) -> None:
     """Make the workdir this run's, or check that it already is.
 
     ``config.json`` keeps the configuration. A rerun may change how long to train and
-    what to evaluate, but not the fields named in ``same``.
+    what to evaluate, but not the fields named in ``same``. Of several processes the
+    first one writes; a dry run writes nothing.
 
     Raises:
       UserError: the workdir holds another run, or cannot be written.
     """
+    ours, theirs = _fields(run, config), _stored(run)
+    for field in ("system", *same):
+        if theirs is None:
+            break
+        where = _difference(field, theirs.get(field), ours.get(field))
+        if where:
+            raise UserError(
+                f"The workdir {run.workdir} belongs to another run: {where}; "
+                "choose another --workdir or the same configuration."
+            )
+    if run.dry_run or not parallel.is_first_process():
+        return
     path = run.workdir / "config.json"
-    ours = {
+    partial = path.with_suffix(".partial")
+    try:
+        run.workdir.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(ours, indent=1) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"The workdir {run.workdir} cannot be written ({error.strerror}); choose "
+            "another --workdir or make room there."
+        ) from error
+
+
+def _fields(run: Run, config: Any) -> dict[str, Any]:
+    """What config.json holds."""
+    return {
         "system": run.system,
         **json.loads(json.dumps(dataclasses.asdict(config))),
     }
+
+
+def _stored(run: Run) -> dict[str, Any] | None:
+    """The config.json of a workdir; None where there is none yet."""
+    path = run.workdir / "config.json"
     try:
-        run.workdir.mkdir(parents=True, exist_ok=True)
-        theirs = json.loads(path.read_text()) if path.exists() else None
-        if theirs is not None:
-            for field in ("system", *same):
-                where = _difference(field, theirs.get(field), ours.get(field))
-                if where:
-                    raise UserError(
-                        f"The workdir {run.workdir} belongs to another run: {where}; "
-                        "choose another --workdir or the same configuration."
-                    )
-        path.write_text(json.dumps(ours, indent=1) + "\n")
-    except (OSError, json.JSONDecodeError) as error:
+        stored = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"The workdir {run.workdir} cannot be used ({error}); choose another "
-            "--workdir."
+            f"{path} cannot be read ({error}); choose another --workdir."
         ) from error
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} is no configuration; choose another --workdir.")
+    return stored
 
 
 def _difference(name: str, theirs: Any, ours: Any) -> str | None:

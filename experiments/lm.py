@@ -61,13 +61,14 @@ def execute(config: Config, run: launch.Run):
     phases = language_model.Phases()
     with phases("data"):
         text = language_model.load_text(config.data)
-    config.method.decoder.vocab_size = text.tokenizer.vocab_size
+    config = language_model.with_vocabulary(config, text)
     method = lm.lm(config.method)
     if run.dry_run:
         return language_model.describe(method, config, text)
     with phases("train"):
         steps = config.train.steps
         params = language_model.train(method, config, text, run, steps=steps)
+    launch.leave_to_first()
     with phases("evaluate"):
         test = language_model.score_split(method, params, config, text, "test")
     log_probs = {"real": test.stream.log_probs}

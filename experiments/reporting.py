@@ -64,11 +64,22 @@ def finish(
             title=f"{run.system} on {config.data.corpus}, {run.preset}",
             caption=f"Predictions of the {split} split and what the memory answered.",
         )
-    progress.say(
-        tables.terminal([tables.row_of(made)], title=f"{run.system}, {split} split")
-    )
+    progress.say(tables.terminal([row(made)], title=f"\n{run.system}, {split} split"))
     progress.say(f"report, plots and checkpoints: {run.workdir}")
     return made
+
+
+def row(made: Mapping[str, Any]) -> tables.Row:
+    """A report's row of a table, without the figures that say nothing.
+
+    Where tokens are words, per word is per token; and program text, which the embedded
+    corpus is, has no words to speak of. report.json keeps the figure.
+    """
+    whole = tables.row_of(made)
+    if made["corpus"] != "stdlib" and made["protocol"]["tokenizer"] != "word":
+        return whole
+    shown = {k: x for k, x in whole.metrics.items() if k != "word_perplexity"}
+    return whole._replace(metrics=shown)
 
 
 def _plots(run, text, scored, log_probs, made) -> None:
@@ -79,7 +90,8 @@ def _plots(run, text, scored, log_probs, made) -> None:
         plots.training_curves(
             folder / "training.png", {run.system: plots.read_metrics(metrics_file)}
         )
-    plots.control_bars(folder / "controls.png", [tables.row_of(made)])
+    if made["controls"]:
+        plots.control_bars(folder / "controls.png", [row(made)])
     if "off" in log_probs:
         token_gains(folder, text, scored, log_probs)
 

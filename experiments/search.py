@@ -1,6 +1,7 @@
 """What kNN-LM and TRIME_ext share: a datastore of training tokens, searched."""
 
 import dataclasses
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -55,13 +56,19 @@ def build(
             "model": encode.fingerprint(params),
             "text": text.store.fingerprint,
         },
-        wrap=language_model.bar("building the datastore"),
+        wrap=language_model.bar("building the datastore", "batch"),
     )
 
 
 def open_index(keys: datastore.Datastore, config: DatastoreConfig) -> index.Index:
     """The configured index over a datastore; a ScaNN index is kept in the workdir."""
-    sizes = {"auto": index.EXACT_BELOW, "exact": keys.num_entries + 1, "scann": 0}
+    everything = keys.num_entries + 1
+    has_scann = importlib.util.find_spec("scann") is not None  # there is none for macOS
+    sizes = {
+        "auto": index.EXACT_BELOW if has_scann else everything,
+        "exact": everything,
+        "scann": 0,
+    }
     if config.index not in sizes:
         raise UserError(
             f"datastore.index is {config.index!r}; choose one of {', '.join(sizes)}."
@@ -101,7 +108,7 @@ def look_up(
         values=values,
         gather_keys=keys.gather_keys if config.recompute else None,
         metric=config.metric,
-        wrap=language_model.bar("searching"),
+        wrap=language_model.bar("searching", "batch"),
     )
     return found, np.concatenate(ids)
 

@@ -143,12 +143,13 @@ def execute(config: Config, run: launch.Run):
     phases = language_model.Phases()
     with phases("data"):
         text = language_model.load_text(config.data)
-    config.method.decoder.vocab_size = text.tokenizer.vocab_size
+    config = language_model.with_vocabulary(config, text)
     method = trime.trime(config.method)
     if run.dry_run:
         return language_model.describe(method, config, text)
     with phases("train"):
         params = _train(method, config, text, run)
+    launch.leave_to_first()
     if config.memory.external:
         with phases("datastore"):
             keys = search.build(method, params, config, config.datastore, text, run)

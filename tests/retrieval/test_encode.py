@@ -129,7 +129,14 @@ def test_a_datastore_holds_every_prediction(tmp_path):
     )
     np.testing.assert_array_equal(store.values(0, 30), tokens[1:])
     assert store.manifest["shard_size"] % 2 == 0  # whole strides
-    assert store.manifest["identity"] == {"step": 7, "window": 6, "stride": 2}
+    identity = {"step": 7, "window": 6, "stride": 2, "entries": 30}
+    assert store.manifest["identity"] == identity
+
+
+def test_a_datastore_of_less_text_is_another(tmp_path):
+    build(tmp_path / "store", stream(31))
+    with pytest.raises(UserError, match="entries"):
+        build(tmp_path / "store", stream(33))
 
 
 def test_the_keys_of_a_model_are_its_scores(tmp_path):
