@@ -175,7 +175,7 @@ def _continue_from(source: str, folder: pathlib.Path, steps: int) -> None:
         multihost_utils.sync_global_devices("continue_from")
 
 
-def _validation(method, config: Experiment, text: Text, rows: slice):
+def _validation(method, config: Experiment, text: Text, rows: batching.Rows):
     """(params, step) -> the means of the method's own evaluation on some batches."""
     data = config.data
     if data.order == "similar":  # a walk of its own for the validation split

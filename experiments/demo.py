@@ -1,0 +1,170 @@
+"""The demonstration: a plain language model, kNN-LM and TRIME, on equal terms.
+
+    python -m experiments.demo --workdir runs/demo
+
+One cross-entropy warm-up is shared. The plain model and TRIME go on from it for equally
+many steps of equally many tokens, and kNN-LM gives the plain model a datastore. What
+was interrupted goes on when it is started again; what is finished is not done twice.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from experiments import knn_lm, language_model, launch, lm, presets, reporting, search
+from experiments import trime as trime_launcher
+from rlm_jax.methods.knn_lm import KnnLMConfig
+from rlm_jax.methods.lm import LMConfig
+from rlm_jax.methods.lm import lm as build_lm
+from rlm_jax.methods.trime import TrimeConfig
+from rlm_jax.models.decoder import DecoderConfig
+from rlm_jax.report import plots, report, tables
+from rlm_jax.train import checkpoint, metrics, progress
+
+NAMES = {"lm": "plain LM", "knn_lm": "kNN-LM", "trime": "TRIME"}
+
+
+@dataclasses.dataclass
+class Config(language_model.Experiment):
+    """All runs of the demonstration; what they share stands here once."""
+
+    decoder: DecoderConfig = dataclasses.field(default_factory=presets.tiny_decoder)
+    warmup_steps: int = 250  # the first of train.steps, shared
+    datastore: search.DatastoreConfig = dataclasses.field(
+        default_factory=lambda: knn_lm.tiny().datastore
+    )
+    tune: knn_lm.TuneConfig = dataclasses.field(
+        default_factory=lambda: knn_lm.tiny().tune
+    )
+    memory: trime_launcher.MemoryConfig = dataclasses.field(
+        default_factory=lambda: trime_launcher.tiny().memory
+    )
+
+
+def tiny() -> Config:
+    """The embedded corpus on 2 CPU cores.
+
+    Command: python -m experiments.demo --workdir runs/demo
+    Corpus: stdlib, BPE of 4,096. Hardware: 2 CPU cores. Time: under 4 minutes.
+    Figure: see the table it prints.
+    """
+    config = Config(**presets.tiny())
+    # The schedule of the whole, so that the warm-up's end is not its end.
+    config.optim.decay_steps = config.train.steps - config.optim.warmup_steps
+    config.train.eval_every = 50
+    return config
+
+
+PRESETS = {"tiny": tiny}
+
+
+def execute(config: Config, run: launch.Run):
+    """Run everything that is not finished yet, and compare."""
+    launch.claim(run, config, same=tuple(f.name for f in dataclasses.fields(config)))
+    warmup = _warm_up(config, run)
+    if run.dry_run:
+        return None
+    reports = {}
+    for number, (name, (launcher, its)) in enumerate(runs(config, run).items(), 2):
+        there = run._replace(system=name, workdir=run.workdir / name)
+        progress.say(f"\n── {number} of 4: {NAMES[name]} → {there.workdir}")
+        reports[name] = launch.finished(there, its) or launcher.execute(its, there)
+    return _compare(config, run, warmup, reports)
+
+
+def _shared(config: Config) -> dict[str, Any]:
+    """What all runs have in common: text, optimiser, budget, protocol."""
+    fields = ("data", "optim", "train", "evaluate")
+    return {name: getattr(config, name) for name in fields}
+
+
+def _warm_up(config: Config, run: launch.Run) -> launch.Run:
+    """The shared first steps, in a workdir of their own."""
+    there = run._replace(system="lm", workdir=run.workdir / "warmup")
+    progress.say(
+        f"\n── 1 of 4: cross-entropy warm-up, {config.warmup_steps} of "
+        f"{config.train.steps} steps → {there.workdir}"
+    )
+    warmup = lm.Config(**_shared(config), method=LMConfig(config.decoder))
+    launch.claim(there, warmup, same=language_model.SAME)
+    text = language_model.load_text(warmup.data)
+    warmup = language_model.with_vocabulary(warmup, text)
+    method = build_lm(warmup.method)
+    if run.dry_run:
+        language_model.describe(method, warmup, text)
+    elif checkpoint.latest_step(there.workdir / "checkpoints") < config.warmup_steps:
+        language_model.train(method, warmup, text, there, steps=config.warmup_steps)
+    return there
+
+
+def runs(config: Config, run: launch.Run) -> dict[str, tuple[Any, Any]]:
+    """System -> (launcher, its configuration), in the order in which they run."""
+    warmup = str(run.workdir / "warmup")
+    plain = lm.Config(
+        **_shared(config), method=LMConfig(config.decoder), continue_from=warmup
+    )
+    neighbours = knn_lm.Config(
+        **_shared(config),
+        method=KnnLMConfig(config.decoder),
+        continue_from=str(run.workdir / "lm"),
+        datastore=config.datastore,
+        tune=config.tune,
+    )
+    memory = trime_launcher.Config(
+        **_shared(config),
+        method=TrimeConfig(config.decoder, memory="long"),
+        continue_from=warmup,
+        warmup_steps=config.warmup_steps,
+        memory=config.memory,
+    )
+    memory.data = dataclasses.replace(config.data, order="consecutive")
+    return {
+        "lm": (lm, plain),
+        "knn_lm": (knn_lm, neighbours),
+        "trime": (trime_launcher, memory),
+    }
+
+
+def _compare(
+    config: Config,
+    run: launch.Run,
+    warmup: launch.Run,
+    reports: Mapping[str, report.Report],
+) -> Mapping[str, report.Report]:
+    """One table and the plots that need several runs; `summary.json` keeps it all."""
+    rows = [
+        reporting.row(made)._replace(system=NAMES[name])
+        for name, made in reports.items()
+    ]
+    report.write(run.workdir / "summary.json", dict(reports))
+    folder = run.workdir / "plots"
+    folder.mkdir(exist_ok=True)
+    curves = {"warm-up": metrics.read(warmup.workdir)}
+    for name in ("lm", "trime"):
+        curves[NAMES[name]] = metrics.read(run.workdir / name)
+    plots.training_curves(
+        folder / "training.png", curves, title="A shared warm-up, then equal budgets"
+    )
+    plots.control_bars(folder / "controls.png", rows)
+    tokens = config.train.steps * config.data.batch_size * config.data.length
+    title = (
+        f"\nEach trained on {tokens:,} tokens of {config.data.corpus} "
+        f"(the first {config.warmup_steps} of {config.train.steps} steps shared), "
+        "scored on its test split"
+    )
+    progress.say(tables.terminal(rows, title=title))
+    progress.say("What to look at:")
+    for path, what in (
+        ("plots/training.png", "the training of all runs"),
+        ("plots/controls.png", "perplexity by system and control"),
+        ("trime/plots/gains_text.png", "where TRIME's memory helped, token by token"),
+        ("trime/neighbours.html", "what TRIME's memory answered"),
+        ("knn_lm/neighbours.html", "what kNN-LM's datastore answered"),
+        ("summary.json", "all figures, with versions and device"),
+    ):
+        progress.say(f"  {run.workdir / path!s:<{len(str(run.workdir)) + 28}} {what}")
+    return reports
+
+
+if __name__ == "__main__":
+    launch.main("demo", PRESETS, execute)

@@ -1,0 +1,136 @@
+"""The command line of a launcher: what is wrong with it, in words, and its help."""
+
+import dataclasses
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from rlm_jax.errors import UserError
+
+PLURAL = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+def preset(arguments: Sequence[str], presets: Mapping[str, Any]) -> str:
+    """The value of --preset, which must be known before the other flags are.
+
+    Raises:
+      UserError: there is no such preset, or no value.
+    """
+    name = "tiny"
+    for at, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--preset", "-preset"):
+            name = value if equals else "".join(arguments[at + 1 : at + 2])
+    if name not in presets:
+        raise UserError(f"Unknown preset {name!r}; choose one of {', '.join(presets)}.")
+    return name
+
+
+def check_fields(arguments: Sequence[str], config: Any) -> None:
+    """Every ``--config.x.y`` names a field.
+
+    Raises:
+      UserError: with the fields that there are.
+    """
+    for argument in arguments:
+        flag = argument.lstrip("-").partition("=")[0]
+        path = flag.removeprefix("no").split(".")
+        if not argument.startswith("-") or path[0] != "config" or len(path) < 2:
+            continue
+        holder = config
+        for depth, name in enumerate(path[1:], 1):
+            if not dataclasses.is_dataclass(holder):
+                raise UserError(f"{'.'.join(path[:depth])} has no fields of its own.")
+            known = [field.name for field in dataclasses.fields(holder)]
+            if name not in known:
+                raise UserError(
+                    f"There is no {flag}; {'.'.join(path[:depth])} has the fields "
+                    f"{', '.join(known)}."
+                )
+            holder = getattr(holder, name)
+        if dataclasses.is_dataclass(holder):
+            known = [field.name for field in dataclasses.fields(holder)]
+            raise UserError(f"{flag} is a group; set one of {', '.join(known)} in it.")
+
+
+def parse(arguments: list[str], config: Any) -> list[str]:
+    """absl's parser, whose complaints become `UserError`."""
+    try:
+        rest = flags.FLAGS(arguments)
+        _check_tuples("config", config)
+        return rest
+    except flags.IllegalFlagValueError as error:
+        found = re.match(r"flag --(config[.\w]*)=(.*?): ", str(error), re.DOTALL)
+        if found is None:
+            raise UserError(f"{' '.join(str(error).split())}.") from error
+        name, value = found.groups()
+        kind = _type(config, name.split(".")[1:])
+        raise UserError(
+            f"--{name}={value} does not fit; give {PLURAL.get(kind, f'a {kind}')}."
+        ) from error
+    except flags.Error as error:
+        raise UserError(
+            f"{' '.join(str(error).split()).rstrip('.')}; --help lists the options."
+        ) from error
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"A --config flag does not fit: {error}.") from error
+
+
+def _check_tuples(name: str, config: Any) -> None:
+    """A tuple's elements, which the parser does not look at."""
+    for field, hint in typing.get_type_hints(type(config)).items():
+        value, kinds = getattr(config, field), typing.get_args(hint)
+        if dataclasses.is_dataclass(value):
+            _check_tuples(f"{name}.{field}", value)
+        elif isinstance(value, tuple) and kinds:
+            fitting = (int, float) if kinds[0] is float else (kinds[0],)
+            for x in value:
+                if not isinstance(x, fitting):
+                    raise UserError(
+                        f"--{name}.{field} holds {x!r}, which does not fit; give "
+                        f"{PLURAL[kinds[0].__name__]} for each element, as (1,2)."
+                    )
+
+
+def _type(config: Any, path: Sequence[str]) -> str:
+    for name in path[:-1]:
+        config = getattr(config, name)
+    hint = typing.get_type_hints(type(config))[path[-1]]
+    return getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
+
+
+def help_text(presets: Mapping[str, Callable[[], Any]]) -> str:
+    """The launcher's own words, its presets and every field with its default."""
+    default = next(iter(presets))
+    lines = [
+        (sys.modules["__main__"].__doc__ or "").strip(),
+        "",
+        "  --workdir=FOLDER   where everything of the run goes (required)",
+        f"  --preset=NAME      the configuration; {default} if not given",
+        "  --dry_run          build everything and show its size; train nothing",
+        "  --config.x.y=VALUE change a field of the preset",
+        "",
+        "Presets:",
+    ]
+    width = max(map(len, presets))
+    for name, make in presets.items():
+        summary = (make.__doc__ or "").strip().splitlines() or [""]
+        lines.append(f"  {name:<{width}}  {summary[0]}")
+    lines += ["", f"Fields, with their values in {default}:"]
+    lines += [
+        f"  --config.{name}={value}" for name, value in _fields(presets[default]())
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _fields(config: Any) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from ((f"{field.name}.{name}", x) for name, x in _fields(value))
+        else:
+            yield field.name, value
