@@ -30,6 +30,9 @@ class Config(language_model.Experiment):
 
     decoder: DecoderConfig = dataclasses.field(default_factory=presets.tiny_decoder)
     warmup_steps: int = 250  # the first of train.steps, shared
+    neighbours: KnnLMConfig = dataclasses.field(
+        default_factory=lambda: knn_lm.tiny().method
+    )
     datastore: search.DatastoreConfig = dataclasses.field(
         default_factory=lambda: knn_lm.tiny().datastore
     )
@@ -105,8 +108,8 @@ def runs(config: Config, run: launch.Run) -> dict[str, tuple[Any, Any]]:
     )
     neighbours = knn_lm.Config(
         **_shared(config),
-        method=KnnLMConfig(config.decoder),
-        continue_from=str(run.workdir / "lm"),
+        method=dataclasses.replace(config.neighbours, decoder=config.decoder),
+        params_from=str(run.workdir / "lm"),
         datastore=config.datastore,
         tune=config.tune,
     )

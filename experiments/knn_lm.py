@@ -2,24 +2,31 @@
 
     python -m experiments.knn_lm --preset tiny --workdir runs/knn_lm
 
-trains the plain language model first, unless ``--config.continue_from`` names the
-workdir of one (``--config.train.steps`` then at its number of steps).
+trains the plain language model first, unless ``--config.params_from`` names the workdir
+of a run whose decoder is taken as it is (of any launcher here, and of any size).
 """
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from experiments import inspection, language_model, launch, presets, reporting, search
+from rlm_jax.errors import UserError
 from rlm_jax.evaluate import knn
 from rlm_jax.methods import knn_lm, lm
+from rlm_jax.models.decoder import DecoderConfig
+from rlm_jax.train import checkpoint
 
 
 @dataclasses.dataclass
 class TuneConfig:
-    """The grid that is searched on the validation split."""
+    """The grid that is searched on the validation split.
 
-    tokens: int = 16384  # of the validation split, from its start
+    Without it the method's own k, temperature and weight are used.
+    """
+
+    tokens: int = 16384  # of the validation split, from its start; 0: no search
     ks: tuple[int, ...] = (16, 64, 256, 1024)
     temperatures: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 100.0)
     weights: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
@@ -34,6 +41,7 @@ class Config(language_model.Experiment):
         default_factory=search.DatastoreConfig
     )
     tune: TuneConfig = dataclasses.field(default_factory=TuneConfig)
+    params_from: str = ""  # workdir whose decoder is used; nothing is trained
 
 
 def tiny() -> Config:
@@ -45,8 +53,8 @@ def tiny() -> Config:
     """
     return Config(
         **presets.tiny(),
-        method=knn_lm.KnnLMConfig(presets.tiny_decoder()),
-        datastore=search.DatastoreConfig(max_tokens=2**17, k=64, exact_queries=512),
+        method=knn_lm.KnnLMConfig(presets.tiny_decoder(), k=64),
+        datastore=search.DatastoreConfig(max_tokens=2**17, exact_queries=512),
         tune=TuneConfig(tokens=4096, ks=(16, 64)),
     )
 
@@ -55,14 +63,14 @@ def wikitext2() -> Config:
     """WikiText-2 at word level, all training tokens in the datastore.
 
     Command: python -m experiments.knn_lm --preset wikitext2 --workdir runs/wt2_knn
-      --config.data.corpus=text:FOLDER --config.continue_from=runs/wt2_lm
+      --config.data.corpus=text:FOLDER --config.params_from=runs/wt2_lm
     Corpus: WikiText-2. Hardware: 2 CPU cores. Time: about 20 minutes after the language
     model's. Figure: docs/results.md.
     """
     return Config(
         **presets.wikitext2(),
-        method=knn_lm.KnnLMConfig(presets.wikitext2_decoder()),
-        datastore=search.DatastoreConfig(k=256, recompute=False),
+        method=knn_lm.KnnLMConfig(presets.wikitext2_decoder(), k=256),
+        datastore=search.DatastoreConfig(recompute=False),
         tune=TuneConfig(ks=(16, 64, 256)),
     )
 
@@ -71,19 +79,16 @@ def wikitext103() -> Config:
     """WikiText-103 with the hyper-parameters of the released scripts.
 
     Command: python -m experiments.knn_lm --preset wikitext103 --workdir runs/wt103_knn
-      --config.data.corpus=text:FOLDER --config.continue_from=runs/wt103_lm
+      --config.data.corpus=text:FOLDER --config.params_from=runs/wt103_lm
     Corpus: WikiText-103; 103 million keys of 1,024 in float16 are 211 GB. Hardware: 8
     accelerators and a host with the keys in memory. Figure: the paper's 16.06 on
     validation and 16.12 on test, k = 1024, t = 1, lambda = 0.25; not run here.
     """
-    config = Config(
+    return Config(
         **presets.wikitext103(),
         method=knn_lm.KnnLMConfig(presets.wikitext103_decoder()),
-        datastore=search.DatastoreConfig(k=1024),
-        tune=TuneConfig(ks=(1024,), temperatures=(1.0,), weights=(0.25,)),
+        tune=TuneConfig(tokens=0),
     )
-    config.evaluate.window, config.evaluate.stride = 3072, 512
-    return config
 
 
 PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "wikitext103": wikitext103}
@@ -91,7 +96,9 @@ PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "wikitext103": wikitext103}
 
 def execute(config: Config, run: launch.Run):
     """Train, build the datastore, tune on validation, evaluate on test, report."""
-    launch.claim(run, config, same=(*language_model.SAME, "datastore"))
+    if config.params_from:
+        config = with_decoder_of(config, config.params_from)
+    launch.claim(run, config, same=(*language_model.SAME, "datastore", "params_from"))
     phases = language_model.Phases()
     with phases("data"):
         text = language_model.load_text(config.data)
@@ -100,38 +107,53 @@ def execute(config: Config, run: launch.Run):
     if run.dry_run:
         return language_model.describe(method, config, text)
     with phases("train"):
-        plain = lm.lm(lm.LMConfig(config.method.decoder))
-        params = language_model.train(
-            plain, config, text, run, steps=config.train.steps
-        )
+        params = _parameters(config, text, run)
     launch.leave_to_first()
     with phases("datastore"):
-        store = config.datastore
-        keys = search.build(method, params, config, store, text, run)
+        keys = search.build(method, params, config, config.datastore, text, run)
     with phases("index"):
-        searched = search.open_index(keys, store)
-    return evaluate(config, run, phases, text, method, params, keys, searched)
-
-
-def evaluate(config: Config, run, phases, text, method, params, keys, searched):
-    """Tune on validation, evaluate on test with controls, report."""
-    store, tuned = config.datastore, config.tune
-    with phases("evaluate"):
-        validation = language_model.score_split(
-            method, params, config, text, "validation", limit=tuned.tokens
+        searched = search.open_index(
+            keys, config.datastore, k=config.method.k, metric=config.method.metric
         )
+    return evaluate(config, run, phases, text, method, params, searched)
+
+
+def with_decoder_of(config: Config, workdir: str) -> Config:
+    """The configuration with the decoder of another run."""
+    stored = launch.configuration(workdir)
+    return dataclasses.replace(
+        config,
+        method=dataclasses.replace(
+            config.method, decoder=DecoderConfig(**stored["method"]["decoder"])
+        ),
+    )
+
+
+def _parameters(config: Config, text, run: launch.Run):
+    plain = lm.lm(lm.LMConfig(config.method.decoder))
+    if not config.params_from:
+        return language_model.train(plain, config, text, run, steps=config.train.steps)
+    params = checkpoint.load_params(config.params_from)
+    wanted = jax.eval_shape(plain.init, jax.random.key(0))
+    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, wanted):
+        raise UserError(
+            f"The decoder in {config.params_from} is not one for this corpus and "
+            "tokenizer; give the --config.data it was trained with."
+        )
+    return params
+
+
+def evaluate(config: Config, run, phases, text, method, params, searched):
+    """Tune on validation, evaluate on test with controls, report."""
+    store = config.datastore
+    mixture = knn.Mixture(searched.k, config.method.temperature, config.method.weight)
+    if config.tune.tokens:
+        with phases("tune"):
+            mixture = _tuned(config, text, method, params, searched)
+    with phases("evaluate"):
         test = language_model.score_split(method, params, config, text, "test")
     with phases("search"):
-        found, _ = search.look_up(validation, keys, searched, store)
-        mixture = knn.tune(
-            validation.stream.log_probs,
-            found,
-            validation.stream.targets,
-            ks=[k for k in tuned.ks if k <= found.values.shape[1]],
-            temperatures=tuned.temperatures,
-            weights=tuned.weights,
-        )
-        found, ids = search.look_up(test, keys, searched, store)
+        found, ids = search.look_up(test, searched, store)
 
     def mixed(neighbours: knn.NeighbourValues, count: int | None = None) -> np.ndarray:
         knn_log_probs = knn.knn_log_probs(
@@ -144,9 +166,10 @@ def evaluate(config: Config, run, phases, text, method, params, keys, searched):
 
     with phases("controls"):
         log_probs = {"off": test.stream.log_probs} | {
-            name: mixed(x) for name, x in search.by_control(found, ids, keys).items()
+            name: mixed(x)
+            for name, x in search.by_control(found, ids, searched.keys).items()
         }
-        approximation = search.held_to_exact(test, keys, searched, store, mixed)
+        approximation = search.held_to_exact(test, searched, store, mixed)
     return reporting.finish(
         run,
         config,
@@ -156,13 +179,29 @@ def evaluate(config: Config, run, phases, text, method, params, keys, searched):
         phases.seconds,
         protocol={
             **mixture._asdict(),
-            "metric": store.metric,
-            "datastore_entries": keys.num_entries,
+            "metric": searched.metric,
+            "datastore_entries": searched.keys.num_entries,
             "approximation": approximation,
         },
         positions=inspection.of_datastore(
             text, test, log_probs, found, ids, mixture.temperature
         ),
+    )
+
+
+def _tuned(config: Config, text, method, params, searched) -> knn.Mixture:
+    tuned = config.tune
+    validation = language_model.score_split(
+        method, params, config, text, "validation", limit=tuned.tokens
+    )
+    found, _ = search.look_up(validation, searched, config.datastore)
+    return knn.tune(
+        validation.stream.log_probs,
+        found,
+        validation.stream.targets,
+        ks=[k for k in tuned.ks if k <= searched.k] or [searched.k],
+        temperatures=tuned.temperatures,
+        weights=tuned.weights,
     )
 
 

@@ -39,8 +39,8 @@ class DataConfig:
 class EvaluateConfig:
     """The perplexity protocol: sliding windows over a split."""
 
-    window: int = 512  # tokens a window holds
-    stride: int = 256  # tokens scored in it; the others are context
+    window: int = 256  # tokens a window holds; no more than training's segments have
+    stride: int = 128  # tokens scored in it; the others are context
     batch_size: int = 8  # windows at a time
     max_tokens: int = 0  # of each split, from its start; 0: all
     validation_batches: int = 8  # scored at each `train.eval_every`
@@ -144,8 +144,22 @@ def train(
     folder = run.workdir / "checkpoints"
     if config.continue_from and not folder.exists():
         _continue_from(config.continue_from, folder, steps)
-    train_batches = batches(config.data, text.store.split("train"))
-    rows = parallel.local_rows(config.data.batch_size)
+    data, accumulate = config.data, config.train.accumulate
+    if data.order in ("consecutive", "same_document") and (
+        data.batch_size % (accumulate * data.segments_per_group)
+    ):
+        raise UserError(
+            f"A batch of {data.batch_size} segments in {accumulate} micro-batches cuts "
+            f"groups of {data.segments_per_group} apart; make data.batch_size a "
+            f"multiple of {accumulate * data.segments_per_group}."
+        )
+    if config.evaluate.window > data.length:
+        progress.say(
+            f"note: evaluation windows of {config.evaluate.window} tokens hold positions "
+            f"that training on segments of {data.length} never sees"
+        )
+    train_batches = batches(data, text.store.split("train"))
+    rows = parallel.local_rows(data.batch_size, accumulate=accumulate)
     state = loop.train(
         method,
         optim.optimizer(config.optim, config.train.steps),
@@ -153,7 +167,7 @@ def train(
         config=dataclasses.replace(config.train, steps=steps),
         workdir=run.workdir,
         schedule=optim.schedule(config.optim, config.train.steps),
-        evaluate=_validation(method, config, text, rows),
+        evaluate=_validation(method, config, text),
     )
     return jax.device_get(state.params)
 
@@ -175,12 +189,13 @@ def _continue_from(source: str, folder: pathlib.Path, steps: int) -> None:
         multihost_utils.sync_global_devices("continue_from")
 
 
-def _validation(method, config: Experiment, text: Text, rows: batching.Rows):
+def _validation(method, config: Experiment, text: Text):
     """(params, step) -> the means of the method's own evaluation on some batches."""
     data = config.data
     if data.order == "similar":  # a walk of its own for the validation split
         data = dataclasses.replace(data, order="shuffled")
     some = batches(data, text.store.split("validation"))
+    rows = parallel.local_rows(data.batch_size)
     run = parallel.parallelise(
         functools.partial(step.eval_step, method=method), donate=False
     )

@@ -104,9 +104,23 @@ def leave_to_first() -> None:
 def finished(run: Run, config: Any) -> report.Report | None:
     """The report of this very configuration in the run's workdir, if there is one."""
     written = run.workdir / "report.json"
-    if not written.exists() or _stored(run) != _fields(run, config):
+    if not written.exists() or _stored(run.workdir) != _fields(run, config):
         return None
     return report.read(written)
+
+
+def configuration(workdir: str | pathlib.Path) -> dict[str, Any]:
+    """The configuration of another run.
+
+    Raises:
+      UserError: there is no run in that workdir.
+    """
+    stored = _stored(pathlib.Path(workdir))
+    if stored is None:
+        raise UserError(
+            f"There is no run in {workdir}; name the workdir of one that was trained."
+        )
+    return stored
 
 
 def claim(run: Run, config: Any, *, same: tuple[str, ...]) -> None:
@@ -119,7 +133,7 @@ def claim(run: Run, config: Any, *, same: tuple[str, ...]) -> None:
     Raises:
       UserError: the workdir holds another run, or cannot be written.
     """
-    ours, theirs = _fields(run, config), _stored(run)
+    ours, theirs = _fields(run, config), _stored(run.workdir)
     for field in ("system", *same):
         if theirs is None:
             break
@@ -152,9 +166,9 @@ def _fields(run: Run, config: Any) -> dict[str, Any]:
     }
 
 
-def _stored(run: Run) -> dict[str, Any] | None:
+def _stored(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The config.json of a workdir; None where there is none yet."""
-    path = run.workdir / "config.json"
+    path = workdir / "config.json"
     try:
         stored = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):

@@ -2,7 +2,8 @@
 
 import dataclasses
 import importlib.util
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,10 +23,18 @@ class DatastoreConfig:
     max_tokens: int = 0  # from the start of the training split; 0: all
     dtype: str = "float16"  # of the keys: float16, float32 or int8
     index: str = "auto"  # auto (by the number of keys), exact or scann
-    metric: str = "l2"  # l2 (negated squared distance) or ip (inner product)
-    k: int = 1024  # neighbours a token
     recompute: bool = True  # similarities from the stored keys, not from the index
     exact_queries: int = 2048  # tokens on which an approximate index is held to exact
+
+
+class Searched(NamedTuple):
+    """A datastore with its index, and how queries meet it."""
+
+    keys: datastore.Datastore
+    index: index.Index
+    k: int  # neighbours a token
+    metric: str  # l2 (negated squared distance) or ip (inner product)
+    scale: float  # multiplies the queries
 
 
 def build(
@@ -38,13 +47,10 @@ def build(
 ) -> datastore.Datastore:
     """The datastore of a trained model in the workdir, built or opened."""
     tokens = text.store.split("train").tokens
-    encode_keys = (
-        method.retrieval.encode_keys
-        if method.retrieval is not None and method.retrieval.encode_keys is not None
-        else lambda params, batch: method.score(params, batch).keys  # type: ignore
-    )
+    score = method.score
+    assert score is not None
     return encode.build_datastore(
-        encode_keys,
+        lambda params, batch: score(params, batch).keys,
         params,
         tokens[: store.max_tokens or len(tokens)],
         run.workdir / "datastore",
@@ -60,7 +66,14 @@ def build(
     )
 
 
-def open_index(keys: datastore.Datastore, config: DatastoreConfig) -> index.Index:
+def open_index(
+    keys: datastore.Datastore,
+    config: DatastoreConfig,
+    *,
+    k: int,
+    metric: str,
+    scale: float = 1.0,
+) -> Searched:
     """The configured index over a datastore; a ScaNN index is kept in the workdir."""
     everything = keys.num_entries + 1
     has_scann = importlib.util.find_spec("scann") is not None  # there is none for macOS
@@ -74,40 +87,33 @@ def open_index(keys: datastore.Datastore, config: DatastoreConfig) -> index.Inde
             f"datastore.index is {config.index!r}; choose one of {', '.join(sizes)}."
         )
     progress.say(f"opening an index over {keys.num_entries:,} keys")
-    return index.choose(keys, config.metric, exact_below=sizes[config.index])
+    chosen = index.choose(keys, metric, exact_below=sizes[config.index])
+    return Searched(keys, chosen, min(k, keys.num_entries), metric, scale)
 
 
 def look_up(
     scored: language_model.Scored,
-    keys: datastore.Datastore,
-    searched: index.Index,
+    searched: Searched,
     config: DatastoreConfig,
     *,
-    scale: float = 1.0,
-    values: np.ndarray | None = None,
     limit: int | None = None,
 ) -> tuple[knn.NeighbourValues, np.ndarray]:
-    """The neighbours of a split's tokens, and their ids in the datastore.
-
-    ``scale`` multiplies the queries; ``values`` replaces the datastore's; ``limit``
-    keeps to the first tokens.
-    """
-    if values is None:
-        values = keys.values(0, keys.num_entries)
+    """The neighbours of a split's (first ``limit``) tokens, and their ids."""
+    keys = searched.keys
     ids = []
 
     def search(queries, k):
-        found = searched.search(queries, k)
+        found = searched.index.search(queries, k)
         ids.append(found.ids)
         return found
 
     found = knn.look_up(
         search,
-        scored.stream.keys[:limit] * np.float32(scale),
-        min(config.k, keys.num_entries),
-        values=values,
+        scored.stream.keys[:limit] * np.float32(searched.scale),
+        searched.k,
+        values=keys.values(0, keys.num_entries),
         gather_keys=keys.gather_keys if config.recompute else None,
-        metric=config.metric,
+        metric=searched.metric,
         wrap=language_model.bar("searching", "batch"),
     )
     return found, np.concatenate(ids)
@@ -131,30 +137,27 @@ def by_control(
 
 def held_to_exact(
     scored: language_model.Scored,
-    keys: datastore.Datastore,
-    searched: index.Index,
+    searched: Searched,
     config: DatastoreConfig,
-    log_probs,
-    *,
-    scale: float = 1.0,
+    log_probs: Callable[[knn.NeighbourValues, int], np.ndarray],
 ) -> dict[str, Any]:
     """An approximate index against exact search on some tokens.
 
     ``log_probs(neighbours, count)`` gives the final log-probabilities of the first
     ``count`` tokens. Empty for an exact index.
     """
-    if isinstance(searched, exact.Exact):
+    if isinstance(searched.index, exact.Exact):
         return {}
     count = min(config.exact_queries, len(scored.stream.targets))
-    truth = exact.build(keys, metric=config.metric)
+    truth = exact.build(searched.keys, metric=searched.metric)
     results = {}
-    queries = scored.stream.keys[:count] * np.float32(scale)
-    for name, one in (("approximate", searched), ("exact", truth)):
-        found, _ = look_up(scored, keys, one, config, scale=scale, limit=count)
+    for name, one in (("approximate", searched.index), ("exact", truth)):
+        found, _ = look_up(scored, searched._replace(index=one), config, limit=count)
         mean = log_probs(found, count).mean(dtype=np.float64)
         results[f"perplexity_{name}"] = float(np.exp(-mean))
+    queries = scored.stream.keys[: min(count, 256)] * np.float32(searched.scale)
     for k in (10, 100):
         results[f"recall@{k}"] = scann.measure_recall(
-            searched, truth, queries[:256], min(k, keys.num_entries)
+            searched.index, truth, queries, min(k, searched.keys.num_entries)
         )
     return {"tokens": count, **results}

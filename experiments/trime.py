@@ -21,7 +21,7 @@ class MemoryConfig:
     segment: int = 256  # tokens after which the memory moves on
     tune_tokens: int = 16384  # of the validation split, from its start
     temperatures: tuple[float, ...] = (0.8, 1.0, 1.15, 1.25, 1.4, 1.6, 2.0, 3.0)
-    external: bool = False  # add neighbours from a datastore of the training tokens
+    k: int = 0  # neighbours from a datastore of the training tokens; 0: no datastore
     interpolate: bool = False  # and mix in a kNN distribution, calibrated apart
     knn_temperatures: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
     knn_weights: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4)
@@ -35,7 +35,7 @@ class Config(language_model.Experiment):
     warmup_steps: int = 0  # of plain cross-entropy, the first of train.steps
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     datastore: search.DatastoreConfig = dataclasses.field(
-        default_factory=lambda: search.DatastoreConfig(metric="ip", recompute=False)
+        default_factory=lambda: search.DatastoreConfig(recompute=False)
     )
 
 
@@ -86,8 +86,7 @@ def wikitext2_external() -> Config:
     evaluation the long-term memory and neighbours among all training tokens."""
     config = wikitext2()
     config.method.memory, config.data.order = "external", "similar"
-    config.memory.external = config.memory.interpolate = True
-    config.datastore.k = 256
+    config.memory.k, config.memory.interpolate = 256, True
     return config
 
 
@@ -121,7 +120,7 @@ def enwik8() -> Config:
         **presets.enwik8(),
         method=trime.TrimeConfig(presets.enwik8_decoder(), memory="long"),
         warmup_steps=3 * 1830,  # epochs of 90M bytes at 49,152 a step
-        memory=MemoryConfig(size=24576, segment=256),
+        memory=MemoryConfig(size=24576, segment=80),
     )
     config.data.order = "consecutive"
     return config
@@ -150,15 +149,20 @@ def execute(config: Config, run: launch.Run):
     with phases("train"):
         params = _train(method, config, text, run)
     launch.leave_to_first()
-    if config.memory.external:
-        with phases("datastore"):
-            keys = search.build(method, params, config, config.datastore, text, run)
-        with phases("index"):
-            searched = search.open_index(keys, config.datastore)
-        external = keys, searched
-    else:
-        external = None
-    return evaluate(config, run, phases, text, method, params, external)
+    if not config.memory.k:
+        return evaluate(config, run, phases, text, method, params, None)
+    with phases("datastore"):
+        keys = search.build(method, params, config, config.datastore, text, run)
+    with phases("index"):
+        # Queries over sqrt(D): the inner products are then the memory's logits.
+        searched = search.open_index(
+            keys,
+            config.datastore,
+            k=config.memory.k,
+            metric="ip",
+            scale=keys.dim**-0.5,
+        )
+    return evaluate(config, run, phases, text, method, params, searched)
 
 
 def _train(method, config: Config, text, run: launch.Run):
@@ -169,7 +173,7 @@ def _train(method, config: Config, text, run: launch.Run):
     return language_model.train(method, config, text, run, steps=config.train.steps)
 
 
-def evaluate(config: Config, run, phases, text, method, params, external):
+def evaluate(config: Config, run, phases, text, method, params, searched):
     """Tune on validation, evaluate on test with controls, report."""
     with phases("evaluate"):
         validation = language_model.score_split(
@@ -177,7 +181,7 @@ def evaluate(config: Config, run, phases, text, method, params, external):
         )
         test = language_model.score_split(method, params, config, text, "test")
     memory = TokenMemory(config.memory.size, config.memory.segment)
-    if external is None:
+    if searched is None:
         with phases("controls"):
             memory = token_memory.tune_temperature(
                 validation.stream, memory, config.memory.temperatures
@@ -186,7 +190,7 @@ def evaluate(config: Config, run, phases, text, method, params, external):
         protocol = {}
     else:
         memory, log_probs, protocol = _with_datastore(
-            config, phases, validation, test, memory, *external
+            config, phases, validation, test, memory, searched
         )
     positions = inspection.of_memory(text, test, log_probs, memory)
     return reporting.finish(
@@ -206,19 +210,17 @@ def evaluate(config: Config, run, phases, text, method, params, external):
     )
 
 
-def _with_datastore(config: Config, phases, validation, test, memory, keys, searched):
+def _with_datastore(config: Config, phases, validation, test, memory, searched):
     """(tuned memory, log-probabilities by control, protocol) with a datastore too."""
-    # Queries over sqrt(D): an index's inner products are then the memory's logits.
-    scale = keys.dim**-0.5
     store = config.datastore
     with phases("search"):
-        found, _ = search.look_up(validation, keys, searched, store, scale=scale)
+        found, _ = search.look_up(validation, searched, store)
         memory = token_memory.tune_temperature(
             validation.stream, memory, config.memory.temperatures, found
         )
-        test_found, ids = search.look_up(test, keys, searched, store, scale=scale)
+        test_found, ids = search.look_up(test, searched, store)
     with phases("controls"):
-        neighbours = search.by_control(test_found, ids, keys)
+        neighbours = search.by_control(test_found, ids, searched.keys)
         log_probs = token_memory.log_probs_by_control(test.stream, memory, neighbours)
         past = token_memory.stream_log_sums(test.stream, memory)
 
@@ -231,11 +233,9 @@ def _with_datastore(config: Config, phases, validation, test, memory, keys, sear
             return token_memory.joint_log_probs(stream, inside, outside)
 
         protocol = {
-            "k": store.k,
-            "datastore_entries": keys.num_entries,
-            "approximation": search.held_to_exact(
-                test, keys, searched, store, joint, scale=scale
-            ),
+            "k": searched.k,
+            "datastore_entries": searched.keys.num_entries,
+            "approximation": search.held_to_exact(test, searched, store, joint),
         }
         if config.memory.interpolate:
             mixture = _calibrate(config, validation, memory, found)

@@ -37,7 +37,10 @@ def shrink(config: Any, corpus: str) -> Any:
     if hasattr(config, "warmup_steps"):
         config.warmup_steps = 1
     if hasattr(config, "datastore"):
-        config.datastore.max_tokens, config.datastore.k = 1025, 8
+        config.datastore.max_tokens = 1025
+    for holder in ("method", "neighbours", "memory"):
+        if getattr(getattr(config, holder, None), "k", 0):
+            getattr(config, holder).k = 8
     if hasattr(config, "tune"):
         config.tune.tokens, config.tune.ks = 257, (4, 8)
         config.tune.temperatures = (1.0, 10.0)

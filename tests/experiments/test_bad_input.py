@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from experiments import demo, knn_lm, lm, options
+from experiments import demo, knn_lm, lm, options, trime
 from rlm_jax.errors import UserError
 from tests.experiments import shrunken
 
@@ -113,10 +113,28 @@ def test_a_datastore_with_a_flipped_byte(copy, corpus):
 
 
 def test_the_datastore_of_another_model(copy, corpus):
-    shutil.rmtree(copy / "knn_lm/checkpoints")
-    shutil.copytree(copy / "trime/checkpoints", copy / "knn_lm/checkpoints")
+    shutil.rmtree(copy / "lm/checkpoints")
+    shutil.copytree(copy / "trime/checkpoints", copy / "lm/checkpoints")
     with pytest.raises(UserError, match="datastore.*model"):
         run_again(copy, corpus, "knn_lm")
+
+
+def test_the_decoder_of_another_text(copy, corpus, cache, tmp_path):
+    config = shrunken.shrink(knn_lm.tiny(), corpus)
+    config.data.tokenizer, config.data.vocab_size = "word", 0
+    config.params_from = str(copy / "lm")
+    with pytest.raises(UserError, match="not one for this corpus and tokenizer"):
+        knn_lm.execute(config, shrunken.run_in(tmp_path / "run", "knn_lm"))
+    config.params_from = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no run in .*nowhere"):
+        knn_lm.execute(config, shrunken.run_in(tmp_path / "run", "knn_lm"))
+
+
+def test_groups_that_micro_batches_would_cut(corpus, cache, tmp_path):
+    config = shrunken.shrink(trime.tiny(), corpus)
+    config.data.segments_per_group, config.train.accumulate = 4, 2
+    with pytest.raises(UserError, match="cuts groups of 4 apart"):
+        trime.execute(config, shrunken.run_in(tmp_path / "run", "trime"))
 
 
 def test_a_loss_that_leaves_the_numbers(corpus, cache, tmp_path):

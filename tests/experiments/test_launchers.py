@@ -30,7 +30,8 @@ def test_a_run_reports_finite_figures_and_its_controls(demonstration, system):
         assert set(figures) == {"perplexity", "word_perplexity", "bits_per_byte"}
         assert all(math.isfinite(x) and x > 0 for x in figures.values())
     assert made["protocol"]["tokens"] == 512
-    assert checkpoint.latest_step(demonstration / system / "checkpoints") == 2
+    trained = 0 if system == "knn_lm" else 2  # kNN-LM takes the plain model's decoder
+    assert checkpoint.latest_step(demonstration / system / "checkpoints") == trained
 
 
 def test_a_memory_of_repeated_sentences_helps(demonstration):
@@ -45,7 +46,7 @@ def test_all_runs_start_from_one_warm_up(demonstration):
     for system in ("lm", "trime"):
         lines = (demonstration / system / "metrics.jsonl").read_text().splitlines()
         assert {json.loads(line)["step"] for line in lines} == {2}
-    assert not (demonstration / "knn_lm" / "metrics.jsonl").read_text()
+    assert not (demonstration / "knn_lm" / "metrics.jsonl").exists()
 
 
 def test_the_demonstration_leaves_its_table_and_plots(demonstration):
@@ -58,7 +59,7 @@ def test_the_demonstration_leaves_its_table_and_plots(demonstration):
 def test_what_is_finished_is_not_done_again(demonstration, corpus, tmp_path):
     workdir = shrunken.copy_of(demonstration, tmp_path / "demo")
     for system in CONTROLS:
-        shutil.rmtree(workdir / system / "checkpoints")
+        shutil.rmtree(workdir / system / "checkpoints", ignore_errors=True)
     config = shrunken.shrink(demo.tiny(), corpus)
     reports = demo.execute(config, shrunken.run_in(workdir, "demo"))
     assert reports == json.loads((demonstration / "summary.json").read_text())
