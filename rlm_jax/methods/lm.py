@@ -1,6 +1,7 @@
 """The plain language model: what every retrieval gain is measured against."""
 
 import dataclasses
+from typing import cast
 
 import jax
 
@@ -46,15 +47,14 @@ def decoder_functions(config: DecoderConfig):
         return decoder.init(key, tokens, tokens, method="score")["params"]
 
     def score(params, batch, dropout_key=None) -> TokenScores:
-        return TokenScores(
-            *decoder.apply(
-                {"params": params},
-                batch["tokens"],
-                batch["targets"],
-                deterministic=dropout_key is None,
-                rngs=None if dropout_key is None else {"dropout": dropout_key},
-                method="score",
-            )
+        scores = decoder.apply(
+            {"params": params},
+            batch["tokens"],
+            batch["targets"],
+            deterministic=dropout_key is None,
+            rngs=None if dropout_key is None else {"dropout": dropout_key},
+            method="score",
         )
+        return TokenScores(*cast(tuple[jax.Array, jax.Array, jax.Array], scores))
 
     return init, score

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from rlm_jax.ops import Array
 from rlm_jax.ops.memory import LogSums
 
 
-def weighted(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+def weighted(values: Array, mask: Array) -> tuple[jax.Array, jax.Array]:
     """(sum of values over the mask, sum of the mask), float32 scalars.
 
     Values under a zero mask count for nothing even where they are infinite or NaN.
@@ -17,9 +18,7 @@ def weighted(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     return (kept * mask).sum(), mask.sum()
 
 
-def joint_nll(
-    target_score: jax.Array, log_normaliser: jax.Array, memory: LogSums
-) -> jax.Array:
+def joint_nll(target_score: Array, log_normaliser: Array, memory: LogSums) -> jax.Array:
     """Cross-entropy normalised over the vocabulary and a memory at once, in nats.
 
         -log [ (e^{E_y.f} + sum_{positive j} e^{s_j})

@@ -15,10 +15,12 @@ sum.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+
+from rlm_jax.ops import Array
 
 Ids = Any
 """A pytree of int32 arrays with one entry per query [N] or per slot [M]."""
@@ -30,19 +32,19 @@ Rule = Callable[[Ids, Ids], jax.Array]
 class LogSums(NamedTuple):
     """The two log-sum-exps, float32 [N]; minus infinity over an empty set."""
 
-    all: jax.Array
-    positive: jax.Array
+    all: Array
+    positive: Array
 
 
 def log_sums(
-    queries: jax.Array,
-    keys: jax.Array,
+    queries: Array,
+    keys: Array,
     query_ids: Ids,
     key_ids: Ids,
     *,
     visible: Rule,
     positive: Rule,
-    scale: float | jax.Array = 1.0,
+    scale: float | Array = 1.0,
     block: tuple[int, int] | None = None,
 ) -> LogSums:
     """Log-sum-exp over the visible, and over the visible positive, slots of a memory.
@@ -80,7 +82,8 @@ def log_sums(
         visible, positive, (min(rows, n), min(columns, m)), queries, keys, query_ids,
         key_ids,
     )  # fmt: skip
-    return LogSums(*sums)
+    # `partial` hides from type checkers what `custom_vjp` returns.
+    return LogSums(*cast(tuple[jax.Array, jax.Array], sums))
 
 
 def _default_block() -> tuple[int, int]:

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from rlm_jax.ops import Array
 
-def negative_squared_l2(queries: jax.Array, keys: jax.Array) -> jax.Array:
+
+def negative_squared_l2(queries: Array, keys: Array) -> jax.Array:
     """-||q - k||^2 for queries [..., D] and neighbours' keys [..., K, D]: [..., K].
 
     The difference is formed before it is squared, in float32: near neighbours of long
@@ -14,7 +16,7 @@ def negative_squared_l2(queries: jax.Array, keys: jax.Array) -> jax.Array:
     return -jnp.square(difference).sum(-1)
 
 
-def inner_product(queries: jax.Array, keys: jax.Array) -> jax.Array:
+def inner_product(queries: Array, keys: Array) -> jax.Array:
     """q . k for queries [..., D] and neighbours' keys [..., K, D]: float32 [..., K]."""
     return jnp.einsum(
         "...d,...kd->...k", queries, keys, preferred_element_type=jnp.float32
@@ -22,11 +24,11 @@ def inner_product(queries: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def knn_log_probs(
-    similarities: jax.Array,
-    values: jax.Array,
-    targets: jax.Array,
+    similarities: Array,
+    values: Array,
+    targets: Array,
     *,
-    temperature: float | jax.Array = 1.0,
+    temperature: float | Array = 1.0,
 ) -> jax.Array:
     """log p_kNN(target), with p_kNN(y) = sum_{i : v_i = y} softmax(similarity / t)_i.
 
@@ -59,11 +61,11 @@ def _log_sum_exp(logits, where):
 
 
 def knn_distribution(
-    similarities: jax.Array,
-    values: jax.Array,
+    similarities: Array,
+    values: Array,
     vocab_size: int,
     *,
-    temperature: float | jax.Array = 1.0,
+    temperature: float | Array = 1.0,
 ) -> jax.Array:
     """The whole kNN distribution, float32 [..., V]; zeros without any neighbour."""
     logits = similarities.astype(jnp.float32) / temperature
@@ -75,9 +77,7 @@ def knn_distribution(
     return flat.reshape(*values.shape[:-1], vocab_size)
 
 
-def interpolate(
-    log_p: jax.Array, log_q: jax.Array, weight: float | jax.Array
-) -> jax.Array:
+def interpolate(log_p: Array, log_q: Array, weight: float | Array) -> jax.Array:
     """log [(1 - weight) p + weight q], elementwise; kNN-LM eq. 3 with q = p_kNN.
 
     A weight of 0 gives ``log_p`` exactly, and of 1 ``log_q``.

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rlm_jax.ops import Array
+
 CHUNK = 128
 """Tokens of one block of a tail cluster: small enough that skipping saves, large enough
 that the products stay efficient."""
@@ -18,12 +20,12 @@ that the products stay efficient."""
 class Tail(NamedTuple):
     """One tail cluster of an adaptive softmax."""
 
-    projection: jax.Array  # [D, d], d < D
-    embedding: jax.Array  # [words of the cluster, d]
+    projection: Array  # [D, d], d < D
+    embedding: Array  # [words of the cluster, d]
 
 
 def softmax_scores(
-    features: jax.Array, embedding: jax.Array, targets: jax.Array
+    features: Array, embedding: Array, targets: Array
 ) -> tuple[jax.Array, jax.Array]:
     """Scores under a full softmax: E_y . f and log sum_v exp(E_v . f).
 
@@ -50,10 +52,10 @@ def _logits(features, embedding):
 
 
 def adaptive_scores(
-    features: jax.Array,
-    head: jax.Array,
+    features: Array,
+    head: Array,
     tails: tuple[Tail, ...],
-    targets: jax.Array,
+    targets: Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Scores under an adaptive softmax (Grave et al. 2017).
 
@@ -122,7 +124,7 @@ def _tail_log_probs(features, tail, targets, member):
 
 
 def adaptive_log_probs(
-    features: jax.Array, head: jax.Array, tails: tuple[Tail, ...]
+    features: Array, head: Array, tails: tuple[Tail, ...]
 ) -> jax.Array:
     """The whole distribution of an adaptive softmax, float32 [..., V]."""
     num_head_words = head.shape[0] - len(tails)

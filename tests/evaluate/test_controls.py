@@ -15,7 +15,8 @@ memories = st.tuples(
 )
 
 
-def segments(num_positions, size, segment, seed, control):
+def segments(memory, control):
+    num_positions, size, segment, seed = memory
     rng = np.random.default_rng(seed)
     for start in range(0, num_positions, segment):
         at = np.arange(start - size, start + segment)
@@ -46,7 +47,7 @@ def test_foreign_positions_are_elsewhere():
 @given(memories)
 def test_real(memory):
     n, *_ = memory
-    for _, at, keys, values in segments(*memory, controls.REAL):
+    for _, at, keys, values in segments(memory, controls.REAL):
         present = (at >= 0) & (at < n)
         np.testing.assert_array_equal(keys, np.where(present, at, -1))
         np.testing.assert_array_equal(keys, values)
@@ -57,7 +58,7 @@ def test_real(memory):
 def test_shuffled_never_looks_ahead(memory):
     """A query sees the slots before its own; none brings it its target or later."""
     n, *_ = memory
-    for start, at, keys, values in segments(*memory, controls.SHUFFLED):
+    for start, at, keys, values in segments(memory, controls.SHUFFLED):
         present = (at >= 0) & (at < n)
         np.testing.assert_array_equal(keys, np.where(present, at, -1))
         assert (values[~present] == -1).all()
@@ -68,7 +69,7 @@ def test_shuffled_never_looks_ahead(memory):
 
 
 def test_shuffled_shuffles():
-    *_, last = segments(400, 200, 50, 0, controls.SHUFFLED)
+    *_, last = segments((400, 200, 50, 0), controls.SHUFFLED)
     _, at, _, values = last
     assert (values != at).mean() > 0.8
 
@@ -78,7 +79,7 @@ def test_shuffled_shuffles():
 def test_foreign_never_holds_the_running_segment(memory):
     """Nothing that a query of the segment is, or has as its target."""
     n, size, segment, _ = memory
-    for start, at, keys, values in segments(*memory, controls.FOREIGN):
+    for start, at, keys, values in segments(memory, controls.FOREIGN):
         np.testing.assert_array_equal(keys, values)
         present = (at >= 0) & (at < n)
         assert (keys[~present] == -1).all()

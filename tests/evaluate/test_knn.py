@@ -92,8 +92,10 @@ def test_tuning_finds_what_was_planted():
 
 def test_tuning_leaves_useless_neighbours_out():
     log_probs, found, targets = planted(weight=0.0, temperature=1.0)
-    options = dict(ks=[4], temperatures=[1.0], weights=[0.0, 0.3])
-    assert knn.tune(log_probs, found, targets, **options).weight == 0.0
+    got = knn.tune(
+        log_probs, found, targets, ks=[4], temperatures=[1.0], weights=[0.0, 0.3]
+    )
+    assert got.weight == 0.0
 
 
 def test_an_empty_grid_is_named():

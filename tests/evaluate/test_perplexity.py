@@ -11,6 +11,7 @@ from tests.methods import systems
 @pytest.fixture(scope="module")
 def model():
     method = systems.method("lm")
+    assert method.score is not None
     params = jax.jit(method.init)(jax.random.key(0))
     return jax.jit(method.score), jax.tree.map(lambda x: 6 * x, params)
 
@@ -30,8 +31,9 @@ def tokens():
 def test_a_window_over_the_whole_stream_is_one_forward_pass(
     model, tokens, window, stride
 ):
+    score, params = model
     got = perplexity.score_stream(
-        *model, tokens, window=window, stride=stride, batch_size=2
+        score, params, tokens, window=window, stride=stride, batch_size=2
     )
     wanted = direct(model, tokens)
     for name in ("target_score", "log_normaliser", "keys"):
@@ -46,14 +48,17 @@ def test_a_window_over_the_whole_stream_is_one_forward_pass(
 
 def test_short_windows_are_passes_over_their_own_tokens(model, tokens):
     """Window 6, stride 3: prediction 7 is fresh in the window of inputs 3..8."""
-    got = perplexity.score_stream(*model, tokens, window=6, stride=3, batch_size=2)
+    score, params = model
+    got = perplexity.score_stream(
+        score, params, tokens, window=6, stride=3, batch_size=2
+    )
     assert len(got.targets) == len(got.keys) == 14
     for i in range(14):
         start = max(0, i // 3 * 3 + 3 - 6)
         # Filled up to one shape: what follows a causal prediction does not matter.
         wanted = direct(model, np.resize(tokens[start : i + 2], 7))
-        score = wanted.target_score[i - start]
-        assert got.target_score[i] == pytest.approx(score, rel=1e-4)
+        target_score = wanted.target_score[i - start]
+        assert got.target_score[i] == pytest.approx(target_score, rel=1e-4)
     # The context matters, so the equality above says something.
     whole = direct(model, tokens)
     assert np.abs(got.target_score - whole.target_score).max() > 1e-3

@@ -29,7 +29,7 @@ def memory_of(i, memory):
 
 
 def slot_weights(stream, i, memory, source=lambda j: j):
-    keys = np.float64(stream.keys)
+    keys = np.asarray(stream.keys, np.float64)
     scale = np.sqrt(WIDTH) * memory.temperature
     return [
         (np.exp(keys[i] @ keys[source(j)] / scale), stream.targets[source(j)])
@@ -84,7 +84,7 @@ def test_foreign_does_not_answer_itself(stream):
     sharp = stream._replace(keys=50 * stream.keys)  # all weight on one's own key
     sums = token_memory.stream_log_sums(sharp, memory, control=controls.FOREIGN)
     start = np.arange(N) // 4 * 4
-    keys = np.float64(sharp.keys)
+    keys = np.asarray(sharp.keys, np.float64)
     for i in range(N):
         sources = {(j + N // 2) % N for j in memory_of(i, memory)}
         sources -= set(range(start[i], start[i] + 4))
@@ -170,7 +170,8 @@ def test_every_control_is_what_it_says(stream, neighbours):
             alone[name], token_memory.joint_log_probs(stream, past)
         )
     moved = neighbours._replace(values=neighbours.values[::-1])
-    found = dict.fromkeys(names, neighbours) | {controls.FOREIGN: moved, "exact": moved}
+    found = {name: neighbours for name in names}
+    found |= {controls.FOREIGN: moved, "exact": moved}
     both = token_memory.log_probs_by_control(stream, memory, found)
     assert set(both) == {"off", "exact", *names}
     real = token_memory.stream_log_sums(stream, memory)

@@ -36,7 +36,7 @@ def test_attach_and_evaluate(found):
     params = jax.jit(method.init)(jax.random.key(0))
     sums = jax.jit(method.evaluate)(params, method.retrieval.attach(batch, found))
     scores = jax.jit(method.score)(params, batch)
-    log_p = np.float64(scores.target_score - scores.log_normaliser)
+    log_p = np.asarray(scores.target_score - scores.log_normaliser, np.float64)
     mixed = plain = 0.0
     for b, t in np.ndindex(batch["targets"].shape):
         row = b * systems.LENGTH + t

@@ -29,8 +29,8 @@ def batch():
     return {
         "targets": random.integers(0, VALUES, (ROWS, LENGTH)).astype(np.int32),
         "mask": mask,
-        "segment": np.int32([4, 5, 6, 7]),  # the second device's of two
-        "group": np.int32([2, 2, 2, 3]),
+        "segment": np.array([4, 5, 6, 7], np.int32),  # the second device's of two
+        "group": np.array([2, 2, 2, 3], np.int32),
     }
 
 
@@ -57,7 +57,8 @@ def sees(variant, batch, query, slot):
 
 def expected(variant, batch, keys, scores):
     """Loss of each token, float64 [B, T], by equation 4."""
-    keys, (target_score, normaliser) = np.float64(keys), np.float64(scores)
+    keys = np.asarray(keys, np.float64)
+    target_score, normaliser = np.asarray(scores, np.float64)
     out = np.zeros((ROWS, LENGTH))
     for query in np.ndindex(ROWS, LENGTH):
         numerator = np.exp(target_score[query])
@@ -78,7 +79,7 @@ def per_token(keys, scores, batch, variant):
     config = trime.TrimeConfig(memory=name, own_memory_off=off)
     ids = trime.token_ids(batch)
     sums = trime.MEMORIES[name](keys, ids, jax.random.key(0), config, None)
-    return losses.joint_nll(*scores, sums)
+    return losses.joint_nll(scores[0], scores[1], sums)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -9,15 +9,16 @@ from rlm_jax.ops.memory import LogSums
 
 
 def test_weighted_is_a_sum_and_a_weight():
-    values = np.float32([[1, 2], [4, 8]])
-    total, weight = losses.weighted(values, np.float32([[1, 0], [0.5, 1]]))
+    values = np.array([[1, 2], [4, 8]], np.float32)
+    mask = np.array([[1, 0], [0.5, 1]], np.float32)
+    total, weight = losses.weighted(values, mask)
     assert (float(total), float(weight)) == (11.0, 2.5)
     assert total.shape == weight.shape == ()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_masked_may_be_anything(bad):
-    values = np.float32([1, bad])
+    values = np.array([1, bad], np.float32)
     mask = np.array([True, False])
     total, weight = losses.weighted(values, mask)
     assert (float(total), float(weight)) == (1.0, 1.0)
@@ -37,18 +38,19 @@ def test_joint_nll_is_one_softmax_over_vocabulary_and_memory():
     target = 3
 
     def log_sum(x):
-        return np.float32(np.log(np.exp(x).sum()))
+        return np.asarray(np.log(np.exp(x).sum()), np.float32)
 
     sums = LogSums(log_sum(slots), log_sum(slots[hits]))
-    got = losses.joint_nll(np.float32(words[target]), log_sum(words), sums)  # type: ignore
+    score = np.asarray(words[target], np.float32)
+    got = losses.joint_nll(score, log_sum(words), sums)
     numerator = np.exp(words[target]) + np.exp(slots[hits]).sum()
     denominator = np.exp(words).sum() + np.exp(slots).sum()
     assert got == pytest.approx(-np.log(numerator / denominator), rel=1e-5)
 
 
 def test_joint_nll_without_a_memory_is_the_cross_entropy():
-    empty = np.float32([-np.inf])
-    score, normaliser = np.float32([-1.5]), np.float32([2.25])
+    empty = np.array([-np.inf], np.float32)
+    score, normaliser = np.array([[-1.5], [2.25]], np.float32)
 
     def nll(score, normaliser, memory):
         return losses.joint_nll(score, normaliser, LogSums(memory, memory)).sum()

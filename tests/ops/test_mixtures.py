@@ -35,14 +35,14 @@ def test_similarities(case):
     l2 = mixtures.negative_squared_l2(queries, keys)
     product = mixtures.inner_product(queries, keys)
     for i, j in np.ndindex(N, K):
-        q, k = np.float64(queries[i]), np.float64(keys[i, j])
+        q, k = queries[i].astype(np.float64), keys[i, j].astype(np.float64)
         assert l2[i, j] == pytest.approx(-sum((q - k) ** 2), rel=1e-5)
         assert product[i, j] == pytest.approx(q @ k, rel=1e-4, abs=1e-6)
 
 
 def test_near_neighbours_of_long_vectors_keep_their_distance():
     query = np.full((1, 8), 1000.0, np.float32)
-    key = query[:, None] + np.float32([0.25] + [0] * 7)
+    key = query[:, None] + np.array([0.25] + [0] * 7, np.float32)
     assert mixtures.negative_squared_l2(query, key)[0, 0] == -0.0625
 
 
@@ -85,14 +85,14 @@ def test_no_neighbour_at_all(case):
     assert np.isneginf(log_p).all()
     whole = mixtures.knn_distribution(none, np.full_like(values, -1), VOCAB)
     np.testing.assert_array_equal(whole, np.zeros((N, VOCAB)))
-    mixed = mixtures.interpolate(np.float32(-2), log_p, 0.25)
+    mixed = mixtures.interpolate(np.array(-2, np.float32), log_p, 0.25)
     np.testing.assert_allclose(mixed, -2 + np.log(0.75), rtol=1e-6)
 
 
 def test_values_above_int16():
     values = np.array([[267_743, 267_743 - 65_536]], np.int32)
     log_p = mixtures.knn_log_probs(
-        np.zeros((1, 2), np.float32), values, np.int32([267_743])
+        np.zeros((1, 2), np.float32), values, np.array([267_743], np.int32)
     )
     assert log_p[0] == pytest.approx(np.log(0.5))
 
@@ -123,7 +123,7 @@ def test_gradients_are_finite_and_right(case):
 
 
 def test_interpolate():
-    p, q = np.float32([0.5, 0.001, 0.3]), np.float32([0.25, 0.9, 1e-30])
+    p, q = np.array([[0.5, 0.001, 0.3], [0.25, 0.9, 1e-30]], np.float32)
     for weight in (0.1, 0.25, 0.9):
         got = np.exp(mixtures.interpolate(np.log(p), np.log(q), weight))
         np.testing.assert_allclose(got, (1 - weight) * p + weight * q, rtol=1e-5)
@@ -131,7 +131,7 @@ def test_interpolate():
 
 @pytest.mark.parametrize("other", [-3.0, -np.inf])
 def test_interpolate_at_the_ends_is_exact(other):
-    log_p, log_q = np.float32([-1.7, -40.3]), np.float32([other, other])
+    log_p, log_q = np.array([[-1.7, -40.3], [other, other]], np.float32)
     np.testing.assert_array_equal(mixtures.interpolate(log_p, log_q, 0.0), log_p)
     np.testing.assert_array_equal(mixtures.interpolate(log_q, log_p, 1.0), log_p)
     slopes = jax.grad(lambda p, q: mixtures.interpolate(p, q, 0.0).sum(), (0, 1))

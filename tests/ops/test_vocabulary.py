@@ -78,8 +78,9 @@ def test_adaptive_scores(weights, small_chunk, words, n):
     random = np.random.default_rng(n)
     features = random.normal(size=(n, WIDTH)).astype(np.float32)
     targets = random.choice(words, n).astype(np.int32)
-    got = jax.jit(vocabulary.adaptive_scores)(features, *weights, targets)
-    wanted = expected(features, *weights, targets)
+    head, tails = weights
+    got = jax.jit(vocabulary.adaptive_scores)(features, head, tails, targets)
+    wanted = expected(features, head, tails, targets)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -99,7 +100,8 @@ def test_adaptive_gradients(weights, small_chunk):
 
     def reference(i, leaf):
         args = jax.tree.unflatten(tree, [*leaves[:i], leaf, *leaves[i + 1 :]])
-        score, normaliser = expected(*args, targets)
+        x, head, tails = args
+        score, normaliser = expected(x, head, tails, targets)
         return score @ score_weight + normaliser @ normaliser_weight
 
     for i, gradient in enumerate(jax.tree.leaves(got)):
@@ -111,8 +113,9 @@ def test_adaptive_gradients(weights, small_chunk):
 def test_shape_of_a_batch_is_kept(weights):
     features = np.ones((2, 3, WIDTH), np.float32)
     targets = np.arange(6, dtype=np.int32).reshape(2, 3) * 2
-    got = vocabulary.adaptive_scores(features, *weights, targets)
-    flat = expected(features.reshape(6, WIDTH), *weights, targets.ravel())
+    head, tails = weights
+    got = vocabulary.adaptive_scores(features, head, tails, targets)
+    flat = expected(features.reshape(6, WIDTH), head, tails, targets.ravel())
     for ours, wanted in zip(got, flat, strict=True):
         np.testing.assert_allclose(ours, wanted.reshape(2, 3), rtol=1e-5, atol=1e-5)
 
@@ -120,10 +123,11 @@ def test_shape_of_a_batch_is_kept(weights):
 def test_adaptive_distribution_sums_to_one_and_agrees(weights):
     features = np.random.default_rng(0).normal(size=(VOCAB, WIDTH)).astype(np.float32)
     targets = np.arange(VOCAB, dtype=np.int32)
-    log_p = vocabulary.adaptive_log_probs(features, *weights)
+    head, tails = weights
+    log_p = vocabulary.adaptive_log_probs(features, head, tails)
     assert log_p.shape == (VOCAB, VOCAB)
     np.testing.assert_allclose(np.exp(log_p).sum(-1), 1.0, rtol=1e-5)
-    score, normaliser = vocabulary.adaptive_scores(features, *weights, targets)
+    score, normaliser = vocabulary.adaptive_scores(features, head, tails, targets)
     np.testing.assert_allclose(np.diag(log_p), score - normaliser, rtol=1e-4, atol=1e-5)
 
 

@@ -1,6 +1,7 @@
 """Streams through an encoder, window by window, and datastores made of them."""
 
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,9 @@ def test_what_cannot_be_windowed_is_refused(n, window, stride, message):
 
 
 def build(directory, tokens, encoder=context, params=0, **options):
-    settings = dict(window=6, stride=2, batch_size=3, dtype="float32", shard_size=9)
+    settings: dict[str, Any] = dict(
+        window=6, stride=2, batch_size=3, dtype="float32", shard_size=9
+    )
     return encode.build_datastore(
         encoder, params, tokens, directory, identity={"step": 7}, **settings | options
     )
@@ -202,7 +205,7 @@ def test_fingerprint_tells_models_apart():
     params = {"a": np.ones((2, 2), np.float32), "b": np.zeros(2, np.float32)}
     same = {"b": np.zeros(2, np.float32), "a": jnp.ones((2, 2))}
     assert encode.fingerprint(params) == encode.fingerprint(same)
-    moved = params | {"a": np.float32([[1, 1], [1, np.nextafter(1, 2, dtype="f")]])}
+    moved = params | {"a": np.array([[1, 1], [1, np.nextafter(1, 2, dtype="f")]], "f")}
     renamed = {"a": params["a"], "c": params["b"]}
     prints = {encode.fingerprint(p) for p in (params, moved, renamed)}
     assert len(prints) == 3
