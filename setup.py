@@ -24,15 +24,12 @@ REQUIRES = [
     "array_record>=0.8; sys_platform != 'win32'",
     "bm25s>=0.2.6",
     "flax>=0.12",
-    "ir-measures>=0.3.6",
     "jax>=0.10",
-    "jaxtyping>=0.3",
     "matplotlib>=3.9",
     "ml_collections>=1.0",
     "numpy>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.12",
-    "safetensors>=0.5",
     # ScaNN is built for Linux, and not for the newest Python; elsewhere the exact
     # index serves.
     "scann>=1.4; sys_platform == 'linux' and python_version < '3.14'",

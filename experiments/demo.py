@@ -52,8 +52,6 @@ def tiny() -> Config:
     Figure: see the table it prints.
     """
     config = Config(**presets.tiny())
-    # The schedule of the whole, so that the warm-up's end is not its end.
-    config.optim.decay_steps = config.train.steps - config.optim.warmup_steps
     config.train.eval_every = 50
     return config
 
@@ -63,15 +61,19 @@ PRESETS = {"tiny": tiny}
 
 def execute(config: Config, run: launch.Run):
     """Run everything that is not finished yet, and compare."""
-    launch.claim(run, config, same=tuple(f.name for f in dataclasses.fields(config)))
-    warmup = _warm_up(config, run)
+    text = language_model.load_text(config.data)
+    same = tuple(f.name for f in dataclasses.fields(config))
+    launch.claim(run, config, text.fingerprint, same=same)
+    warmup = _warm_up(config, text, run)
     if run.dry_run:
         return None
     reports = {}
     for number, (name, (launcher, its)) in enumerate(runs(config, run).items(), 2):
         there = run._replace(system=name, workdir=run.workdir / name)
         progress.say(f"\n── {number} of 4: {NAMES[name]} → {there.workdir}")
-        reports[name] = launch.finished(there, its) or launcher.execute(its, there)
+        reports[name] = launch.finished(
+            there, its, text.fingerprint
+        ) or launcher.execute(its, there)
     return _compare(config, run, warmup, reports)
 
 
@@ -81,7 +83,7 @@ def _shared(config: Config) -> dict[str, Any]:
     return {name: getattr(config, name) for name in fields}
 
 
-def _warm_up(config: Config, run: launch.Run) -> launch.Run:
+def _warm_up(config: Config, text: language_model.Text, run: launch.Run) -> launch.Run:
     """The shared first steps, in a workdir of their own."""
     there = run._replace(system="lm", workdir=run.workdir / "warmup")
     progress.say(
@@ -89,8 +91,7 @@ def _warm_up(config: Config, run: launch.Run) -> launch.Run:
         f"{config.train.steps} steps → {there.workdir}"
     )
     warmup = lm.Config(**_shared(config), method=LMConfig(config.decoder))
-    launch.claim(there, warmup, same=language_model.SAME)
-    text = language_model.load_text(warmup.data)
+    launch.claim(there, warmup, text.fingerprint, same=language_model.SAME)
     warmup = language_model.with_vocabulary(warmup, text)
     method = build_lm(warmup.method)
     if run.dry_run:

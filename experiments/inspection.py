@@ -51,14 +51,14 @@ def of_datastore(
     log_probs: dict[str, np.ndarray],
     found: knn.NeighbourValues,
     ids: np.ndarray,
-    temperature: float,
+    mixture: knn.Mixture,
 ) -> list[Position]:
     """The nearest entries of a datastore over the training tokens."""
     chosen = choose(log_probs)
     tokens = text.store.split("train").tokens
-    some = knn.NeighbourValues(*(x[chosen] for x in found))
+    some = knn.NeighbourValues(*(x[chosen, : mixture.k] for x in found))
     targets = scored.stream.targets[chosen]
-    k = found.values.shape[1]
+    k, temperature, _ = mixture
     p_knn = np.exp(knn.knn_log_probs(some, targets, k=k, temperature=temperature))
     logits = some.similarities / temperature
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -69,7 +69,7 @@ def of_datastore(
             _neighbour(
                 text, tokens, entry, some.similarities[row, i], weights[row, i], "train"
             )
-            for i, entry in enumerate(ids[chosen[row], :NEIGHBOURS])
+            for i, entry in enumerate(ids[chosen[row], : min(k, NEIGHBOURS)])
             if entry >= 0
         ]
 

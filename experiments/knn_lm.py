@@ -8,11 +8,9 @@ of a run whose decoder is taken as it is (of any launcher here, and of any size)
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from experiments import inspection, language_model, launch, presets, reporting, search
-from rlm_jax.errors import UserError
 from rlm_jax.evaluate import knn
 from rlm_jax.methods import knn_lm, lm
 from rlm_jax.models.decoder import DecoderConfig
@@ -96,12 +94,13 @@ PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "wikitext103": wikitext103}
 
 def execute(config: Config, run: launch.Run):
     """Train, build the datastore, tune on validation, evaluate on test, report."""
-    if config.params_from:
-        config = with_decoder_of(config, config.params_from)
-    launch.claim(run, config, same=(*language_model.SAME, "datastore", "params_from"))
     phases = language_model.Phases()
     with phases("data"):
         text = language_model.load_text(config.data)
+    if config.params_from:
+        config = with_decoder_of(config, config.params_from, text)
+    same = (*language_model.SAME, "datastore", "params_from")
+    launch.claim(run, config, text.fingerprint, same=same)
     config = language_model.with_vocabulary(config, text)
     method = knn_lm.knn_lm(config.method)
     if run.dry_run:
@@ -118,9 +117,9 @@ def execute(config: Config, run: launch.Run):
     return evaluate(config, run, phases, text, method, params, searched)
 
 
-def with_decoder_of(config: Config, workdir: str) -> Config:
+def with_decoder_of(config: Config, workdir: str, text) -> Config:
     """The configuration with the decoder of another run."""
-    stored = launch.configuration(workdir)
+    stored = launch.configuration(workdir, text.fingerprint)
     return dataclasses.replace(
         config,
         method=dataclasses.replace(
@@ -133,14 +132,7 @@ def _parameters(config: Config, text, run: launch.Run):
     plain = lm.lm(lm.LMConfig(config.method.decoder))
     if not config.params_from:
         return language_model.train(plain, config, text, run, steps=config.train.steps)
-    params = checkpoint.load_params(config.params_from)
-    wanted = jax.eval_shape(plain.init, jax.random.key(0))
-    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, wanted):
-        raise UserError(
-            f"The decoder in {config.params_from} is not one for this corpus and "
-            "tokenizer; give the --config.data it was trained with."
-        )
-    return params
+    return checkpoint.load_params(config.params_from)
 
 
 def evaluate(config: Config, run, phases, text, method, params, searched):
@@ -183,9 +175,7 @@ def evaluate(config: Config, run, phases, text, method, params, searched):
             "datastore_entries": searched.keys.num_entries,
             "approximation": approximation,
         },
-        positions=inspection.of_datastore(
-            text, test, log_probs, found, ids, mixture.temperature
-        ),
+        positions=inspection.of_datastore(text, test, log_probs, found, ids, mixture),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
 
-from experiments.launch import Run
+from experiments.launch import Run, configuration
 from rlm_jax.data import batching, corpora, token_store, tokenizers
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import perplexity
@@ -69,6 +69,11 @@ class Text(NamedTuple):
 
     tokenizer: tokenizers.Tokenizer
     store: token_store.TokenStore
+
+    @property
+    def fingerprint(self) -> str:
+        """Of text and tokenizer together."""
+        return self.store.fingerprint
 
 
 class Scored(NamedTuple):
@@ -141,9 +146,8 @@ def train(
     Calling it again with another method and more steps goes on where the last one
     stopped, optimiser and all: that is how TRIME follows its cross-entropy warm-up.
     """
-    folder = run.workdir / "checkpoints"
-    if config.continue_from and not folder.exists():
-        _continue_from(config.continue_from, folder, steps)
+    if config.continue_from:
+        _continue_from(config, text, run.workdir / "checkpoints", steps)
     data, accumulate = config.data, config.train.accumulate
     if data.order in ("consecutive", "same_document") and (
         data.batch_size % (accumulate * data.segments_per_group)
@@ -155,8 +159,8 @@ def train(
         )
     if config.evaluate.window > data.length:
         progress.say(
-            f"note: evaluation windows of {config.evaluate.window} tokens hold positions "
-            f"that training on segments of {data.length} never sees"
+            f"note: windows of {config.evaluate.window} tokens at evaluation have "
+            f"positions that segments of {data.length} tokens never train"
         )
     train_batches = batches(data, text.store.split("train"))
     rows = parallel.local_rows(data.batch_size, accumulate=accumulate)
@@ -172,18 +176,27 @@ def train(
     return jax.device_get(state.params)
 
 
-def _continue_from(source: str, folder: pathlib.Path, steps: int) -> None:
-    """Another run's last checkpoint becomes this run's first; once for all processes.
+def _continue_from(
+    config: Experiment, text: Text, folder: pathlib.Path, steps: int
+) -> None:
+    """Another run's last checkpoint becomes this run's first, unless it has its own.
 
-    The folder of checkpoints appears when it is whole, so waiting for it is enough.
+    The first process copies; what is wrong is found by all, so that none waits alone.
     """
+    source = config.continue_from
+    begun = folder.exists()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("before continue_from")
+    if begun:
+        return
+    configuration(source, text.fingerprint)
+    done = checkpoint.latest_step(pathlib.Path(source) / "checkpoints")
+    if done > steps:
+        raise UserError(
+            f"The run {source} has {done} steps, beyond the {steps} asked for; "
+            "raise --config.train.steps."
+        )
     if parallel.is_first_process():
-        done = checkpoint.latest_step(pathlib.Path(source) / "checkpoints")
-        if done > steps:
-            raise UserError(
-                f"The run {source} has {done} steps, beyond the {steps} asked for; "
-                "raise --config.train.steps."
-            )
         checkpoint.copy_latest(source, folder)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("continue_from")
@@ -276,7 +289,6 @@ def score_split(
     split = text.store.split(name)
     limits = (limit, config.evaluate.max_tokens, len(split.tokens))
     tokens = split.tokens[: min(x for x in limits if x)]
-    share = len(tokens) / len(split.tokens)
     assert method.score is not None
     stream = perplexity.score_stream(
         method.score,
@@ -287,9 +299,20 @@ def score_split(
         batch_size=config.evaluate.batch_size,
         wrap=bar(f"scoring {name}", "batch"),
     )
-    return Scored(
-        stream, tokens, round(split.num_bytes * share), round(split.num_words * share)
-    )
+    return Scored(stream, tokens, *_size(text, split, tokens))
+
+
+def _size(text: Text, split: token_store.TokenSplit, tokens) -> tuple[int, int]:
+    """Bytes and words of a split's first tokens.
+
+    Where decoding is not exact (words lose their spaces), in proportion to it.
+    """
+    if len(tokens) == len(split.tokens):
+        return split.num_bytes, split.num_words
+    part, whole = (text.tokenizer.decode(x) for x in (tokens, split.tokens))
+    num_bytes = split.num_bytes * len(part.encode()) / len(whole.encode())
+    num_words = split.num_words * len(part.split()) / len(whole.split())
+    return round(num_bytes), round(num_words)
 
 
 def bar(description: str, unit: str) -> Any:

@@ -101,40 +101,47 @@ def leave_to_first() -> None:
             sys.exit(0)
 
 
-def finished(run: Run, config: Any) -> report.Report | None:
-    """The report of this very configuration in the run's workdir, if there is one."""
+def finished(run: Run, config: Any, text: str) -> report.Report | None:
+    """The report of this configuration and text in the workdir, if there is one."""
     written = run.workdir / "report.json"
-    if not written.exists() or _stored(run.workdir) != _fields(run, config):
+    if not written.exists() or _stored(run.workdir) != _fields(run, config, text):
         return None
     return report.read(written)
 
 
-def configuration(workdir: str | pathlib.Path) -> dict[str, Any]:
-    """The configuration of another run.
+def configuration(workdir: str | pathlib.Path, text: str) -> dict[str, Any]:
+    """The configuration of another run on the same text.
 
     Raises:
-      UserError: there is no run in that workdir.
+      UserError: there is no run in that workdir, or its text or tokenizer is another.
     """
     stored = _stored(pathlib.Path(workdir))
-    if stored is None:
+    if stored is None or "method" not in stored:
         raise UserError(
             f"There is no run in {workdir}; name the workdir of one that was trained."
+        )
+    if stored.get("text") != text:
+        raise UserError(
+            f"The run in {workdir} was trained on another text or tokenizer; give the "
+            "--config.data it was trained with."
         )
     return stored
 
 
-def claim(run: Run, config: Any, *, same: tuple[str, ...]) -> None:
+def claim(run: Run, config: Any, text: str, *, same: tuple[str, ...]) -> None:
     """Make the workdir this run's, or check that it already is.
 
-    ``config.json`` keeps the configuration. A rerun may change how long to train and
-    what to evaluate, but not the fields named in ``same``. Of several processes the
-    first one writes; a dry run writes nothing.
+    ``config.json`` keeps the configuration and ``text``, the fingerprint of the tokens:
+    the same names may stand for another text tomorrow. A rerun may change how long to
+    train and what to evaluate, but not the fields named in ``same``; the report of
+    another configuration goes. Of several processes the first one writes; a dry run
+    writes nothing.
 
     Raises:
       UserError: the workdir holds another run, or cannot be written.
     """
-    ours, theirs = _fields(run, config), _stored(run.workdir)
-    for field in ("system", *same):
+    ours, theirs = _fields(run, config, text), _stored(run.workdir)
+    for field in ("system", *same, "text"):
         if theirs is None:
             break
         where = _difference(field, theirs.get(field), ours.get(field))
@@ -150,6 +157,8 @@ def claim(run: Run, config: Any, *, same: tuple[str, ...]) -> None:
     try:
         run.workdir.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(ours, indent=1) + "\n")
+        if ours != theirs:
+            (run.workdir / "report.json").unlink(missing_ok=True)
         partial.replace(path)
     except OSError as error:
         raise UserError(
@@ -158,10 +167,11 @@ def claim(run: Run, config: Any, *, same: tuple[str, ...]) -> None:
         ) from error
 
 
-def _fields(run: Run, config: Any) -> dict[str, Any]:
+def _fields(run: Run, config: Any, text: str) -> dict[str, Any]:
     """What config.json holds."""
     return {
         "system": run.system,
+        "text": text,
         **json.loads(json.dumps(dataclasses.asdict(config))),
     }
 

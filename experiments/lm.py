@@ -57,10 +57,10 @@ PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "wikitext103": wikitext103}
 
 def execute(config: Config, run: launch.Run):
     """Train, score the test split, report."""
-    launch.claim(run, config, same=language_model.SAME)
     phases = language_model.Phases()
     with phases("data"):
         text = language_model.load_text(config.data)
+    launch.claim(run, config, text.fingerprint, same=language_model.SAME)
     config = language_model.with_vocabulary(config, text)
     method = lm.lm(config.method)
     if run.dry_run:

@@ -10,7 +10,7 @@ import numpy as np
 from experiments import language_model
 from experiments.launch import Run
 from rlm_jax.report import gains, inspector, plots, report, tables
-from rlm_jax.train import progress
+from rlm_jax.train import metrics, progress
 
 STRIP_TOKENS = 400
 
@@ -85,11 +85,9 @@ def row(made: Mapping[str, Any]) -> tables.Row:
 def _plots(run, text, scored, log_probs, made) -> None:
     folder = run.workdir / "plots"
     folder.mkdir(exist_ok=True)
-    metrics_file = run.workdir / "metrics.jsonl"
-    if metrics_file.exists():
-        plots.training_curves(
-            folder / "training.png", {run.system: plots.read_metrics(metrics_file)}
-        )
+    if (run.workdir / "metrics.jsonl").exists():
+        records = metrics.read(run.workdir)
+        plots.training_curves(folder / "training.png", {run.system: records})
     if made["controls"]:
         plots.control_bars(folder / "controls.png", [row(made)])
     if "off" in log_probs:

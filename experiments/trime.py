@@ -7,6 +7,7 @@ import dataclasses
 
 from experiments import inspection, language_model, launch, presets, reporting, search
 from rlm_jax.evaluate import knn, token_memory
+from rlm_jax.evaluate.perplexity import StreamScores
 from rlm_jax.evaluate.token_memory import TokenMemory
 from rlm_jax.methods import lm, trime
 from rlm_jax.ops.memory import LogSums
@@ -74,7 +75,12 @@ def wikitext2() -> Config:
 
 
 def wikitext2_local() -> Config:
-    """As wikitext2 with local memory."""
+    """As wikitext2 with local memory.
+
+    Command: python -m experiments.trime --preset wikitext2_local
+      --workdir runs/wt2_local --config.data.corpus=text:FOLDER
+    Corpus, hardware, time: as wikitext2. Figure: docs/results.md.
+    """
     config = wikitext2()
     config.method.memory, config.data.order = "local", "shuffled"
     config.memory.size = 256
@@ -83,7 +89,12 @@ def wikitext2_local() -> Config:
 
 def wikitext2_external() -> Config:
     """As wikitext2 with external memory: lexically similar segments in training, and in
-    evaluation the long-term memory and neighbours among all training tokens."""
+    evaluation the long-term memory and neighbours among all training tokens.
+
+    Command: python -m experiments.trime --preset wikitext2_external
+      --workdir runs/wt2_external --config.data.corpus=text:FOLDER
+    Corpus, hardware: as wikitext2. Time: 10 minutes more. Figure: docs/results.md.
+    """
     config = wikitext2()
     config.method.memory, config.data.order = "external", "similar"
     config.memory.k, config.memory.interpolate = 256, True
@@ -138,10 +149,11 @@ PRESETS = {
 
 def execute(config: Config, run: launch.Run):
     """Warm up, train with the memory, tune on validation, evaluate on test, report."""
-    launch.claim(run, config, same=(*language_model.SAME, "warmup_steps"))
     phases = language_model.Phases()
     with phases("data"):
         text = language_model.load_text(config.data)
+    same = (*language_model.SAME, "warmup_steps")
+    launch.claim(run, config, text.fingerprint, same=same)
     config = language_model.with_vocabulary(config, text)
     method = trime.trime(config.method)
     if run.dry_run:
@@ -220,30 +232,33 @@ def _with_datastore(config: Config, phases, validation, test, memory, searched):
         )
         test_found, ids = search.look_up(test, searched, store)
     with phases("controls"):
+        stream = test.stream
         neighbours = search.by_control(test_found, ids, searched.keys)
-        log_probs = token_memory.log_probs_by_control(test.stream, memory, neighbours)
-        past = token_memory.stream_log_sums(test.stream, memory)
+        log_probs = token_memory.log_probs_by_control(stream, memory, neighbours)
+        past = token_memory.stream_log_sums(stream, memory)
+        mixture = None
+        if config.memory.interpolate:
+            mixture = _calibrate(config, validation, memory, found)
+            log_probs = {
+                name: _interpolated(x, neighbours.get(name), stream.targets, mixture)
+                for name, x in log_probs.items()
+            }
 
         def joint(some: knn.NeighbourValues, count: int):
-            stream = type(test.stream)(*(x[:count] for x in test.stream))
+            first = StreamScores(*(x[:count] for x in stream))
             outside = token_memory.external_log_sums(
-                some, stream.targets, temperature=memory.temperature
+                some, first.targets, temperature=memory.temperature
             )
             inside = LogSums(*(x[:count] for x in past))
-            return token_memory.joint_log_probs(stream, inside, outside)
+            both = token_memory.joint_log_probs(first, inside, outside)
+            return _interpolated(both, some, first.targets, mixture)
 
         protocol = {
             "k": searched.k,
             "datastore_entries": searched.keys.num_entries,
             "approximation": search.held_to_exact(test, searched, store, joint),
+            "interpolation": mixture and mixture._asdict(),
         }
-        if config.memory.interpolate:
-            mixture = _calibrate(config, validation, memory, found)
-            protocol["interpolation"] = mixture._asdict()
-            log_probs = {
-                name: _interpolated(test, x, neighbours.get(name), mixture)
-                for name, x in log_probs.items()
-            }
     return memory, log_probs, protocol
 
 
@@ -263,14 +278,11 @@ def _calibrate(config: Config, validation, memory, found) -> knn.Mixture:
     )
 
 
-def _interpolated(test, log_probs, neighbours, mixture: knn.Mixture):
-    if neighbours is None:  # the control without retrieval
+def _interpolated(log_probs, neighbours, targets, mixture: knn.Mixture | None):
+    if neighbours is None or mixture is None:  # the control without retrieval
         return log_probs
     outside = knn.knn_log_probs(
-        neighbours,
-        test.stream.targets,
-        k=mixture.k,
-        temperature=mixture.temperature,
+        neighbours, targets, k=mixture.k, temperature=mixture.temperature
     )
     return knn.mix(log_probs, outside, mixture.weight)
 

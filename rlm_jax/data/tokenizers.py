@@ -206,6 +206,8 @@ def _train_bpe(corpus: Corpus, vocab_size: int) -> dict:
 
 def _hugging_face(kind: str, content: dict) -> Tokenizer:
     model = hugging_face.Tokenizer.from_str(json.dumps(content))
+    model.no_truncation()  # which files of encoders often ask for,
+    model.no_padding()  # and a stream of tokens has no use for
     model.encode_special_tokens = True  # text is text, even where it reads "</s>"
     vocabulary = model.get_vocab(with_added_tokens=True)
     end = next((vocabulary[t] for t in _KNOWN_ENDS if t in vocabulary), None)

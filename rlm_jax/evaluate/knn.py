@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 from rlm_jax.ops import mixtures
 
@@ -129,5 +130,7 @@ def tune(
             if best is None or mean > best[0]:
                 best = mean, Mixture(k, temperature, weight)
     if best is None:
-        raise ValueError("an empty grid: give at least one k, temperature and weight")
+        raise UserError(
+            "A grid to tune on is empty; give at least one k, temperature and weight."
+        )
     return best[1]

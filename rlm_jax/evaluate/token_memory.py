@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlm_jax.errors import UserError
 from rlm_jax.evaluate import controls
 from rlm_jax.evaluate.knn import NeighbourValues
 from rlm_jax.evaluate.perplexity import StreamScores
 from rlm_jax.ops import losses
-from rlm_jax.ops.memory import LogSums, log_sums
+from rlm_jax.ops.memory import LogSums, log_sums, same_value
 
 
 class TokenMemory(NamedTuple):
@@ -48,6 +49,12 @@ def stream_log_sums(
       control: real, shuffled or foreign.
       seed: of the shuffle.
     """
+    if memory.size < 0 or memory.segment < 1 or memory.temperature <= 0:
+        raise UserError(
+            f"A memory of {memory.size} tokens, segments of {memory.segment} and "
+            f"temperature {memory.temperature} cannot be; choose a size of 0 or more, "
+            "a segment of 1 or more and a temperature above 0."
+        )
     n, width = stream.keys.shape
     rng = np.random.default_rng(seed)
     size, segment, temperature = memory
@@ -75,10 +82,6 @@ def _earlier(query, slot):
     return (slot["value"] >= 0) & (slot["position"] < query["position"])
 
 
-def _same_value(query, slot):
-    return slot["value"] == query["value"]
-
-
 @jax.jit
 def _segment_log_sums(queries, targets, keys, values, scale):
     slots = jnp.arange(keys.shape[0], dtype=jnp.int32)
@@ -88,7 +91,7 @@ def _segment_log_sums(queries, targets, keys, values, scale):
         {"value": targets, "position": slots[-queries.shape[0] :]},
         {"value": values, "position": slots},
         visible=_earlier,
-        positive=_same_value,
+        positive=same_value,
         scale=scale,
     )
 
@@ -174,6 +177,9 @@ def tune_temperature(
     neighbours: NeighbourValues | None = None,
 ) -> TokenMemory:
     """The memory with the temperature of lowest perplexity; for validation data."""
+
+    if not temperatures:
+        raise UserError("There is no temperature to choose from; give at least one.")
 
     def mean(candidate: TokenMemory) -> float:
         memories = [stream_log_sums(stream, candidate)]

@@ -33,11 +33,6 @@ class TrimeConfig:
     remote_gradients: bool = False  # to keys on other devices; the released code: no
 
 
-def same_value(query, slot):
-    """A slot is positive for the queries that have its value as their target."""
-    return slot["value"] == query["value"]
-
-
 def earlier(query, slot):
     """Strictly earlier tokens of the same group of consecutive segments."""
     return (
@@ -75,7 +70,7 @@ def local(keys, ids, key, config, axis) -> memory.LogSums:
 
     def one_segment(keys, ids):
         return memory.log_sums(
-            keys, keys, ids, ids, visible=earlier, positive=same_value,
+            keys, keys, ids, ids, visible=earlier, positive=memory.same_value,
             scale=keys.shape[-1] ** -0.5,
         )  # fmt: skip
 
@@ -111,8 +106,8 @@ def _batch_memory(keys, ids, visible, config, axis, query_ids=None):
         (queries, ids), axis, remote_gradients=config.remote_gradients
     )
     sums = memory.log_sums(
-        queries, slots, query_ids, slot_ids, visible=visible, positive=same_value,
-        scale=width**-0.5,
+        queries, slots, query_ids, slot_ids,
+        visible=visible, positive=memory.same_value, scale=width**-0.5,
     )  # fmt: skip
     return memory.LogSums(*(x.reshape(shape) for x in sums))
 

@@ -39,6 +39,10 @@ class DecoderConfig:
 def check(config: DecoderConfig) -> None:
     """Raises UserError where sizes or choices do not fit together."""
     c = config
+    sizes = ("num_layers", "width", "num_heads", "feed_forward_width")
+    for name in (*sizes, "adaptive_factor", "max_length"):
+        if getattr(c, name) < 1:
+            raise UserError(f"{name} is {getattr(c, name)}; choose 1 or more.")
     head_width, rest = divmod(c.width, c.num_heads)
     if c.vocab_size < 1:
         raise UserError("vocab_size is 0; set it to the tokenizer's.")

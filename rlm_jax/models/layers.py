@@ -38,9 +38,10 @@ def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
     half = x.shape[-1] // 2
     rates = 10000.0 ** (-jnp.arange(half) / half)
     angles = positions[:, None] * rates[None, :]
-    cos, sin = (f(angles)[None, :, None, :].astype(x.dtype) for f in (jnp.cos, jnp.sin))
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    cos, sin = (f(angles)[None, :, None, :] for f in (jnp.cos, jnp.sin))
+    a, b = x[..., :half], x[..., half:]  # float32 from here, as angles are
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return turned.astype(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -65,10 +66,15 @@ class SelfAttention(nn.Module):
         )
         if self.rotary:
             q, k = rotate(q, positions), rotate(k, positions)
-        # cuDNN's flash attention takes 16-bit inputs only.
-        on_gpu = jax.default_backend() == "gpu" and x.dtype != jnp.float32
+        # cuDNN's flash attention takes 16-bit inputs of certain widths only.
+        flash = (
+            jax.default_backend() == "gpu"
+            and q.dtype != jnp.float32
+            and head_width % 8 == 0
+            and head_width <= 128
+        )
         out = jax.nn.dot_product_attention(
-            q, k, v, is_causal=True, implementation="cudnn" if on_gpu else "xla"
+            q, k, v, is_causal=True, implementation="cudnn" if flash else "xla"
         )
         return nn.Dense(
             width,

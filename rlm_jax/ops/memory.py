@@ -29,6 +29,11 @@ Rule = Callable[[Ids, Ids], jax.Array]
 """(query ids, slot ids) -> bool, elementwise. The ids come as [n, 1] and [1, m]."""
 
 
+def same_value(query: Ids, slot: Ids) -> jax.Array:
+    """A slot is positive for the queries whose target is its value."""
+    return slot["value"] == query["value"]
+
+
 class LogSums(NamedTuple):
     """The two log-sum-exps, float32 [N]; minus infinity over an empty set."""
 

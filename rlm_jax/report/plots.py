@@ -1,14 +1,11 @@
 """Plots of whole runs: training curves, and a metric by system and control."""
 
-import json
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from rlm_jax.errors import UserError
 from rlm_jax.report.canvas import GREY, INK, PALETTE, canvas, legend_below
 from rlm_jax.report.tables import Row, control_names, metric_style
 
@@ -24,34 +21,6 @@ CONTROL_COLOURS = {
 }
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, one a logged step.
-
-    A last line cut short by a kill is left out.
-
-    Raises:
-      UserError: the file cannot be read, or an earlier line is not JSON.
-    """
-    try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(
-            f"Cannot read the metrics {path} ({error.strerror}): "
-            "train a model in this workdir first."
-        ) from error
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise UserError(
-                f"Line {number} of {path} is not JSON: delete that line."
-            ) from error
-    return records
-
-
 def training_curves(
     path: str | os.PathLike,
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -65,8 +34,8 @@ def training_curves(
 
     Args:
       path: of the image; its ending says the format (png, svg, pdf).
-      runs: records (see `read_metrics`) by the name of the run; those of the split
-        "validation" are the marked line, those of "train" the other.
+      runs: records (the lines of ``metrics.jsonl``) by the name of the run; those of
+        the split "validation" are the marked line, those of "train" the other.
       key: the metric; a record without it is passed over.
       validation_key: its name in the validation records, where that is another.
       label: of the vertical axis, with its unit.

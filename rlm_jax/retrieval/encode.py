@@ -93,6 +93,8 @@ def encode_stream(
       The pytree in NumPy, [n, ...], n predictions on from the last; always in order.
     """
     spec = windows(len(tokens), window=window, stride=stride)
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; choose 1 or more windows.")
     if first % stride:
         raise ValueError(f"first={first} is not a multiple of the stride {stride}")
 
@@ -163,7 +165,7 @@ def build_datastore(
     directory = Path(directory)
     identity = dict(identity) | {"window": window, "stride": stride}
     spec = windows(len(tokens), window=window, stride=stride)
-    identity["entries"] = spec.num_predictions
+    identity |= {"entries": spec.num_predictions, "dtype": dtype}
     if directory.exists():
         return datastore.open(directory, identity=identity)
     some = window_batch(tokens, spec, np.zeros(1, np.int32))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rlm_jax.errors import UserError
 from rlm_jax.evaluate import knn
 from rlm_jax.method import Neighbours
 from rlm_jax.retrieval import exact
@@ -100,5 +101,5 @@ def test_tuning_leaves_useless_neighbours_out():
 
 def test_an_empty_grid_is_named():
     log_probs, found, targets = planted(0.1, 1.0)
-    with pytest.raises(ValueError, match="empty grid"):
+    with pytest.raises(UserError, match="grid .* is empty"):
         knn.tune(log_probs, found, targets, ks=[], temperatures=[1.0], weights=[0.1])

@@ -83,7 +83,7 @@ def test_the_workdir_of_another_configuration(copy, corpus):
 def test_a_run_to_continue_that_is_not_there(corpus, cache, tmp_path):
     config = shrunken.shrink(lm.tiny(), corpus)
     config.continue_from = str(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="no checkpoints at .*nowhere"):
+    with pytest.raises(UserError, match="no run in .*nowhere"):
         lm.execute(config, shrunken.run_in(tmp_path / "run", "lm"))
 
 
@@ -123,7 +123,7 @@ def test_the_decoder_of_another_text(copy, corpus, cache, tmp_path):
     config = shrunken.shrink(knn_lm.tiny(), corpus)
     config.data.tokenizer, config.data.vocab_size = "word", 0
     config.params_from = str(copy / "lm")
-    with pytest.raises(UserError, match="not one for this corpus and tokenizer"):
+    with pytest.raises(UserError, match="another text or tokenizer"):
         knn_lm.execute(config, shrunken.run_in(tmp_path / "run", "knn_lm"))
     config.params_from = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no run in .*nowhere"):

@@ -28,17 +28,6 @@ def drawn(monkeypatch):
     return figures
 
 
-def test_read_metrics_forgives_a_torn_last_line_alone(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
-    assert plots.read_metrics(path) == [{"step": 1, "loss": 2.5}]
-    path.write_text('{"step": 1, "lo\n{"step": 2, "loss": 2.0}\n')
-    with pytest.raises(UserError, match="Line 1 of"):
-        plots.read_metrics(path)
-    with pytest.raises(UserError, match="Cannot read the metrics"):
-        plots.read_metrics(tmp_path / "absent.jsonl")
-
-
 def test_training_curves_tell_the_splits_apart(tmp_path, drawn):
     records: list[dict] = [
         {"step": s, "split": "train", "loss": 3.0 - s} for s in range(3)

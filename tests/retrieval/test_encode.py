@@ -132,7 +132,7 @@ def test_a_datastore_holds_every_prediction(tmp_path):
     )
     np.testing.assert_array_equal(store.values(0, 30), tokens[1:])
     assert store.manifest["shard_size"] % 2 == 0  # whole strides
-    identity = {"step": 7, "window": 6, "stride": 2, "entries": 30}
+    identity = {"step": 7, "window": 6, "stride": 2, "entries": 30, "dtype": "float32"}
     assert store.manifest["identity"] == identity
 
 
