@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from experiments import demo, knn_lm, language_model, launch, lm, trime
+from experiments import compare, demo, knn_lm, language_model, launch, lm, trime
 from rlm_jax.report import report
 from rlm_jax.train import checkpoint
 from tests.experiments import shrunken
@@ -123,3 +123,11 @@ def test_a_report_counts_only_for_its_own_configuration(demonstration, corpus):
     assert launch.finished(run, config, "another text") is None
     config.train.steps = 3
     assert launch.finished(run, config, theirs["text"]) is None
+
+
+def test_several_runs_in_one_table(demonstration, tmp_path, capsys):
+    runs = [f"plain={demonstration / 'lm'}", str(demonstration / "trime")]
+    compare.main([*runs, "--markdown", f"--plot={tmp_path / 'controls.png'}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("| plain") and lines[3].startswith("| trime")
+    assert (tmp_path / "controls.png").stat().st_size > 1000
