@@ -69,7 +69,12 @@ def wikitext2() -> Config:
         **presets.wikitext2(),
         method=knn_lm.KnnLMConfig(presets.wikitext2_decoder(), k=256),
         datastore=search.DatastoreConfig(recompute=False),
-        tune=TuneConfig(ks=(16, 64, 256)),
+        tune=TuneConfig(
+            tokens=65536,
+            ks=(64, 256),
+            temperatures=(5.0, 10.0, 15.0, 20.0, 30.0),
+            weights=(0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
+        ),
     )
 
 
