@@ -97,7 +97,7 @@ def wikitext2_external() -> Config:
     """
     config = wikitext2()
     config.method.memory, config.data.order = "external", "similar"
-    config.memory.k, config.memory.interpolate = 256, True
+    config.memory.k, config.memory.interpolate = 128, True
     return config
 
 
