@@ -64,7 +64,7 @@ $(VENV)/bin/python:
 	  echo "$(PYTHON) is not on the PATH: install Python 3.11 or newer, or name" \
 	    "one with make PYTHON=/path/to/python3.12." >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "rlm_jax needs Python 3.11 or newer and $(PYTHON) is older: name a newer" \
+	  echo "rlm_jax needs Python 3.11 or newer and $(PYTHON) is older or does not run: name another" \
 	    "one with make PYTHON=python3.12." >&2; exit 1; }
 	@"$(PYTHON)" -m venv "$(VENV)" || { \
 	  rm -rf "$(VENV)"; \
