@@ -227,18 +227,20 @@ def _with_datastore(config: Config, phases, validation, test, memory, searched):
     store = config.datastore
     with phases("search"):
         found, _ = search.look_up(validation, searched, store)
-        memory = token_memory.tune_temperature(
+        memory, temperature = token_memory.tune_temperatures(
             validation.stream, memory, config.memory.temperatures, found
         )
         test_found, ids = search.look_up(test, searched, store)
     with phases("controls"):
         stream = test.stream
         neighbours = search.by_control(test_found, ids, searched.keys)
-        log_probs = token_memory.log_probs_by_control(stream, memory, neighbours)
+        log_probs = token_memory.log_probs_by_control(
+            stream, memory, neighbours, external_temperature=temperature
+        )
         past = token_memory.stream_log_sums(stream, memory)
         mixture = None
         if config.memory.interpolate:
-            mixture = _calibrate(config, validation, memory, found)
+            mixture = _calibrate(config, validation, memory, found, temperature)
             log_probs = {
                 name: _interpolated(x, neighbours.get(name), stream.targets, mixture)
                 for name, x in log_probs.items()
@@ -247,7 +249,7 @@ def _with_datastore(config: Config, phases, validation, test, memory, searched):
         def joint(some: knn.NeighbourValues, count: int):
             first = StreamScores(*(x[:count] for x in stream))
             outside = token_memory.external_log_sums(
-                some, first.targets, temperature=memory.temperature
+                some, first.targets, temperature=temperature
             )
             inside = LogSums(*(x[:count] for x in past))
             both = token_memory.joint_log_probs(first, inside, outside)
@@ -255,6 +257,7 @@ def _with_datastore(config: Config, phases, validation, test, memory, searched):
 
         protocol = {
             "k": searched.k,
+            "external_temperature": temperature,
             "datastore_entries": searched.keys.num_entries,
             "approximation": search.held_to_exact(test, searched, store, joint),
             "interpolation": mixture and mixture._asdict(),
@@ -262,11 +265,11 @@ def _with_datastore(config: Config, phases, validation, test, memory, searched):
     return memory, log_probs, protocol
 
 
-def _calibrate(config: Config, validation, memory, found) -> knn.Mixture:
+def _calibrate(config: Config, validation, memory, found, temperature) -> knn.Mixture:
     """The separate kNN distribution that suits validation best."""
     inside = token_memory.stream_log_sums(validation.stream, memory)
     outside = token_memory.external_log_sums(
-        found, validation.stream.targets, temperature=memory.temperature
+        found, validation.stream.targets, temperature=temperature
     )
     return knn.tune(
         token_memory.joint_log_probs(validation.stream, inside, outside),

@@ -7,6 +7,7 @@ memory, moved on segment by segment) and the earlier tokens of its own; the temp
 divides memory logits only (released TRIME, ``--softmax-temp``).
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -142,6 +143,8 @@ def log_probs_by_control(
     stream: StreamScores,
     memory: TokenMemory,
     neighbours: dict[str, NeighbourValues] | None = None,
+    *,
+    external_temperature: float | None = None,
 ) -> dict[str, np.ndarray]:
     """Log-probabilities with the real memory, without one, and under each control.
 
@@ -149,6 +152,7 @@ def log_probs_by_control(
       stream: the scored stream.
       memory: its own past.
       neighbours: what a datastore adds, by control (all three at least); None: nothing.
+      external_temperature: of the neighbours; None: the memory's.
 
     Returns:
       float32 [N] under "real", "off", "shuffled" and "foreign", and under what other
@@ -171,27 +175,43 @@ def log_probs_by_control(
 
 
 def tune_temperature(
+    stream: StreamScores, memory: TokenMemory, temperatures: Sequence[float]
+) -> TokenMemory:
+    """The memory with the temperature of lowest perplexity; for validation data."""
+    return _tune(stream, memory, temperatures, None)[0]
+
+
+def tune_temperatures(
     stream: StreamScores,
     memory: TokenMemory,
     temperatures: Sequence[float],
-    neighbours: NeighbourValues | None = None,
-) -> TokenMemory:
-    """The memory with the temperature of lowest perplexity; for validation data."""
+    neighbours: NeighbourValues,
+) -> tuple[TokenMemory, float]:
+    """As `tune_temperature`, and the temperature of a datastore's neighbours.
 
+    The two differ: a model has seen the texts of its datastore in training, and is more
+    certain of them than of a text's own past. The released code has one for both.
+    """
+    return _tune(stream, memory, temperatures, neighbours)
+
+
+def _tune(stream, memory, temperatures, neighbours) -> tuple[TokenMemory, float]:
     if not temperatures:
         raise UserError("There is no temperature to choose from; give at least one.")
+    candidates = [memory._replace(temperature=t) for t in temperatures]
+    pasts = {x: [stream_log_sums(stream, x)] for x in candidates}
+    outsides: dict[float, list[LogSums]] = {memory.temperature: []}
+    if neighbours is not None:
+        outsides = {
+            t: [external_log_sums(neighbours, stream.targets, temperature=t)]
+            for t in temperatures
+        }
 
-    def mean(candidate: TokenMemory) -> float:
-        memories = [stream_log_sums(stream, candidate)]
-        if neighbours is not None:
-            memories.append(
-                external_log_sums(
-                    neighbours, stream.targets, temperature=candidate.temperature
-                )
-            )
+    def mean(pair):
+        memories = pasts[pair[0]] + outsides[pair[1]]
         return float(joint_log_probs(stream, *memories).mean(dtype=np.float64))
 
-    return max((memory._replace(temperature=t) for t in temperatures), key=mean)
+    return max(itertools.product(candidates, outsides), key=mean)
 
 
 class Slots(NamedTuple):

@@ -193,6 +193,34 @@ def test_tuning_finds_the_temperature_of_the_lowest_perplexity(stream):
     assert got == memory._replace(temperature=max(temperatures, key=means.__getitem__))
 
 
+def test_tuning_gives_a_datastore_a_temperature_of_its_own(stream):
+    """Neighbours that mislead are made flat, while the past stays sharp."""
+    rng = np.random.default_rng(1)
+    misleading = NeighbourValues(
+        rng.normal(6.0, 1.0, (N, 2)).astype(np.float32),
+        np.full((N, 2), VALUES, np.int32),
+    )
+    memory, temperatures = TokenMemory(5, 4), [0.5, 1.0, 20.0]
+    alone = token_memory.tune_temperature(stream, memory, temperatures)
+    got, external = token_memory.tune_temperatures(
+        stream, memory, temperatures, misleading
+    )
+    assert external == 20.0
+    past = token_memory.stream_log_sums(stream, got)
+    outside = token_memory.external_log_sums(
+        misleading, stream.targets, temperature=external
+    )
+    best = token_memory.joint_log_probs(stream, past, outside).mean()
+    for t in temperatures:
+        shared = alone._replace(temperature=t)
+        both = token_memory.joint_log_probs(
+            stream,
+            token_memory.stream_log_sums(stream, shared),
+            token_memory.external_log_sums(misleading, stream.targets, temperature=t),
+        )
+        assert best >= both.mean()
+
+
 def test_heaviest_slots(stream):
     memory = TokenMemory(5, 4, 2.0)
     chosen = np.array([0, 1, 6, 11])
