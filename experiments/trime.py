@@ -98,6 +98,9 @@ def wikitext2_external() -> Config:
     config = wikitext2()
     config.method.memory, config.data.order = "external", "similar"
     config.memory.k, config.memory.interpolate = 128, True
+    # Whether training texts help differs from article to article: tune on many.
+    config.memory.tune_tokens = 65536
+    config.memory.temperatures = (0.8, 1.0, 1.25, 1.6, 2.0, 3.0, 5.0, 10.0)
     return config
 
 
