@@ -166,9 +166,11 @@ def log_probs_by_control(
     for name in pasts | (neighbours or {}):
         memories = [pasts.get(name, pasts[controls.REAL])]
         if neighbours is not None:
-            found = neighbours[name]
+            temperature = external_temperature or memory.temperature
             memories.append(
-                external_log_sums(found, stream.targets, temperature=memory.temperature)
+                external_log_sums(
+                    neighbours[name], stream.targets, temperature=temperature
+                )
             )
         out[name] = joint_log_probs(stream, *memories)
     return out

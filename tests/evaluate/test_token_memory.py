@@ -180,6 +180,13 @@ def test_every_control_is_what_it_says(stream, neighbours):
         both["exact"], token_memory.joint_log_probs(stream, real, outer)
     )
     assert (both["foreign"] != both["exact"]).any()
+    flat = token_memory.log_probs_by_control(
+        stream, memory, found, external_temperature=7.0
+    )
+    outer = token_memory.external_log_sums(moved, stream.targets, temperature=7.0)
+    np.testing.assert_array_equal(
+        flat["exact"], token_memory.joint_log_probs(stream, real, outer)
+    )
 
 
 def test_tuning_finds_the_temperature_of_the_lowest_perplexity(stream):
