@@ -61,7 +61,7 @@ def parse(arguments: list[str], config: Any) -> list[str]:
     """absl's parser, whose complaints become `UserError`."""
     try:
         rest = flags.FLAGS(arguments)
-        _check_tuples("config", config)
+        _check_tuples("config", flags.FLAGS["config"].value)
         return rest
     except flags.IllegalFlagValueError as error:
         found = re.match(r"flag --(config[.\w]*)=(.*?): ", str(error), re.DOTALL)
