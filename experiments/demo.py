@@ -11,7 +11,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from experiments import knn_lm, language_model, launch, lm, presets, reporting, search
+from experiments import (
+    knn_lm,
+    language_model,
+    launch,
+    lm,
+    presets,
+    reporting,
+    token_search,
+)
 from experiments import trime as trime_launcher
 from rlm_jax.methods.knn_lm import KnnLMConfig
 from rlm_jax.methods.lm import LMConfig
@@ -33,7 +41,7 @@ class Config(language_model.Experiment):
     neighbours: KnnLMConfig = dataclasses.field(
         default_factory=lambda: knn_lm.tiny().method
     )
-    datastore: search.DatastoreConfig = dataclasses.field(
+    datastore: token_search.DatastoreConfig = dataclasses.field(
         default_factory=lambda: knn_lm.tiny().datastore
     )
     tune: knn_lm.TuneConfig = dataclasses.field(

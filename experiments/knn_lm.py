@@ -10,7 +10,14 @@ import dataclasses
 
 import numpy as np
 
-from experiments import inspection, language_model, launch, presets, reporting, search
+from experiments import (
+    inspection,
+    language_model,
+    launch,
+    presets,
+    reporting,
+    token_search,
+)
 from rlm_jax.evaluate import knn
 from rlm_jax.methods import knn_lm, lm
 from rlm_jax.models.decoder import DecoderConfig
@@ -35,8 +42,8 @@ class Config(language_model.Experiment):
     """A run of kNN-LM."""
 
     method: knn_lm.KnnLMConfig = dataclasses.field(default_factory=knn_lm.KnnLMConfig)
-    datastore: search.DatastoreConfig = dataclasses.field(
-        default_factory=search.DatastoreConfig
+    datastore: token_search.DatastoreConfig = dataclasses.field(
+        default_factory=token_search.DatastoreConfig
     )
     tune: TuneConfig = dataclasses.field(default_factory=TuneConfig)
     params_from: str = ""  # workdir whose decoder is used; nothing is trained
@@ -52,7 +59,7 @@ def tiny() -> Config:
     return Config(
         **presets.tiny(),
         method=knn_lm.KnnLMConfig(presets.tiny_decoder(), k=64),
-        datastore=search.DatastoreConfig(max_tokens=2**17, exact_queries=512),
+        datastore=token_search.DatastoreConfig(max_tokens=2**17, exact_queries=512),
         tune=TuneConfig(tokens=4096, ks=(16, 64)),
     )
 
@@ -68,7 +75,7 @@ def wikitext2() -> Config:
     return Config(
         **presets.wikitext2(),
         method=knn_lm.KnnLMConfig(presets.wikitext2_decoder(), k=256),
-        datastore=search.DatastoreConfig(recompute=False),
+        datastore=token_search.DatastoreConfig(recompute=False),
         tune=TuneConfig(
             tokens=65536,
             ks=(64, 256),
@@ -114,9 +121,9 @@ def execute(config: Config, run: launch.Run):
         params = _parameters(config, text, run)
     launch.leave_to_first()
     with phases("datastore"):
-        keys = search.build(method, params, config, config.datastore, text, run)
+        keys = token_search.build(method, params, config, config.datastore, text, run)
     with phases("index"):
-        searched = search.open_index(
+        searched = token_search.open_index(
             keys, config.datastore, k=config.method.k, metric=config.method.metric
         )
     return evaluate(config, run, phases, text, method, params, searched)
@@ -150,7 +157,7 @@ def evaluate(config: Config, run, phases, text, method, params, searched):
     with phases("evaluate"):
         test = language_model.score_split(method, params, config, text, "test")
     with phases("search"):
-        found, ids = search.look_up(test, searched, store)
+        found, ids = token_search.look_up(test, searched, store)
 
     def mixed(neighbours: knn.NeighbourValues, count: int | None = None) -> np.ndarray:
         knn_log_probs = knn.knn_log_probs(
@@ -164,9 +171,9 @@ def evaluate(config: Config, run, phases, text, method, params, searched):
     with phases("controls"):
         log_probs = {"off": test.stream.log_probs} | {
             name: mixed(x)
-            for name, x in search.by_control(found, ids, searched.keys).items()
+            for name, x in token_search.by_control(found, ids, searched.keys).items()
         }
-        approximation = search.held_to_exact(test, searched, store, mixed)
+        approximation = token_search.held_to_exact(test, searched, store, mixed)
     return reporting.finish(
         run,
         config,
@@ -189,7 +196,7 @@ def _tuned(config: Config, text, method, params, searched) -> knn.Mixture:
     validation = language_model.score_split(
         method, params, config, text, "validation", limit=tuned.tokens
     )
-    found, _ = search.look_up(validation, searched, config.datastore)
+    found, _ = token_search.look_up(validation, searched, config.datastore)
     return knn.tune(
         validation.stream.log_probs,
         found,

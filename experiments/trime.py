@@ -5,7 +5,14 @@ python -m experiments.trime --preset tiny --workdir runs/trime
 
 import dataclasses
 
-from experiments import inspection, language_model, launch, presets, reporting, search
+from experiments import (
+    inspection,
+    language_model,
+    launch,
+    presets,
+    reporting,
+    token_search,
+)
 from rlm_jax.evaluate import knn, token_memory
 from rlm_jax.evaluate.perplexity import StreamScores
 from rlm_jax.evaluate.token_memory import TokenMemory
@@ -35,8 +42,8 @@ class Config(language_model.Experiment):
     method: trime.TrimeConfig = dataclasses.field(default_factory=trime.TrimeConfig)
     warmup_steps: int = 0  # of plain cross-entropy, the first of train.steps
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
-    datastore: search.DatastoreConfig = dataclasses.field(
-        default_factory=lambda: search.DatastoreConfig(recompute=False)
+    datastore: token_search.DatastoreConfig = dataclasses.field(
+        default_factory=lambda: token_search.DatastoreConfig(recompute=False)
     )
 
 
@@ -167,10 +174,10 @@ def execute(config: Config, run: launch.Run):
     if not config.memory.k:
         return evaluate(config, run, phases, text, method, params, None)
     with phases("datastore"):
-        keys = search.build(method, params, config, config.datastore, text, run)
+        keys = token_search.build(method, params, config, config.datastore, text, run)
     with phases("index"):
         # Queries over sqrt(D): the inner products are then the memory's logits.
-        searched = search.open_index(
+        searched = token_search.open_index(
             keys,
             config.datastore,
             k=config.memory.k,
@@ -229,14 +236,14 @@ def _with_datastore(config: Config, phases, validation, test, memory, searched):
     """(tuned memory, log-probabilities by control, protocol) with a datastore too."""
     store = config.datastore
     with phases("search"):
-        found, _ = search.look_up(validation, searched, store)
+        found, _ = token_search.look_up(validation, searched, store)
         memory, temperature = token_memory.tune_temperatures(
             validation.stream, memory, config.memory.temperatures, found
         )
-        test_found, ids = search.look_up(test, searched, store)
+        test_found, ids = token_search.look_up(test, searched, store)
     with phases("controls"):
         stream = test.stream
-        neighbours = search.by_control(test_found, ids, searched.keys)
+        neighbours = token_search.by_control(test_found, ids, searched.keys)
         log_probs = token_memory.log_probs_by_control(
             stream, memory, neighbours, external_temperature=temperature
         )
@@ -262,7 +269,7 @@ def _with_datastore(config: Config, phases, validation, test, memory, searched):
             "k": searched.k,
             "external_temperature": temperature,
             "datastore_entries": searched.keys.num_entries,
-            "approximation": search.held_to_exact(test, searched, store, joint),
+            "approximation": token_search.held_to_exact(test, searched, store, joint),
             "interpolation": mixture and mixture._asdict(),
         }
     return memory, log_probs, protocol
