@@ -106,7 +106,7 @@ PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "wikitext103": wikitext103}
 
 def execute(config: Config, run: launch.Run):
     """Train, build the datastore, tune on validation, evaluate on test, report."""
-    phases = language_model.Phases()
+    phases = launch.Phases()
     with phases("data"):
         text = language_model.load_text(config.data)
     if config.params_from:

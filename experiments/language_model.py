@@ -1,19 +1,16 @@
 """What the launchers of language models share: text, batches, training, scores."""
 
-import contextlib
 import dataclasses
 import functools
 import pathlib
-import time
-from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 from jax.experimental import multihost_utils
 
-from experiments.launch import Run, configuration
+from experiments import launch
+from experiments.launch import Run
 from rlm_jax.data import batching, corpora, token_store, tokenizers
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import perplexity
@@ -88,22 +85,6 @@ class Scored(NamedTuple):
         return perplexity.text_metrics(
             log_probs, num_bytes=self.num_bytes, num_words=self.num_words
         )
-
-
-class Phases:
-    """Wall-clock seconds by phase of a run."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - began
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent
 
 
 def load_text(config: DataConfig) -> Text:
@@ -189,7 +170,7 @@ def _continue_from(
         multihost_utils.sync_global_devices("before continue_from")
     if begun:
         return
-    configuration(source, text.fingerprint)
+    launch.configuration(source, text.fingerprint)
     done = checkpoint.latest_step(pathlib.Path(source) / "checkpoints")
     if done > steps:
         raise UserError(
@@ -297,7 +278,7 @@ def score_split(
         window=config.evaluate.window,
         stride=config.evaluate.stride,
         batch_size=config.evaluate.batch_size,
-        wrap=bar(f"scoring {name}", "batch"),
+        wrap=launch.bar(f"scoring {name}", "batch"),
     )
     return Scored(stream, tokens, *_size(text, split, tokens))
 
@@ -313,12 +294,3 @@ def _size(text: Text, split: token_store.TokenSplit, tokens) -> tuple[int, int]:
     num_bytes = split.num_bytes * len(part.encode()) / len(whole.encode())
     num_words = split.num_words * len(part.split()) / len(whole.split())
     return round(num_bytes), round(num_words)
-
-
-def bar(description: str, unit: str) -> Any:
-    """A progress bar to put around an iterable."""
-
-    def wrap(iterable: Iterable) -> Iterable:
-        return tqdm.tqdm(iterable, desc=description, unit=unit, dynamic_ncols=True)
-
-    return wrap

@@ -6,10 +6,12 @@ import errno
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import tqdm
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -87,6 +89,31 @@ def _one_line():
     except KeyboardInterrupt:
         progress.say("interrupted; start again to go on from the last checkpoint")
         sys.exit(130)
+
+
+class Phases:
+    """Wall-clock seconds by phase of a run."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+
+def bar(description: str, unit: str) -> Any:
+    """A progress bar to put around an iterable."""
+
+    def wrap(iterable: Iterable) -> Iterable:
+        return tqdm.tqdm(iterable, desc=description, unit=unit, dynamic_ncols=True)
+
+    return wrap
 
 
 def leave_to_first() -> None:

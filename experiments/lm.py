@@ -57,7 +57,7 @@ PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "wikitext103": wikitext103}
 
 def execute(config: Config, run: launch.Run):
     """Train, score the test split, report."""
-    phases = language_model.Phases()
+    phases = launch.Phases()
     with phases("data"):
         text = language_model.load_text(config.data)
     launch.claim(run, config, text.fingerprint, same=language_model.SAME)

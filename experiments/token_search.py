@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import language_model
+from experiments import language_model, launch
 from experiments.launch import Run
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import controls, knn
@@ -62,7 +62,7 @@ def build(
             "model": encode.fingerprint(params),
             "text": text.store.fingerprint,
         },
-        wrap=language_model.bar("building the datastore", "batch"),
+        wrap=launch.bar("building the datastore", "batch"),
     )
 
 
@@ -114,7 +114,7 @@ def look_up(
         values=keys.values(0, keys.num_entries),
         gather_keys=keys.gather_keys if config.recompute else None,
         metric=searched.metric,
-        wrap=language_model.bar("searching", "batch"),
+        wrap=launch.bar("searching", "batch"),
     )
     return found, np.concatenate(ids)
 

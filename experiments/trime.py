@@ -159,7 +159,7 @@ PRESETS = {
 
 def execute(config: Config, run: launch.Run):
     """Warm up, train with the memory, tune on validation, evaluate on test, report."""
-    phases = language_model.Phases()
+    phases = launch.Phases()
     with phases("data"):
         text = language_model.load_text(config.data)
     same = (*language_model.SAME, "warmup_steps")
