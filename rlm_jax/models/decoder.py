@@ -64,9 +64,9 @@ def check(config: DecoderConfig) -> None:
         raise UserError(
             f"width is {c.width}; sinusoidal positions want an even one, 4 or more."
         )
-    if c.dtype not in ("float32", "bfloat16", "float16"):
+    if c.dtype not in layers.DTYPES:
         raise UserError(
-            f"dtype is {c.dtype!r}; choose 'float32', 'bfloat16' or 'float16'."
+            f"dtype is {c.dtype!r}; choose one of {', '.join(layers.DTYPES)}."
         )
 
 
@@ -91,7 +91,7 @@ class Block(nn.Module):
             num_heads=c.num_heads,
             rotary=c.positions == "rotary",
             bias=c.bias,
-            num_layers=c.num_layers,
+            output_scale=layers.residual_scale(c.num_layers),
             dtype=c.dtype,
             name="attention",
         )(h, positions)
@@ -101,7 +101,7 @@ class Block(nn.Module):
             width=c.feed_forward_width,
             activation=c.activation,
             bias=c.bias,
-            num_layers=c.num_layers,
+            output_scale=layers.residual_scale(c.num_layers),
             dtype=c.dtype,
             name="feed_forward",
         )(key)

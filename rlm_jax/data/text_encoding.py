@@ -1,0 +1,244 @@
+"""Texts to rows of token ids for an encoder: WordPiece, or any tokenizer.json.
+
+Rows look like BERT's, ``[CLS] text [SEP]`` or ``[CLS] text [SEP] second [SEP]``, or as
+the tokenizer.json itself says (RoBERTa has its own marks). They are padded into the
+batches that encoders take by `pad`.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers as hugging_face
+
+from rlm_jax.data import cache
+from rlm_jax.errors import UserError
+
+FILE = "tokenizer.json"
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_NAMES = {
+    "pad": ("[PAD]", "<pad>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer with the marks that an encoder needs.
+
+    Attributes:
+      vocab_size: number of ids; every id is below it.
+      pad_id, cls_id, sep_id, mask_id: of the marks.
+      content: the tokenizer.json, which is all that there is to save.
+    """
+
+    vocab_size: int
+    pad_id: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    content: str
+    _tokenizer: Any
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the vocabulary and its rules."""
+        return cache.fingerprint(json.loads(self.content))
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        max_length: int,
+    ) -> list[np.ndarray]:
+        """Token ids of each text, marks among them, int32 [n], n <= max_length.
+
+        Args:
+          texts: the texts, or the first ones of pairs.
+          pairs: the second ones, which are cut first where a pair is too long, as DPR
+            does with title and text.
+          max_length: in tokens; 3 or more.
+
+        Raises:
+          UserError: max_length leaves no room for text.
+        """
+        if max_length < (3 if pairs is None else 5):
+            raise UserError(
+                f"Rows of {max_length} tokens leave no room beside the marks; choose "
+                "a longer length."
+            )
+        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        # Cut before tokenizing: a token is at least a character, and a passage of a
+        # megabyte should not cost a megabyte's work. Words are not longer than this.
+        limit = 64 * max_length
+        cut = (
+            [x[:limit] for x in inputs]
+            if pairs is None
+            else [(a[:limit], b[:limit]) for a, b in inputs]
+        )
+        if pairs is not None:
+            return self._encode_pairs(cut, max_length)
+        tokenizer = self._tokenizer
+        tokenizer.enable_truncation(max_length)
+        rows = tokenizer.encode_batch_fast(cut)
+        return [np.asarray(row.ids, np.int32) for row in rows]
+
+    def _encode_pairs(self, pairs, max_length: int) -> list[np.ndarray]:
+        tokenizer = self._tokenizer
+        tokenizer.no_truncation()
+        firsts = tokenizer.encode_batch_fast(
+            [a for a, _ in pairs], add_special_tokens=False
+        )
+        marks = tokenizer.num_special_tokens_to_add(is_pair=True)
+        # "Only the second" fails where the first alone is too long; it then loses its
+        # end, and the second text gets one token.
+        room = max_length - marks - 1
+        tokenizer.enable_truncation(max_length, strategy="only_second")
+        cut = [
+            (tokenizer.decode(f.ids[:room]) if len(f.ids) > room else a, b)
+            for f, (a, b) in zip(firsts, pairs, strict=True)
+        ]
+        rows = tokenizer.encode_batch_fast(cut)
+        return [np.asarray(row.ids[:max_length], np.int32) for row in rows]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids, without marks."""
+        return self._tokenizer.decode([int(i) for i in ids])
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes tokenizer.json into a folder, for `load` and for others."""
+        Path(folder, FILE).write_text(self.content, encoding="utf-8")
+
+
+def load(folder: str | os.PathLike) -> TextTokenizer:
+    """The tokenizer of a model's folder: tokenizer.json, else BERT's vocab.txt.
+
+    A vocab.txt is read as BERT's uncased WordPiece, unless tokenizer_config.json says
+    ``"do_lower_case": false``.
+
+    Raises:
+      UserError: neither is there, it cannot be read, or it lacks a mark.
+    """
+    folder = Path(folder)
+    try:
+        if (folder / FILE).exists():
+            found = hugging_face.Tokenizer.from_file(str(folder / FILE))
+        elif (folder / "vocab.txt").exists():
+            words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+            settings = folder / "tokenizer_config.json"
+            told = json.loads(settings.read_text()) if settings.exists() else {}
+            found = _word_piece(
+                {word: i for i, word in enumerate(words)},
+                lowercase=told.get("do_lower_case", True),
+            )
+        else:
+            raise UserError(
+                f"There is no tokenizer in {folder}; it needs {FILE} or vocab.txt."
+            )
+    except UserError:
+        raise
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise UserError(
+            f"The tokenizer in {folder} cannot be read ({error}); copy or download it "
+            "again."
+        ) from error
+    return _wrap(found, folder)
+
+
+def train(texts: Iterable[str], *, vocab_size: int) -> TextTokenizer:
+    """An uncased WordPiece vocabulary of a text, with BERT's marks.
+
+    Args:
+      texts: any number of texts, read once.
+      vocab_size: at most so many ids.
+
+    Raises:
+      UserError: the vocabulary has no room, or there is no text.
+    """
+    if vocab_size < 100:
+        raise UserError(
+            f"A WordPiece vocabulary of {vocab_size} is too small; choose 100 or more."
+        )
+    found = _word_piece({word: i for i, word in enumerate(_SPECIAL)}, lowercase=True)
+    trainer = hugging_face.trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(_SPECIAL),
+        continuing_subword_prefix="##",
+        show_progress=False,
+        # Letters beyond the thousand most frequent are unknown words.
+        limit_alphabet=min(1000, vocab_size // 4),
+    )
+    found.train_from_iterator(texts, trainer)
+    if found.get_vocab_size() <= len(_SPECIAL):
+        raise UserError("There is no text to train a tokenizer on; check the corpus.")
+    return _wrap(found, "the trained tokenizer")
+
+
+def pad(
+    rows: Sequence[np.ndarray], *, pad_id: int, length: int | None = None
+) -> dict[str, np.ndarray]:
+    """Rows int32 [n] of one encoder batch: ids and mask, int32 [N, length].
+
+    Args:
+      rows: none longer than ``length``.
+      pad_id: what fills them up.
+      length: the width; the longest row by default.
+    """
+    lengths = np.array([len(row) for row in rows])
+    width = int(lengths.max(initial=1)) if length is None else length
+    mask = np.arange(width) < lengths[:, None]
+    ids = np.full(mask.shape, pad_id, np.int32)
+    if len(rows):
+        ids[mask] = np.concatenate(list(rows))
+    return {"ids": ids, "mask": mask.astype(np.int32)}
+
+
+def _word_piece(vocabulary: dict[str, int], *, lowercase: bool):
+    found = hugging_face.Tokenizer(
+        hugging_face.models.WordPiece(
+            vocabulary, unk_token="[UNK]", max_input_chars_per_word=100
+        )
+    )
+    found.normalizer = hugging_face.normalizers.BertNormalizer(lowercase=lowercase)
+    found.pre_tokenizer = hugging_face.pre_tokenizers.BertPreTokenizer()
+    found.decoder = hugging_face.decoders.WordPiece(prefix="##")
+    missing = [word for word in _SPECIAL if word not in vocabulary]
+    if missing:
+        raise UserError(
+            f"The vocabulary lacks {', '.join(missing)}; it is not BERT's WordPiece."
+        )
+    found.add_special_tokens(list(_SPECIAL))
+    cls, sep = "[CLS]", "[SEP]"
+    found.post_processor = hugging_face.processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])],
+    )
+    return found
+
+
+def _wrap(found: Any, where: Any) -> TextTokenizer:
+    found.no_padding()
+    found.no_truncation()
+    marks = {}
+    for mark, names in _NAMES.items():
+        ids = [i for i in map(found.token_to_id, names) if i is not None]
+        if not ids:
+            raise UserError(
+                f"The tokenizer of {where} has no {' or '.join(names)}, which an "
+                "encoder needs; use the encoder's own."
+            )
+        marks[f"{mark}_id"] = ids[0]
+    return TextTokenizer(
+        vocab_size=found.get_vocab_size(with_added_tokens=True),
+        content=found.to_str(),
+        _tokenizer=found,
+        **marks,
+    )

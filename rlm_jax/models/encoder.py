@@ -1,0 +1,231 @@
+"""A bidirectional encoder, BERT's or RoBERTa's, and the vector it makes of a text.
+
+Devlin et al. 2019; Liu et al. 2019 differ in how positions are counted. The layout of
+the parameters is ours; `rlm_jax.pretrained` reads and writes published ones.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rlm_jax.errors import UserError
+from rlm_jax.models import layers
+
+Params = Any
+_init = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass
+class EncoderConfig:
+    """Sizes of an encoder, and how it makes one vector of a text."""
+
+    vocab_size: int = 0  # 0: taken from the tokenizer
+    num_layers: int = 6
+    width: int = 384
+    num_heads: int = 12
+    feed_forward_width: int = 1536
+    max_length: int = 512  # positions that there are
+    num_types: int = 2  # token types; all tokens of a retriever have type 0
+    first_position: int = 0  # RoBERTa: 2, and padding does not count
+    pad_id: int = 0
+    norm_epsilon: float = 1e-12
+    pooling: str = "mean"  # mean (over tokens, [CLS] and [SEP] too) or cls
+    projection: int = 0  # width of a last linear map; 0: none
+    normalise: bool = False  # vectors of length 1
+    dropout: float = 0.1
+    dtype: str = "float32"  # of the computation; parameters are always float32
+    remat: bool = False  # recompute each block in the backward pass
+
+
+def check(config: EncoderConfig) -> None:
+    """Raises UserError where sizes or choices do not fit together."""
+    c = config
+    sizes = ("num_layers", "width", "num_heads", "feed_forward_width", "max_length")
+    for name in (*sizes, "num_types"):
+        if getattr(c, name) < 1:
+            raise UserError(f"{name} is {getattr(c, name)}; choose 1 or more.")
+    if c.vocab_size < 1:
+        raise UserError("vocab_size is 0; set it to the tokenizer's.")
+    if c.width % c.num_heads:
+        raise UserError(
+            f"width {c.width} does not divide into {c.num_heads} heads; choose a "
+            "multiple of num_heads."
+        )
+    if c.pooling not in ("mean", "cls"):
+        raise UserError(f"pooling is {c.pooling!r}; choose 'mean' or 'cls'.")
+    if c.projection < 0:
+        raise UserError(f"projection is {c.projection}; choose a width, or 0 for none.")
+    if c.dtype not in layers.DTYPES:
+        raise UserError(
+            f"dtype is {c.dtype!r}; choose one of {', '.join(layers.DTYPES)}."
+        )
+
+
+def _norm(config: EncoderConfig, name: str | None = None) -> nn.Module:
+    return layers.norm("layer", config.dtype, name, epsilon=config.norm_epsilon)
+
+
+class Block(nn.Module):
+    """norm(x + attention(x)), then norm(x + feed_forward(x)); post-norm."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x, mask, deterministic: bool):
+        c = self.config
+        dropout = nn.Dropout(c.dropout, deterministic=deterministic)
+        h = layers.SelfAttention(
+            num_heads=c.num_heads,
+            bias=True,
+            dtype=c.dtype,
+            causal=False,
+            name="attention",
+        )(x, mask=mask)
+        x = _norm(c, "attention_norm")(x + dropout(h))
+        h = layers.FeedForward(
+            width=c.feed_forward_width,
+            activation="exact_gelu",
+            bias=True,
+            dtype=c.dtype,
+            name="feed_forward",
+        )(x)
+        return _norm(c, "feed_forward_norm")(x + dropout(h))
+
+
+class Encoder(nn.Module):
+    """Texts to a vector a token (`__call__`) or a vector a text (`embed`).
+
+    Dropout follows the embeddings and each half of a block; attention weights have
+    none, unlike BERT's, so that fused attention can serve.
+    """
+
+    config: EncoderConfig
+
+    def setup(self):
+        c = self.config
+        check(c)
+        self.tokens = self.param(
+            "tokens", layers.embedding_init, (c.vocab_size, c.width)
+        )
+        self.positions = self.param(
+            "positions",
+            layers.embedding_init,
+            (c.max_length + c.first_position, c.width),
+        )
+        self.types = self.param("types", layers.embedding_init, (c.num_types, c.width))
+        self.norm = _norm(c)
+        self.dropout = nn.Dropout(c.dropout)
+        block = nn.remat(Block, static_argnums=(3,)) if c.remat else Block
+        self.blocks = [block(c, name=f"block_{i}") for i in range(c.num_layers)]
+        if c.projection:
+            self.projection = nn.Dense(c.projection, dtype=c.dtype, kernel_init=_init)
+
+    def hidden_states(self, ids, mask, types=None, *, deterministic: bool = True):
+        """Before the first block and after each, [N, T, D] in the computation's dtype.
+
+        Args:
+          ids: int32 [N, T].
+          mask: int32 [N, T]; 1 = token, 0 = padding.
+          types: int32 [N, T], or None where all are 0.
+
+        Raises:
+          UserError: a row is longer than there are positions.
+        """
+        c = self.config
+        if ids.shape[1] > c.max_length:
+            raise UserError(
+                f"a text has {ids.shape[1]} tokens and max_length, where positions "
+                f"end, is {c.max_length}; cut texts shorter."
+            )
+        if c.first_position:
+            counted = jnp.cumsum(mask, axis=1) * mask
+            positions = self.positions[counted + c.first_position - 1]
+        else:
+            positions = self.positions[: ids.shape[1]]
+        of_type = self.types[0] if types is None else self.types[types]
+        x = self.norm((self.tokens[ids] + positions + of_type).astype(c.dtype))
+        x = self.dropout(x, deterministic=deterministic)
+        states = [x]
+        for block in self.blocks:
+            states.append(block(states[-1], mask, deterministic))
+        return states
+
+    def __call__(self, ids, mask, types=None, *, deterministic: bool = True):
+        """The last hidden states, [N, T, D]; arguments as in `hidden_states`."""
+        return self.hidden_states(ids, mask, types, deterministic=deterministic)[-1]
+
+    def embed(self, ids, mask, *, deterministic: bool = True):
+        """One vector a text, float32 [N, D] or [N, projection]."""
+        c = self.config
+        x = self(ids, mask, deterministic=deterministic)
+        if c.pooling == "cls":
+            x = x[:, 0]
+        else:
+            x = x.astype(jnp.float32) * mask[..., None]
+            x = x.sum(1) / jnp.maximum(mask.sum(1), 1)[:, None]
+        if c.projection:
+            x = self.projection(x)
+        x = x.astype(jnp.float32)
+        if c.normalise:
+            x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+        return x
+
+
+class MaskedLM(nn.Module):
+    """An encoder with BERT's head: logits of the token at each position."""
+
+    config: EncoderConfig
+
+    def setup(self):
+        c = self.config
+        self.encoder = Encoder(c)
+        self.dense = nn.Dense(c.width, dtype=c.dtype, kernel_init=_init)
+        self.norm = _norm(c)
+        self.bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
+
+    def __call__(self, ids, mask, types=None, *, deterministic: bool = True):
+        """Logits float32 [N, T, V]; the embedding of tokens is tied to them."""
+        x = self.encoder(ids, mask, types, deterministic=deterministic)
+        x = self.norm(layers.exact_gelu(self.dense(x)))
+        table = self.encoder.tokens.astype(x.dtype)
+        logits = jnp.einsum("ntd,vd->ntv", x, table, preferred_element_type=jnp.float32)
+        return logits + self.bias
+
+
+class Embedder(NamedTuple):
+    """An encoder as two pure functions."""
+
+    init: Callable[[jax.Array], Params]
+    embed: Callable[..., jax.Array]
+    """``embed(params, {"ids", "mask"}, *, key=None)`` -> float32 [N, D]. With a key
+    there is dropout."""
+
+
+def embedder(config: EncoderConfig) -> Embedder:
+    """The pure functions of an encoder that makes one vector a text.
+
+    Raises:
+      UserError: sizes or choices do not fit together.
+    """
+    check(config)
+    module = Encoder(config)
+
+    def init(key: jax.Array) -> Params:
+        one = jnp.ones((1, 1), jnp.int32)
+        return module.init(key, one, one, method="embed")["params"]
+
+    def embed(params: Params, batch: Mapping[str, Any], *, key=None) -> jax.Array:
+        return module.apply(
+            {"params": params},
+            batch["ids"],
+            batch["mask"],
+            deterministic=key is None,
+            rngs=None if key is None else {"dropout": key},
+            method="embed",
+        )
+
+    return Embedder(init, embed)
