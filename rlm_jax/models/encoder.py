@@ -6,7 +6,7 @@ the parameters is ours; `rlm_jax.pretrained` reads and writes published ones.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -219,7 +219,7 @@ def embedder(config: EncoderConfig) -> Embedder:
         return module.init(key, one, one, method="embed")["params"]
 
     def embed(params: Params, batch: Mapping[str, Any], *, key=None) -> jax.Array:
-        return module.apply(
+        vectors = module.apply(
             {"params": params},
             batch["ids"],
             batch["mask"],
@@ -227,5 +227,6 @@ def embedder(config: EncoderConfig) -> Embedder:
             rngs=None if key is None else {"dropout": key},
             method="embed",
         )
+        return cast(jax.Array, vectors)
 
     return Embedder(init, embed)

@@ -1,5 +1,7 @@
 """Attention, feed-forward, norms and positions."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -83,6 +85,7 @@ class SelfAttention(nn.Module):
             qkv.reshape(batch, length, 3 * self.num_heads, head_width), 3, axis=2
         )
         if self.rotary:
+            assert positions is not None
             q, k = rotate(q, positions), rotate(k, positions)
         # cuDNN's flash attention takes 16-bit inputs of certain widths only.
         flash = (
@@ -91,7 +94,7 @@ class SelfAttention(nn.Module):
             and head_width % 8 == 0
             and head_width <= 128
         )
-        padding: dict[str, jax.Array] = {}
+        padding: dict[str, Any] = {}
         if mask is not None and flash:  # a mask would become an array [B, H, T, T]
             padding["key_value_seq_lengths"] = mask.sum(1).astype(jnp.int32)
         elif mask is not None:
