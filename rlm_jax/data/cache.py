@@ -7,8 +7,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+import numpy as np
 
 from rlm_jax.errors import UserError
 
@@ -58,6 +61,51 @@ def once(target: Path, build: Callable[[Path], None]) -> Path:
             ) from error
         raise
     return target
+
+
+def checksums(directory: Path) -> dict[str, dict[str, int]]:
+    """The size and the CRC-32 of every file in a folder, for its manifest."""
+    return {
+        path.name: {"size": path.stat().st_size, "crc32": _crc32(path)}
+        for path in sorted(directory.iterdir())
+        if path.is_file()
+    }
+
+
+def verify(directory: Path, files: Mapping[str, Mapping[str, int]], what: str) -> None:
+    """Compares the files of a folder with their `checksums`.
+
+    Raises:
+      UserError: a file is missing, truncated or altered; `what` names the folder's use.
+    """
+    for name, expected in files.items():
+        path = directory / name
+        size = path.stat().st_size if path.exists() else 0
+        if size != expected["size"] or _crc32(path) != expected["crc32"]:
+            raise UserError(
+                f"The {what}'s file {name} is truncated or altered ({size} of "
+                f"{expected['size']} bytes): {remedy(directory)}."
+            )
+
+
+def remedy(directory: Path) -> str:
+    """What to do about a damaged folder, as the second half of a sentence."""
+    return f"delete the folder {directory} and run again to rebuild it"
+
+
+def map_array(path: Path, dtype: np.dtype | str) -> np.ndarray:
+    """Memory-maps a raw array, read-only."""
+    if path.stat().st_size == 0:  # an empty file cannot be mapped
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype, mode="r")
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
 
 
 def _build_and_rename(target: Path, build: Callable[[Path], None]) -> None:

@@ -5,19 +5,17 @@ them, and a fingerprint of the bytes behind it.
 """
 
 import ast
-import gzip
 import hashlib
 import itertools
 import json
 import re
 import sysconfig
 import tokenize
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rlm_jax.data import cache
+from rlm_jax.data import cache, files
 from rlm_jax.errors import UserError
 
 
@@ -63,7 +61,7 @@ def stdlib() -> Source:
     Tests and installed packages are left out. A document's split follows from the
     SHA-256 of its name (90 : 5 : 5), so it is the same on every machine.
     """
-    documents = list(_stdlib_documents())
+    documents = list(stdlib_documents())
     if not documents:
         raise UserError(
             "This Python's standard library has no source files to read: use "
@@ -71,16 +69,21 @@ def stdlib() -> Source:
         )
     by_split: dict[str, list[Document]] = {name: [] for name in _SPLIT_NAMES}
     for document in documents:
-        digest = hashlib.sha256(document.name.encode()).digest()
-        percent = int.from_bytes(digest[:8], "big") % 100
-        split = "train" if percent < 90 else "validation" if percent < 95 else "test"
-        by_split[split].append(document)
+        by_split[stdlib_split(document.name)].append(document)
     return Source(
         tuple(by_split), by_split.__getitem__, cache.fingerprint("stdlib", documents)
     )
 
 
-def _stdlib_documents() -> Iterator[Document]:
+def stdlib_split(name: str) -> str:
+    """The split of a module of the standard library, by the SHA-256 of its name."""
+    digest = hashlib.sha256(name.encode()).digest()
+    percent = int.from_bytes(digest[:8], "big") % 100
+    return "train" if percent < 90 else "validation" if percent < 95 else "test"
+
+
+def stdlib_documents() -> Iterator[Document]:
+    """The modules of the running Python by name, and its help topics."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -122,18 +125,20 @@ def _from_files(
     path: Path, suffixes: tuple[str, ...], read: _Reader, pieces: _Pieces
 ) -> Source:
     """Finds the files of each split, or cuts them off the end of the only one."""
-    files = _find_splits(path, suffixes)
+    found = _find_splits(path, suffixes)
     identity = [
-        [split, _stem(file), _digest(file)] for split in files for file in files[split]
+        [split, _stem(file), files.digest(file)]
+        for split in found
+        for file in found[split]
     ]
 
     def documents(split: str) -> Iterator[Document]:
-        for file in files[split]:
+        for file in found[split]:
             yield from read(_stem(file), file)
 
     key = cache.fingerprint(read.__name__, identity)
-    if len(files) > 1:
-        return Source(tuple(files), documents, key)
+    if len(found) > 1:
+        return Source(tuple(found), documents, key)
     return _cut(documents, pieces, key)
 
 
@@ -189,18 +194,6 @@ def _stem(path: Path) -> str:
     return name.removesuffix(".txt").removesuffix(".jsonl")
 
 
-def _digest(path: Path) -> str:
-    if path.stat().st_size == 0:
-        raise UserError(f"The file {path} is empty: give a file with text.")
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except PermissionError as error:
-        raise UserError(
-            f"The file {path} may not be read: change its permissions."
-        ) from error
-
-
 def _cut(
     documents: Callable[[str], Iterator[Document]], pieces: _Pieces, key: str
 ) -> Source:
@@ -237,9 +230,7 @@ def _text_documents(stem: str, path: Path) -> Iterator[Document]:
     """The pages of a WikiText file, or the whole file; joined they are its text."""
     pages: bool | None = None  # unknown before the first line with something on it
     name, lines, blank_before = stem, [], True
-    for line, following in itertools.pairwise(
-        itertools.chain(_decoded_lines(path), [""])
-    ):
+    for line, following in itertools.pairwise(itertools.chain(files.lines(path), [""])):
         # A title stands alone: formulas and scores also look like " = 2 - 1 = ".
         title = _TITLE.fullmatch(line) if blank_before else None
         title = None if following.strip() else title
@@ -259,7 +250,7 @@ def _text_documents(stem: str, path: Path) -> Iterator[Document]:
 
 def _jsonl_documents(stem: str, path: Path) -> Iterator[Document]:
     empty = True
-    for number, line in enumerate(_decoded_lines(path), 1):
+    for number, line in enumerate(files.lines(path), 1):
         if not line.strip():
             continue
         try:
@@ -279,30 +270,3 @@ def _jsonl_documents(stem: str, path: Path) -> Iterator[Document]:
         empty = False
     if empty:
         raise UserError(f"The file {path} has no records: give one JSON object a line.")
-
-
-def _decoded_lines(path: Path) -> Iterator[str]:
-    """Lines of UTF-8 with their ends; names the first byte that is not text."""
-    position = 0
-    try:
-        with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
-            for raw in file:
-                zero = raw.find(0)
-                if zero >= 0:
-                    raise _not_text(path, position + zero)
-                try:
-                    yield raw.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise _not_text(path, position + error.start) from error
-                position += len(raw)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(
-            f"The file {path} is not a whole gzip file ({error}): copy it again."
-        ) from error
-
-
-def _not_text(path: Path, position: int) -> UserError:
-    return UserError(
-        f"The file {path} is not UTF-8 text (see byte {position}): convert it, or name "
-        "another file."
-    )

@@ -1,8 +1,7 @@
 """Texts to rows of token ids for an encoder: WordPiece, or any tokenizer.json.
 
 Rows look like BERT's, ``[CLS] text [SEP]`` or ``[CLS] text [SEP] second [SEP]``, or as
-the tokenizer.json itself says (RoBERTa has its own marks). They are padded into the
-batches that encoders take by `pad`.
+the tokenizer.json itself says (RoBERTa has its own marks).
 """
 
 import json
@@ -179,25 +178,6 @@ def train(texts: Iterable[str], *, vocab_size: int) -> TextTokenizer:
     if found.get_vocab_size() <= len(_SPECIAL):
         raise UserError("There is no text to train a tokenizer on; check the corpus.")
     return _wrap(found, "the trained tokenizer")
-
-
-def pad(
-    rows: Sequence[np.ndarray], *, pad_id: int, length: int | None = None
-) -> dict[str, np.ndarray]:
-    """Rows int32 [n] of one encoder batch: ids and mask, int32 [N, length].
-
-    Args:
-      rows: none longer than ``length``.
-      pad_id: what fills them up.
-      length: the width; the longest row by default.
-    """
-    lengths = np.array([len(row) for row in rows])
-    width = int(lengths.max(initial=1)) if length is None else length
-    mask = np.arange(width) < lengths[:, None]
-    ids = np.full(mask.shape, pad_id, np.int32)
-    if len(rows):
-        ids[mask] = np.concatenate(list(rows))
-    return {"ids": ids, "mask": mask.astype(np.int32)}
 
 
 def _word_piece(vocabulary: dict[str, int], *, lowercase: bool):

@@ -2,8 +2,6 @@
 
 import json
 import os
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,11 +83,11 @@ def _write(
         split: _write_split(directory, split, corpus, tokenizer, dtype, progress)
         for split in corpus.splits
     }
-    files = {
-        path.name: {"size": path.stat().st_size, "crc32": _crc32(path)}
-        for path in sorted(directory.iterdir())
+    manifest = {
+        "dtype": dtype.str,
+        "splits": splits,
+        "files": cache.checksums(directory),
     }
-    manifest = {"dtype": dtype.str, "splits": splits, "files": files}
     (directory / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
@@ -123,28 +121,20 @@ def _write_split(
 
 
 def _open(directory: Path, key: str) -> TokenStore:
-    remedy = f"delete the folder {directory} and run again to rebuild it"
     try:
         manifest = json.loads((directory / "manifest.json").read_text())
         files, splits = manifest["files"], manifest["splits"]
         dtype = np.dtype(manifest["dtype"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"The token store has no readable manifest: {remedy}.") from (
-            error
-        )
-    for name, expected in files.items():
-        path = directory / name
-        size = path.stat().st_size if path.exists() else 0
-        if size != expected["size"] or _crc32(path) != expected["crc32"]:
-            raise UserError(
-                f"The token store's file {name} is truncated or altered "
-                f"({size} of {expected['size']} bytes): {remedy}."
-            )
+        raise UserError(
+            f"The token store has no readable manifest: {cache.remedy(directory)}."
+        ) from error
+    cache.verify(directory, files, "token store")
     return TokenStore(
         key,
         {
             name: TokenSplit(
-                tokens=_map(directory / f"{name}.tokens", dtype),
+                tokens=cache.map_array(directory / f"{name}.tokens", dtype),
                 document_offsets=np.fromfile(directory / f"{name}.offsets", "<i8"),
                 document_names=tuple(
                     json.loads((directory / f"{name}.names.json").read_text())
@@ -154,22 +144,3 @@ def _open(directory: Path, key: str) -> TokenStore:
             for name, counts in splits.items()
         },
     )
-
-
-def _map(path: Path, dtype: np.dtype) -> np.ndarray:
-    if path.stat().st_size == 0:  # an empty file cannot be mapped
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype, mode="r")
-
-
-def _crc32(path: Path) -> int:
-    value = 0
-    for block in _blocks(path):
-        value = zlib.crc32(block, value)
-    return value
-
-
-def _blocks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        while block := file.read(size):
-            yield block

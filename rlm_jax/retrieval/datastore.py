@@ -119,7 +119,7 @@ class Writer:
 
     def __init__(self, directory: Path, manifest: dict[str, Any]):
         self.directory = directory
-        self.partial = _partial(directory)
+        self.partial = partial_of(directory)
         self.manifest = manifest
         self._rows = 0
         self._buffer = {
@@ -171,7 +171,7 @@ class Writer:
                 f"Datastore {self.directory} has {self.num_written + self._rows} of "
                 f"{total} entries; append the rest before publishing it."
             )
-        _refuse_existing(self.directory)
+        refuse_existing(self.directory)
         with self._disk_errors():
             os.rename(self.partial, self.directory)
             checked_files.sync_directory(self.directory.parent)
@@ -221,7 +221,7 @@ class Writer:
         with self._disk_errors():
             checksums = {
                 part: checked_files.write_bytes(
-                    _path(self.partial, number, part), array.data
+                    shard_path(self.partial, number, part), array.data
                 )
                 for part, array in self._buffer.items()
             }
@@ -272,8 +272,8 @@ def create(
     form = {"format": _FORMAT, "dim": dim, "dtype": dtype, "num_entries": num_entries}
     form["shard_size"] = shard_size = min(shard_size, num_entries)
     form["identity"] = checked_files.as_json(identity)
-    _refuse_existing(directory)
-    partial = _partial(directory)
+    refuse_existing(directory)
+    partial = partial_of(directory)
     with checked_files.full_disk_named(directory, "nothing was written yet"):
         if not (partial / checked_files.MANIFEST).exists():
             partial.mkdir(parents=True, exist_ok=True)
@@ -305,7 +305,7 @@ def open(
     """
     directory = Path(directory)
     if not (directory / checked_files.MANIFEST).exists():
-        unfinished = _partial(directory).exists()
+        unfinished = partial_of(directory).exists()
         raise UserError(
             f"There is no {'finished ' if unfinished else ''}datastore at {directory}; "
             + ("run its build again to finish it." if unfinished else "build it first.")
@@ -318,7 +318,7 @@ def open(
     for number, checksums in enumerate(manifest["shards"]):
         shards.append(_map_shard(directory, manifest, number))
         for part in shards[-1] if verify else ():
-            path = _path(directory, number, part)
+            path = shard_path(directory, number, part)
             if checked_files.checksum(path) != checksums[part]:
                 raise UserError(
                     f"Datastore file {path} does not have the checksum it was written "
@@ -327,11 +327,13 @@ def open(
     return Datastore(directory, manifest, tuple(shards))
 
 
-def _partial(directory: Path) -> Path:
+def partial_of(directory: Path) -> Path:
+    """The folder of a datastore that is still being built."""
     return directory.with_name(directory.name + ".partial")
 
 
-def _refuse_existing(directory: Path) -> None:
+def refuse_existing(directory: Path) -> None:
+    """Raises UserError where there is something already."""
     if directory.exists():
         raise UserError(
             f"There is something at {directory} already; open it, delete it, or choose "
@@ -339,7 +341,8 @@ def _refuse_existing(directory: Path) -> None:
         )
 
 
-def _path(directory: Path, number: int, part: str) -> Path:
+def shard_path(directory: Path, number: int, part: str) -> Path:
+    """The file of one part (keys, scales, values) of a shard."""
     return directory / f"{number:05d}.{part}"
 
 
@@ -363,7 +366,7 @@ def _arrays(
 
 def _map_shard(directory: Path, manifest: Mapping[str, Any], number: int) -> _Shard:
     return {
-        part: checked_files.map_array(_path(directory, number, part), shape, dtype)
+        part: checked_files.map_array(shard_path(directory, number, part), shape, dtype)
         for part, (shape, dtype) in _arrays(manifest, number).items()
     }
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Params
-from rlm_jax.retrieval import datastore
+from rlm_jax.retrieval import datastore, placement
 
 
 class Windows(NamedTuple):
@@ -78,7 +78,8 @@ def encode_stream(
 ) -> Iterator[Any]:
     """Run ``encode(params, batch)`` over a stream; yield fresh rows in order.
 
-    Memory stays bounded by two batches: one computes while the last one is consumed.
+    Windows are spread over this process's devices. Memory stays bounded by two batches:
+    one computes while the last one is consumed.
 
     Args:
       encode: returns a pytree of arrays [B, window, ...] (a method's ``score``, or the
@@ -114,13 +115,15 @@ def encode_stream(
         )
 
     rows = np.arange(first // stride, len(spec.start))
-    params = jax.device_put(params)  # once, not with every batch
+    params = placement.replicated(params)  # once, not with every batch
+    num_rows = placement.whole_rows(batch_size)
     pending = None
     for i in wrap(range(0, len(rows), batch_size)):
         some = rows[i : i + batch_size]
-        # The last batch repeats a window to keep its shape.
-        padded = np.resize(some, batch_size)
-        out = fresh(params, window_batch(tokens, spec, padded), spec.offset[padded])
+        # The last batch repeats windows to keep its shape, and all do on many devices.
+        padded = np.resize(some, num_rows)
+        batch = window_batch(tokens, spec, padded)
+        out = fresh(params, *placement.spread((batch, spec.offset[padded])))
         end = min(int(some[-1] + 1) * stride, spec.num_predictions)
         if pending is not None:
             yield fetch(pending)

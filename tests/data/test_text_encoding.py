@@ -62,15 +62,6 @@ def test_no_room_is_refused(tokenizer):
         tokenizer.encode(TEXTS, max_length=2)
 
 
-def test_padding():
-    rows = [np.array([4, 5, 6], np.int32), np.array([7], np.int32)]
-    batch = text_encoding.pad(rows, pad_id=9)
-    assert batch["ids"].tolist() == [[4, 5, 6], [7, 9, 9]]
-    assert batch["mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["ids"].dtype == batch["mask"].dtype == np.int32
-    assert text_encoding.pad(rows, pad_id=9, length=5)["ids"].shape == (2, 5)
-
-
 def test_saved_and_loaded(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     again = text_encoding.load(tmp_path)

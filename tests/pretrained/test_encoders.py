@@ -16,6 +16,7 @@ from rlm_jax import pretrained
 from rlm_jax.data import text_encoding
 from rlm_jax.errors import UserError
 from rlm_jax.models.encoder import Encoder, MaskedLM, embedder
+from rlm_jax.retrieval import encode_passages
 
 GOLDEN = pathlib.Path(
     os.environ.get("RLM_GOLDEN", pathlib.Path(__file__).parent.parent / "golden")
@@ -113,7 +114,7 @@ def test_minilm_ids_and_vectors():
     arrays, folder = golden("minilm"), minilm_folder()
     tokenizer = text_encoding.load(folder)
     sentences = [str(s) for s in arrays["sentences"]]
-    some = text_encoding.pad(
+    some = encode_passages.pad(
         tokenizer.encode(sentences, max_length=256), pad_id=tokenizer.pad_id
     )
     np.testing.assert_array_equal(some["ids"], arrays["input_ids"])

@@ -1,0 +1,172 @@
+"""Files of text, read as a stream: lines, JSON records, rows of tab-separated fields.
+
+Every reader takes a plain file or a gzip file (by its ending .gz), holds one record at
+a time, and names the file and the line of what it cannot read.
+"""
+
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from rlm_jax.errors import UserError
+
+# A field of a row: quoted, with its quotes doubled, or as it stands.
+_FIELD = re.compile(r'(?:"((?:[^"]|"")*)"|([^\t]*))(\t|$)')
+_OPENING = re.compile(r"\s*\[?\s*")
+_COMMA = re.compile(r"\s*,?\s*")
+_CHUNK = 1 << 22  # characters
+
+
+def digest(path: Path) -> str:
+    """SHA-256 (hexadecimal) of a file's bytes.
+
+    Raises:
+      UserError: there is no such file, it is empty, or it may not be read.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no file {path}: check the path.")
+    if path.stat().st_size == 0:
+        raise UserError(f"The file {path} is empty: give a file with text.")
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except PermissionError as error:
+        raise UserError(
+            f"The file {path} may not be read: change its permissions."
+        ) from error
+
+
+def either(path: Path) -> Path:
+    """The file `path`, or where only that exists its compressed copy ``path.gz``."""
+    compressed = path.with_name(path.name + ".gz")
+    if not path.is_file() and compressed.is_file():
+        return compressed
+    if not path.is_file():
+        raise UserError(f"There is neither {path} nor {compressed}: check the path.")
+    return path
+
+
+def lines(path: Path) -> Iterator[str]:
+    """Lines of UTF-8 with their ends; names the first byte that is not text."""
+    position = 0
+    try:
+        with _open(path) as file:
+            for number, raw in enumerate(file, 1):
+                zero = raw.find(0)
+                if zero >= 0:
+                    raise _not_text(path, number, position + zero)
+                try:
+                    yield raw.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise _not_text(path, number, position + error.start) from error
+                position += len(raw)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise _not_gzip(path, error) from error
+
+
+def json_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, JSON object) of each line that is not blank."""
+    for number, line in enumerate(lines(path), 1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            if not isinstance(record, dict):
+                raise bad_record(path, number, "a JSON object")
+            yield number, record
+
+
+def json_array(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number from 1, JSON object) of each element of one array that fills the file.
+
+    Elements are decoded as they arrive: the files that DPR trains on are larger than
+    memory.
+    """
+    decoder, buffer, number = json.JSONDecoder(), "", 0
+    separators = _OPENING
+    for chunk in _chunks(path):
+        buffer, position = buffer + chunk, 0
+        while True:
+            position = separators.match(buffer, position).end()  # type: ignore[union-attr]
+            if position == len(buffer) or buffer[position] == "]":
+                break
+            separators = _COMMA
+            try:
+                element, position = decoder.raw_decode(buffer, position)
+            except ValueError:
+                break  # an element that goes on in the next chunk, or a broken one
+            number += 1
+            if not isinstance(element, dict):
+                raise _bad_element(path, number)
+            yield number, element
+        buffer = buffer[position:]
+    if buffer.strip() != "]":
+        raise _bad_element(path, number + 1)
+
+
+def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, fields) of each tab-separated line, quoted as the csv module does.
+
+    The csv module itself refuses fields over 128 KiB.
+    """
+    for number, line in enumerate(lines(path), 1):
+        line = line.rstrip("\r\n")
+        if not line:
+            continue
+        if '"' not in line:
+            yield number, line.split("\t")
+            continue
+        fields = []
+        for match in _FIELD.finditer(line):
+            quoted, plain, end = match.groups()
+            fields.append(plain if quoted is None else quoted.replace('""', '"'))
+            if not end:
+                break
+        yield number, fields
+
+
+def bad_record(path: Path, number: int, wanted: str) -> UserError:
+    """The error for line `number` of a file that is not what it should be."""
+    return UserError(f"Line {number} of {path} is not {wanted}: correct or remove it.")
+
+
+def _open(path: Path) -> IO[bytes]:
+    # The annotation of gzip.open knows less than it returns.
+    return gzip.open(path) if path.name.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+
+
+def _chunks(path: Path) -> Iterator[str]:
+    parts, size = [], 0
+    for line in lines(path):
+        parts.append(line)
+        size += len(line)
+        if size >= _CHUNK:
+            yield "".join(parts)
+            parts, size = [], 0
+    yield "".join(parts)
+
+
+def _bad_element(path: Path, number: int) -> UserError:
+    return UserError(
+        f"Element {number} of {path} is not a JSON object in an array: give a whole "
+        "file of the form [{..}, {..}]."
+    )
+
+
+def _not_gzip(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"The file {path} is not a whole gzip file ({error}): copy it again."
+    )
+
+
+def _not_text(path: Path, number: int, position: int) -> UserError:
+    return UserError(
+        f"The file {path} is not UTF-8 text (see byte {position}, in line {number}"
+        "): convert it, or name another file."
+    )

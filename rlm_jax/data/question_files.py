@@ -1,0 +1,187 @@
+"""Files of questions in the layouts of BEIR and DPR and as JSON lines; docstrings.
+
+A reader returns what tells its content apart, and a function that streams the records.
+"""
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlm_jax.data import docstrings, files, sources
+from rlm_jax.data.passages import Passage
+from rlm_jax.errors import UserError
+
+_SPLITS = ("train", "validation", "test")
+
+
+class Question(NamedTuple):
+    """A question with the strings that answer it; there may be none."""
+
+    id: str
+    text: str
+    answers: tuple[str, ...] = ()
+
+
+class Record(NamedTuple):
+    """A question as a file has it."""
+
+    question: Question
+    grades: dict[str, int]
+    carried: tuple[tuple[Passage, int], ...] = ()  # with grades; ids may be empty
+
+
+Reader = tuple[Any, Callable[[], Iterator[Record]]]  # (content, stream of records)
+
+
+def stdlib(split: str) -> Reader:
+    """The first paragraph of each docstring, answered by its function or class."""
+    if split not in _SPLITS:
+        raise UserError(
+            f"There is no split '{split}' of stdlib: choose one of "
+            f"{', '.join(_SPLITS)}."
+        )
+    return [docstrings.fingerprint(), split], lambda: (
+        Record(Question(d.id, d.question), {d.id: 1})
+        for d in docstrings.extract()
+        if sources.stdlib_split(d.module) == split
+    )
+
+
+def beir(folder: Path, split: str) -> Reader:
+    """The questions of queries.jsonl[.gz] that qrels/SPLIT.tsv[.gz] judges."""
+    queries = files.either(folder / "queries.jsonl")
+    names = {
+        p.name.removesuffix(".gz").removesuffix(".tsv"): p
+        for p in sorted((folder / "qrels").glob("*.tsv*"), reverse=True)
+    }
+    wanted = "dev" if split == "validation" and split not in names else split
+    if wanted not in names:
+        raise UserError(
+            f"There is no split '{split}' in {folder / 'qrels'}: choose one of "
+            f"{', '.join(sorted(names)) or 'none, for it holds no .tsv files'}."
+        )
+    judged = names[wanted]
+
+    def read() -> Iterator[Record]:
+        grades = _judgements(judged)
+        for number, record in files.json_records(queries):
+            id_, text = record.get("_id", record.get("id")), record.get("text")
+            if not isinstance(id_, str | int) or not isinstance(text, str):
+                wanted = 'a JSON object with "_id" and "text"'
+                raise files.bad_record(queries, number, wanted)
+            if str(id_) in grades:
+                yield Record(Question(str(id_), text), grades.pop(str(id_)))
+        if grades:
+            raise UserError(
+                f"The question '{next(iter(grades))}' of {judged} is not in {queries}: "
+                "give both files of one collection."
+            )
+
+    return [files.digest(queries), files.digest(judged)], read
+
+
+def _judgements(path: Path) -> dict[str, dict[str, int]]:
+    grades: dict[str, dict[str, int]] = {}
+    for number, row in files.rows(path):
+        try:
+            question, passage, grade = row
+            grades.setdefault(question, {})[passage] = int(grade)
+        except ValueError as error:
+            if number > 1:  # the header
+                wanted = "a question's id, a passage's id and a grade, by tabs"
+                raise files.bad_record(path, number, wanted) from error
+    grades.pop("query-id", None)
+    return grades
+
+
+def dpr(path: Path, split: str) -> Reader:
+    """DPR's training file (.json), or a question and a list of answers on each line."""
+    del split
+    training = path.name.removesuffix(".gz").endswith(".json")
+    read = _dpr_training if training else _dpr_questions
+    return [training, files.digest(path)], lambda: read(path)
+
+
+def _dpr_training(path: Path) -> Iterator[Record]:
+    for number, record in files.json_array(path):
+        try:
+            carried = tuple(
+                (_carried(context), grade)
+                for name, grade in (("positive_ctxs", 1), ("hard_negative_ctxs", 0))
+                for context in record.get(name) or ()
+            )
+            question = _question(record, number)
+        except _Malformed as error:
+            raise UserError(
+                f"Element {number} of {path} is not a question of DPR's ({error}): "
+                "correct or remove it."
+            ) from error
+        yield Record(question, {}, carried)
+
+
+def _dpr_questions(path: Path) -> Iterator[Record]:
+    for number, row in files.rows(path):
+        try:
+            text, literal = row
+            answers = ast.literal_eval(literal)
+            question = _question({"question": text, "answers": answers}, number)
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+            wanted = "a question, a tab and a Python list of answers"
+            raise files.bad_record(path, number, wanted) from error
+        yield Record(question, {})
+
+
+def jsonl(path: Path, split: str) -> Reader:
+    """A JSON object on each line; `questions.load` names its fields."""
+    del split
+    return files.digest(path), lambda: _jsonl_questions(path)
+
+
+def _jsonl_questions(path: Path) -> Iterator[Record]:
+    for number, record in files.json_records(path):
+        try:
+            ids = _listed(_first(record, "passage_id", "positive_ids"))
+            if not all(isinstance(id_, str | int) for id_ in ids):
+                raise _Malformed("a passage's id is neither a string nor a number")
+            texts = _listed(_first(record, "passage", "sentence", "positive"))
+            carried = tuple((_carried(text), 1) for text in texts)
+            question = _question(record, number)
+        except _Malformed as error:
+            wanted = f"a question ({error})"
+            raise files.bad_record(path, number, wanted) from error
+        yield Record(question, {str(id_): 1 for id_ in ids}, carried)
+
+
+class _Malformed(ValueError):
+    """What is wrong with a record; whoever knows its file and line tells the user."""
+
+
+def _question(record: dict[str, Any], number: int) -> Question:
+    text = _first(record, "question", "text", "query")
+    id_ = _first(record, "id", "_id")
+    answers = _listed(_first(record, "answers", "answer", "golden_answers"))
+    if not isinstance(text, str) or not text.strip():
+        raise _Malformed('it has no string "question"')
+    if not all(isinstance(answer, str) for answer in answers):
+        raise _Malformed("an answer is not a string")
+    return Question(str(number if id_ is None else id_), text, tuple(answers))
+
+
+def _carried(context: Any) -> Passage:
+    fields = {"text": context} if isinstance(context, str) else context
+    if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
+        raise _Malformed("a passage has no text")
+    id_ = _first(fields, "passage_id", "psg_id", "id", "_id")
+    title = str(fields.get("title") or "")
+    return Passage("" if id_ is None else str(id_), title, fields["text"])
+
+
+def _first(record: dict[str, Any], *names: str) -> Any:
+    return next((record[n] for n in names if record.get(n) is not None), None)
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

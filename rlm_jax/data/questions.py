@@ -1,0 +1,234 @@
+"""Questions, their answers, and the passages that are known to answer them.
+
+Everything points to passages by id. A training file that carries its passages' texts
+(DPR's, or pairs of a question and a sentence) has them as a small collection of its
+own, `Questions.passages`, so whoever trains or evaluates meets ids alone; `resolve`
+turns them into the rows of one pool of passages.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import numpy as np
+
+from rlm_jax.data import cache, files, question_files
+from rlm_jax.data import passages as passages_lib
+from rlm_jax.data.passages import Passage, Passages
+from rlm_jax.data.question_files import Question, Record
+from rlm_jax.errors import UserError
+
+_FORMAT = 1
+NAMES = "stdlib, beir:FOLDER, dpr:FILE or jsonl:FILE"
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The questions of one split.
+
+    Attributes:
+      questions: in the order of the file.
+      relevance: question id -> passage id -> grade. A grade above 0 is a passage that
+        answers; 0 is one judged not to, such as DPR's hard negatives. A question that
+        nobody judged is absent.
+      passages: the passages whose texts came with the questions; empty for most files.
+      fingerprint: SHA-256 of the content behind them.
+    """
+
+    questions: tuple[Question, ...]
+    relevance: dict[str, dict[str, int]]
+    passages: Sequence[Passage]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+
+class Pairs(NamedTuple):
+    """Questions against the rows of one pool of passages."""
+
+    pool: Sequence[Passage]
+    positives: tuple[np.ndarray, ...]  # int32 rows per question, the best grade first
+    negatives: tuple[np.ndarray, ...]  # int32 rows per question
+    num_missing: int  # judged passages that are not in the pool
+
+
+class _Chained(Sequence[Passage]):
+    """The passages of two collections, one after the other."""
+
+    def __init__(self, first: Sequence[Passage], second: Sequence[Passage]):
+        self.parts = first, second
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        index = int(index) + (len(self) if index < 0 else 0)
+        first, second = self.parts
+        return first[index] if index < len(first) else second[index - len(first)]
+
+
+def load(
+    name: str, split: str, *, cache_dir: str | os.PathLike | None = None
+) -> Questions:
+    """Opens the questions of a split by name, prepared in the cache by the first call.
+
+    * ``stdlib``: the first paragraph of a docstring, answered by its function or class;
+      train, validation and test differ by module.
+    * ``beir:FOLDER``: ``queries.jsonl[.gz]``, with ``qrels/SPLIT.tsv[.gz]``; only the
+      questions judged there.
+    * ``dpr:FILE``: DPR's training file (.json[.gz]), or its question files (.tsv, .csv,
+      ``.gz``): a question, a tab and a Python list of answers.
+    * ``jsonl:FILE``: ``{"question", "text" or "query"}``, and where there are any
+      "id"; "answers", "answer" or "golden_answers"; "passage_id" or "positive_ids"; and
+      "passage", "sentence" or "positive", the text of a passage that answers.
+
+    A FILE holds one split, whichever is asked for, unless ``{split}`` stands in its
+    name and is filled in. A question without an id has its number from 1. A passage
+    that is carried keeps its id, or has one made of its content; where files give two
+    texts one id, the second has its content's. Equal passages are one.
+
+    Raises:
+      UserError: an unknown name or split, a file that is missing, damaged or not UTF-8,
+        a record that is no question, an id that occurs twice, no question at all, or a
+        full disk.
+    """
+    kind, _, path = name.partition(":")
+    path = path.replace("{split}", split)
+    readers = {
+        "beir": question_files.beir,
+        "dpr": question_files.dpr,
+        "jsonl": question_files.jsonl,
+    }
+    if name == "stdlib":
+        content, read = question_files.stdlib(split)
+    elif kind in readers and path:
+        content, read = readers[kind](Path(path), split)
+    else:
+        raise UserError(f"There are no questions '{name}': choose one of {NAMES}.")
+    key = cache.fingerprint(_FORMAT, kind, content)
+    directory = cache.root(cache_dir) / "questions" / key[:32]
+    cache.once(directory, lambda folder: _write(folder, read(), name))
+    return _read(directory, name, key)
+
+
+def resolve(questions: Questions, passages: Passages | None = None) -> Pairs:
+    """Finds the judged passages of each question in one pool.
+
+    The pool is `passages` followed by those that came with the questions; an id that
+    both have is taken from the former.
+
+    Arguments:
+      questions: N questions; their order is that of the result.
+      passages: the collection that is searched, or None.
+
+    Raises:
+      UserError: not one positive passage is in the pool.
+    """
+    carried = questions.passages
+    parts = [part for part in (passages, carried) if part is not None and len(part)]
+    pool = parts[0] if len(parts) == 1 else _Chained(passages or (), carried)
+    judged = [questions.relevance.get(q.id, {}) for q in questions.questions]
+    ids = [id_ for grades in judged for id_ in grades]
+    rows = np.full(len(ids), -1, np.int32)
+    if isinstance(carried, Passages):
+        rows = carried.rows_of(ids)
+        rows = np.where(rows >= 0, rows + len(passages or ()), -1).astype(np.int32)
+    if passages is not None:
+        own = passages.rows_of(ids)
+        rows = np.where(own >= 0, own, rows).astype(np.int32)
+    positives, negatives, start = [], [], 0
+    for grades in judged:
+        found = rows[start : start + len(grades)]
+        values = np.fromiter(grades.values(), np.int64, len(grades))
+        start += len(grades)
+        best = np.argsort(-values, kind="stable")
+        positives.append(found[best][(found >= 0)[best] & (values > 0)[best]])
+        negatives.append(found[(found >= 0) & (values <= 0)])
+    if not any(map(len, positives)):
+        raise UserError(
+            "None of the questions has a passage that answers it in "
+            f"{'their own file' if passages is None else passages.name}: give the "
+            "passages that the questions were judged on."
+        )
+    return Pairs(pool, tuple(positives), tuple(negatives), int((rows < 0).sum()))
+
+
+# --- in the cache --------------------------------------------------------------------
+
+
+def _write(directory: Path, records: Iterator[Record], name: str) -> None:
+    """Questions as lines of JSON, and the passages that they carry as a collection."""
+    with open(directory / "questions.jsonl", "w", encoding="utf-8") as file:
+        carried = _write_questions(file, records, name)
+        first = next(carried, None)
+        if first is not None:
+            folder = directory / "passages"
+            folder.mkdir()
+            passages_lib.write(folder, itertools.chain([first], carried), name)
+    manifest = {"files": cache.checksums(directory)}
+    if not manifest["files"]["questions.jsonl"]["size"]:
+        raise UserError(f"There are no questions in {name}: give at least one.")
+    (directory / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def _write_questions(
+    file: TextIO, records: Iterator[Record], name: str
+) -> Iterator[Passage]:
+    """Writes each question and yields the passages that came with it, each once."""
+    seen: set[str] = set()
+    kept: dict[str, str] = {}  # passage id -> id of its content
+    for question, grades, carried in records:
+        if question.id in seen:
+            raise UserError(
+                f"The id '{question.id}' of {name} belongs to two questions: give each "
+                "an id of its own."
+            )
+        seen.add(question.id)
+        grades = dict(grades)
+        for passage, grade in carried:
+            content = _content_id(passage)
+            # Files number passages, but not always those of one collection.
+            same = kept.get(passage.id, content) == content
+            id_ = passage.id if passage.id and same else content
+            grades[id_] = max(grade, grades.get(id_, 0))
+            if id_ not in kept:
+                kept[id_] = content
+                yield passage._replace(id=id_)
+        file.write(json.dumps([*question, grades]) + "\n")
+
+
+def _content_id(passage: Passage) -> str:
+    content = f"{passage.title}\0{passage.text}".encode(errors="replace")
+    return "text-" + hashlib.sha256(content).hexdigest()[:24]
+
+
+def _read(directory: Path, name: str, fingerprint: str) -> Questions:
+    try:
+        checked = json.loads((directory / "manifest.json").read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"The questions {name} have no readable manifest: "
+            f"{cache.remedy(directory)}."
+        ) from error
+    cache.verify(directory, checked, f"set of questions {name}")
+    questions, relevance = [], {}
+    for line in files.lines(directory / "questions.jsonl"):
+        id_, text, answers, grades = json.loads(line)
+        questions.append(Question(id_, text, tuple(answers)))
+        if grades:
+            relevance[id_] = grades
+    folder = directory / "passages"
+    carried = (
+        passages_lib.read(folder, name, cache.fingerprint(fingerprint, "passages"))
+        if folder.exists()
+        else ()
+    )
+    return Questions(tuple(questions), relevance, carried, fingerprint)

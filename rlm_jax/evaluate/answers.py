@@ -1,0 +1,119 @@
+"""Whether a passage holds an answer, and how many questions the top passages answer."""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from rlm_jax.errors import UserError
+
+DEPTHS = (1, 5, 20, 100)
+
+
+def tokens(text: str) -> list[str]:
+    """Lower-case tokens after NFD: runs of letters, digits and marks, or one symbol.
+
+    Control characters, separators and white space are left out.
+    """
+    found, word = [], []
+    for character in unicodedata.normalize("NFD", text):
+        category = unicodedata.category(character)
+        if category[0] in "LNM":
+            word.append(character)
+            continue
+        if word:
+            found.append("".join(word))
+            word = []
+        if category[0] not in "ZC":
+            found.append(character)
+    if word:
+        found.append("".join(word))
+    return [token.lower() for token in found]
+
+
+def has_answer(text: str, answers: Iterable[str]) -> bool:
+    """Whether the tokens of some answer occur in the text, one after another.
+
+    An answer without a token is in every text, as in the released code.
+
+    Source: Chen et al. 2017, DrQA; Karpukhin et al. 2020, section 5, whose released
+    code calls this string matching.
+    """
+    joined = _fenced(tokens(text))
+    return any(_fenced(tokens(answer)) in joined for answer in answers)
+
+
+def matches_pattern(text: str, patterns: Iterable[str]) -> bool:
+    """Whether some regular expression is found in the text; CuratedTREC's answers are.
+
+    Case is ignored, ^ and $ stand for lines, and both sides are in NFD. A pattern that
+    is not one matches nothing.
+
+    Source: the released code of Karpukhin et al. 2020.
+    """
+    text = unicodedata.normalize("NFD", text)
+    return any(
+        _found(unicodedata.normalize("NFD", pattern), text) for pattern in patterns
+    )
+
+
+def answer_recall(
+    passages: Sequence[Sequence[str]],
+    answers: Sequence[Sequence[str]],
+    depths: Sequence[int] = DEPTHS,
+    *,
+    holds: Callable[[str, Iterable[str]], bool] = has_answer,
+) -> dict[str, float]:
+    """The share of questions with an answer in the first k passages, for each k.
+
+    Arguments:
+      passages: for each of N questions, the texts found, best first.
+      answers: for each question its answers, or its patterns.
+      depths: the values of k.
+      holds: `has_answer`, or `matches_pattern` where answers are patterns.
+
+    Returns:
+      "answer_recall@k" -> share, in the order of `depths`.
+
+    Raises:
+      UserError: no questions, a question without answers, or a k below 1.
+
+    Source: Karpukhin et al. 2020, section 5.1 (top-k retrieval accuracy).
+    """
+    if not answers or not all(answers):
+        raise UserError(
+            "Answer recall needs answers to every question; give questions that have "
+            "them."
+        )
+    if not depths or min(depths) < 1:
+        raise UserError(f"Depths {list(depths)} are no ranks; use k of at least 1.")
+    first = np.array(
+        [
+            _first(texts[: max(depths)], wanted, holds)
+            for texts, wanted in zip(passages, answers, strict=True)
+        ]
+    )
+    return {f"answer_recall@{k}": float((first < k).mean()) for k in depths}
+
+
+def _first(
+    texts: Sequence[str],
+    answers: Sequence[str],
+    holds: Callable[[str, Iterable[str]], bool],
+) -> float:
+    """The rank, from 0, of the first text that holds an answer; infinity for none."""
+    return next((rank for rank, t in enumerate(texts) if holds(t, answers)), np.inf)
+
+
+def _fenced(words: list[str]) -> str:
+    # No token holds a space, so a substring between spaces is a run of whole tokens.
+    return f" {' '.join(words)} " if words else ""
+
+
+def _found(pattern: str, text: str) -> bool:
+    try:
+        flags = re.IGNORECASE | re.UNICODE | re.MULTILINE
+        return re.search(pattern, text, flags) is not None
+    except (re.error, OverflowError, RecursionError):
+        return False

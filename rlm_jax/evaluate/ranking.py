@@ -1,0 +1,207 @@
+"""Measures of rankings against judged passages, and run files in TREC's format.
+
+A run is {question id: {passage id: score}}; relevance is {question id: {passage id:
+grade}}, where a grade above 0 is relevant.
+"""
+
+import gzip
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from rlm_jax.errors import UserError
+from rlm_jax.method import Neighbours
+
+Run = Mapping[str, Mapping[str, float]]
+Relevance = Mapping[str, Mapping[str, int]]
+
+MEASURES = ("ndcg@10", "recall@5", "recall@100", "mrr@10")
+
+_NAME = re.compile(r"(ndcg|recall|mrr|map|precision|success)(?:@([1-9]\d*))?")
+
+
+class Evaluation(NamedTuple):
+    """Means over questions, the value of each question, and who was counted."""
+
+    means: dict[str, float]  # measure -> mean over the counted questions
+    per_question: dict[str, dict[str, float]]  # measure -> question id -> value
+    num_questions: int  # counted: those with a relevant passage
+    num_unjudged: int  # of the run's questions, left out
+
+
+def evaluate(
+    run: Run, relevance: Relevance, measures: Iterable[str] = MEASURES
+) -> Evaluation:
+    """Judges a run, by ir-measures (which calls trec_eval).
+
+    Questions without a relevant passage say nothing about a ranking and are left out; a
+    judged question that the run lacks counts as 0. As in trec_eval, nDCG has the grade
+    itself as its gain, a ranking is ordered by score alone, and equal scores are
+    ordered by passage id, descending.
+
+    Arguments:
+      run: scores of the passages found for each question; larger is better.
+      relevance: grades of judged passages.
+      measures: of ndcg, recall, mrr, map, precision and success, each with a cutoff
+        ("ndcg@10") or without.
+
+    Raises:
+      UserError: an unknown measure, a score that is not a number, ir-measures is not
+        installed, or no question of the run has a relevant passage.
+
+    Source: Järvelin and Kekäläinen 2002 (nDCG); Thakur et al. 2021, BEIR, section 3.
+    """
+    names = list(dict.fromkeys(measures))
+    wanted = {name: _measure(name) for name in names}
+    judged = {
+        question: {passage: int(grade) for passage, grade in grades.items()}
+        for question, grades in relevance.items()
+        if any(grade > 0 for grade in grades.values())
+    }
+    kept = {
+        question: dict(found) for question, found in run.items() if question in judged
+    }
+    if not kept:
+        raise UserError(
+            "No question of the run has a relevant passage among those judged; give "
+            "the run and the judgements of the same questions."
+        )
+    for question, found in kept.items():
+        if not all(map(math.isfinite, found.values())):
+            raise UserError(
+                f"A score of the question '{question}' is not a finite number; check "
+                "what made the run."
+            )
+    import ir_measures
+
+    by_measure = {str(measure): name for name, measure in wanted.items()}
+    per_question = {name: dict.fromkeys(judged, 0.0) for name in names}
+    for metric in ir_measures.iter_calc(list(wanted.values()), judged, kept):
+        name = by_measure[str(metric.measure)]
+        per_question[name][metric.query_id] = float(metric.value)
+    means = {
+        name: math.fsum(values.values()) / len(judged)
+        for name, values in per_question.items()
+    }
+    return Evaluation(means, per_question, len(judged), len(run) - len(kept))
+
+
+def to_run(
+    neighbours: Neighbours, question_ids: Sequence[str], passage_ids: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """What a search found as a run; absent neighbours are left out.
+
+    Arguments:
+      neighbours: scores float32 [N, K] and ids int32 [N, K].
+      question_ids: N ids.
+      passage_ids: the id of each row of the index.
+    """
+    return {
+        question: {
+            passage_ids[int(row)]: float(score)
+            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+            if row >= 0
+        }
+        for question, rows, scores in zip(
+            question_ids, neighbours.ids, neighbours.scores, strict=True
+        )
+    }
+
+
+def write_run(run: Run, path: str | os.PathLike, *, tag: str = "rlm_jax") -> None:
+    """Writes ``question Q0 passage rank score tag`` lines, gzipped if `path` ends so.
+
+    Scores are written so that they are read back as they are; ranks follow the scores,
+    and the order in the run where they are equal.
+
+    Raises:
+      UserError: an id or the tag is empty or holds white space, or the file cannot be
+        written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.partial")
+        with _text(path, temporary, "wt") as file:
+            for question, found in run.items():
+                ranking = sorted(found.items(), key=lambda item: -item[1])
+                for rank, (passage, score) in enumerate(ranking, 1):
+                    fields = _plain(question), "Q0", _plain(passage)
+                    fields += str(rank), repr(float(score)), _plain(tag)
+                    file.write(" ".join(fields) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"The run cannot be written to {path} ({error.strerror}): choose another "
+            "place or free some space."
+        ) from error
+
+
+def read_run(path: str | os.PathLike) -> dict[str, dict[str, float]]:
+    """Reads a run in TREC's format, plain or .gz; ranks and tag are not kept.
+
+    Raises:
+      UserError: there is no such file, or a line is not of that form.
+    """
+    path = Path(path)
+    run: dict[str, dict[str, float]] = {}
+    number = 0
+    try:
+        with _text(path, path, "rt") as file:
+            for number, line in enumerate(file, 1):  # noqa: B007
+                if fields := line.split():
+                    question, _, passage, _, score, _ = fields
+                    run.setdefault(question, {})[passage] = float(score)
+    except FileNotFoundError as error:
+        raise UserError(f"There is no run at {path}: check the path.") from error
+    except (ValueError, EOFError, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"Line {number} of {path} is not 'question Q0 passage rank score tag': "
+            "give a run in TREC's format."
+        ) from error
+    return run
+
+
+def _text(name: Path, path: Path, mode: str) -> IO[str]:
+    opener: Any = gzip.open if name.suffix == ".gz" else open
+    return opener(path, mode, encoding="utf-8")
+
+
+def _plain(text: str) -> str:
+    if not text or len(text.split()) != 1 or text != text.strip():
+        raise UserError(
+            f"'{text}' cannot stand in a run, where spaces part the columns; use ids "
+            "and a tag without spaces."
+        )
+    return text
+
+
+def _measure(name: str) -> Any:
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise UserError(
+            f"There is no measure '{name}'; use ndcg, recall, mrr, map, precision or "
+            "success, as in ndcg@10."
+        )
+    kind, cutoff = match.groups()
+    if cutoff is None and kind in ("recall", "precision", "success"):
+        raise UserError(f"The measure '{name}' needs a cutoff; write {name}@10.")
+    try:
+        import ir_measures
+    except ImportError as error:
+        raise UserError(
+            "Measures of rankings need ir-measures, which is not installed; run `pip "
+            "install ir-measures`."
+        ) from error
+    measure = {
+        "ndcg": ir_measures.nDCG,
+        "recall": ir_measures.R,
+        "mrr": ir_measures.RR,
+        "map": ir_measures.AP,
+        "precision": ir_measures.P,
+        "success": ir_measures.Success,
+    }[kind]
+    return measure @ int(cutoff) if cutoff else measure

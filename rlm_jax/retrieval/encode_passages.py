@@ -1,0 +1,290 @@
+"""Texts through an encoder into a datastore: batches of like length, all devices.
+
+A shard's rows are sorted by length and cut into batches of about equally many tokens,
+whose widths come from a short list, so that few programs are compiled and little of a
+batch is padding. A batch never reaches beyond its shard: a killed build that goes on
+from its last finished shard makes the very batches that an uninterrupted one makes.
+"""
+
+import collections
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from rlm_jax.errors import UserError
+from rlm_jax.method import Params
+from rlm_jax.retrieval import datastore, parts, placement
+
+Embed = Callable[[Params, Mapping[str, Any]], jax.Array]
+"""``embed(params, {"ids", "mask"})`` -> [N, D]."""
+
+Tokenise = Callable[[Sequence[Any]], list[np.ndarray]]
+"""Some passages -> their token ids, int32 [n] each."""
+
+
+class Plan(NamedTuple):
+    """One batch: which rows, and its shape [num_rows, width]."""
+
+    rows: np.ndarray  # int64, of the texts; at most num_rows
+    num_rows: int
+    width: int
+
+
+def plan(lengths: np.ndarray, *, max_length: int, batch_tokens: int) -> list[Plan]:
+    """Batches of like length; every text is in one.
+
+    Args:
+      lengths: int [N], in tokens, none above ``max_length``.
+      max_length: the widest batch.
+      batch_tokens: about how many tokens a batch has, padding included.
+
+    Raises:
+      UserError: ``batch_tokens`` does not hold the longest text.
+    """
+    if batch_tokens < max_length:
+        raise UserError(
+            f"Batches of {batch_tokens} tokens do not hold a text of {max_length}; "
+            f"choose batch_tokens of {max_length} or more."
+        )
+    widths = _widths(max_length)
+    # The longest first: what does not fit in memory fails at once.
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        width = int(widths[np.searchsorted(widths, lengths[order[start]])])
+        num_rows = placement.whole_rows(max(1, batch_tokens // width))
+        batches.append(Plan(order[start : start + num_rows], num_rows, width))
+        start += num_rows
+    return batches
+
+
+def _widths(max_length: int) -> np.ndarray:
+    """Steps of about an eighth: 16, 24, 32, 40, ..., 64, 80, ..., 128, 160, ..."""
+    widths = [16]
+    while widths[-1] < max_length:
+        last = widths[-1]
+        widths.append(last + max(8, 1 << (last.bit_length() - 3)))
+    return np.minimum(widths, max_length)
+
+
+def pad(
+    rows: Sequence[np.ndarray],
+    *,
+    pad_id: int,
+    num_rows: int | None = None,
+    width: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Rows int32 [n] as one encoder batch: ids and mask, int32 [num_rows, width].
+
+    Args:
+      rows: none longer than ``width``.
+      pad_id: what fills them up.
+      num_rows: as many as there are by default; more are empty texts.
+      width: the longest row by default.
+    """
+    lengths = np.zeros(len(rows) if num_rows is None else num_rows, np.int64)
+    lengths[: len(rows)] = [len(row) for row in rows]
+    mask = np.arange(width or int(lengths.max(initial=1))) < lengths[:, None]
+    ids = np.full(mask.shape, pad_id, np.int32)
+    if len(rows):
+        ids[mask] = np.concatenate(list(rows))
+    return {"ids": ids, "mask": mask.astype(np.int32)}
+
+
+class Encoder:
+    """An embedding function on this process's devices, with its parameters there."""
+
+    def __init__(
+        self,
+        embed: Embed,
+        params: Params,
+        *,
+        max_length: int,
+        batch_tokens: int,
+        pad_id: int,
+    ):
+        """Places the parameters; see `plan` for the sizes."""
+        self.counts: collections.Counter[str] = collections.Counter()
+        self._embed = jax.jit(embed)
+        self._params = placement.replicated(params)
+        self._sizes = {"max_length": max_length, "batch_tokens": batch_tokens}
+        self._pad_id = pad_id
+
+    @property
+    def padding(self) -> float:
+        """The share of padding among all token slots so far."""
+        return 1 - self.counts["tokens"] / max(1, self.counts["slots"])
+
+    @property
+    def dim(self) -> int:
+        """The width of a vector."""
+        one = np.ones((1, 1), np.int32)
+        made = jax.eval_shape(self._embed, self._params, {"ids": one, "mask": one})
+        return made.shape[-1]
+
+    def __call__(
+        self,
+        rows: Sequence[np.ndarray],
+        *,
+        advance: Callable[[int], object] = lambda count: None,
+    ) -> np.ndarray:
+        """One vector a row, float32 [N, D], in the order of the rows.
+
+        Args:
+          rows: int32 [n] each.
+          advance: called with a number of rows when they are done, for a progress bar.
+
+        Raises:
+          UserError: there are no rows.
+        """
+        lengths = np.array([len(row) for row in rows], np.int64)
+        batches = plan(lengths, **self._sizes)
+        vectors: np.ndarray | None = None
+        for some, made in self._made(batches, rows):
+            if vectors is None:
+                vectors = np.empty((len(rows), made.shape[1]), np.float32)
+            vectors[some] = made[: len(some)]
+            advance(len(some))
+        if vectors is None:
+            raise UserError("There is no text to encode; check the corpus.")
+        self.counts["tokens"] += int(lengths.sum())
+        self.counts["slots"] += sum(b.num_rows * b.width for b in batches)
+        return vectors
+
+    def _made(self, batches, rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(rows, their vectors) of each batch; one computes while the last is read."""
+        pending = None
+        for batch in batches:
+            padded = pad(
+                [rows[i] for i in batch.rows],
+                pad_id=self._pad_id,
+                num_rows=batch.num_rows,
+                width=batch.width,
+            )
+            made = self._embed(self._params, placement.spread(padded))
+            if pending is not None:
+                yield pending[0], np.asarray(pending[1])
+            pending = batch.rows, made
+        if pending is not None:
+            yield pending[0], np.asarray(pending[1])
+
+
+def build(
+    encoder: Encoder,
+    passages: Sequence[Any],
+    tokenise: Tokenise,
+    directory: str | os.PathLike,
+    *,
+    dtype: str = "float32",
+    identity: Mapping[str, Any],
+    shard_size: int = 1 << 15,
+    advance: Callable[[int], object] = lambda count: None,
+) -> datastore.Datastore:
+    """The vectors of all passages on disk; entry i, with the value i, is passage i's.
+
+    Opens what is there already, if its identity is the same; goes on from the last
+    finished shard of a killed build. Passages are read and tokenized a shard ahead, in
+    a thread; memory is bounded by two shards. Of several processes, which share a file
+    system, each encodes a run of whole shards, and the first joins them.
+
+    Args:
+      encoder: what makes the vectors.
+      passages: read by slices.
+      tokenise: some passages -> their rows.
+      directory: where the datastore goes.
+      dtype: of the stored vectors: float16, float32 or int8.
+      identity: what the vectors are: the encoder's fingerprint, the passages'.
+      shard_size: passages a shard.
+      advance: called with a number of passages when they are done, for a progress bar.
+
+    Raises:
+      UserError: there are no passages, a vector holds NaN or infinity, or as
+        `datastore.create` and `datastore.open`.
+    """
+    directory = Path(directory)
+    if not len(passages):
+        raise UserError("There are no passages to encode; check the corpus.")
+    identity = dict(identity) | {"entries": len(passages), "dtype": dtype}
+    if directory.exists():
+        return datastore.open(directory, identity=identity)
+    ends = _ends(len(passages), shard_size, jax.process_count())
+    shares = [
+        _Share(directory.with_name(f"{directory.name}.part-{i}-of-{len(ends)}"), *end)
+        for i, end in enumerate(ends)
+    ]
+    if len(shares) == 1:
+        shares = [shares[0]._replace(directory=directory)]
+    own = shares[jax.process_index()]
+    if own.directory.exists():
+        datastore.open(own.directory, identity=identity, verify=False)
+    elif own.start < own.stop:
+        _encode_share(
+            encoder, passages, tokenise, own, dtype=dtype, identity=identity,
+            shard_size=shard_size, advance=advance,
+        )  # fmt: skip
+    if len(shares) > 1:
+        multihost_utils.sync_global_devices("passages encoded")
+        if jax.process_index() == 0:
+            made = [x.directory for x in shares if x.start < x.stop]
+            parts.join(made, directory)
+        multihost_utils.sync_global_devices("passages joined")
+    return datastore.open(directory, identity=identity)
+
+
+class _Share(NamedTuple):
+    """What one process encodes: passages start..stop-1."""
+
+    directory: Path
+    start: int
+    stop: int
+
+
+def _ends(total: int, shard_size: int, num_parts: int) -> list[tuple[int, int]]:
+    """(start, stop) of each part; all but the last hold whole shards."""
+    num_shards = -(-total // shard_size)
+    cuts = [
+        min(total, i * num_shards // num_parts * shard_size)
+        for i in range(num_parts + 1)
+    ]
+    return list(zip(cuts[:-1], cuts[1:], strict=True))
+
+
+def _encode_share(
+    encoder: Encoder,
+    passages: Sequence[Any],
+    tokenise: Tokenise,
+    share: _Share,
+    *,
+    dtype: str,
+    identity: Mapping[str, Any],
+    shard_size: int,
+    advance: Callable[[int], object],
+) -> None:
+    def read(start: int) -> list[np.ndarray]:
+        return tokenise(passages[start : min(start + shard_size, share.stop)])
+
+    writer = datastore.create(
+        share.directory,
+        dim=encoder.dim,
+        dtype=dtype,
+        num_entries=share.stop - share.start,
+        identity=identity,
+        shard_size=shard_size,
+    )
+    advance(writer.num_written)
+    starts = range(share.start + writer.num_written, share.stop, shard_size)
+    with concurrent.futures.ThreadPoolExecutor(1, "passages") as thread:
+        coming = thread.submit(read, starts[0]) if starts else None
+        for start in starts:
+            assert coming is not None
+            rows = coming.result()
+            if start + shard_size < share.stop:
+                coming = thread.submit(read, start + shard_size)
+            writer.append(encoder(rows, advance=advance), start + np.arange(len(rows)))
+    writer.publish()

@@ -1,0 +1,178 @@
+import dataclasses
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from rlm_jax.errors import UserError
+from rlm_jax.retrieval import bm25
+from rlm_jax.retrieval.bm25 import BM25Config
+
+PLAIN = BM25Config(stemmer="none", stop_words="none")
+TEXTS = ["the cat sat", "a dog sat down", "cats and dogs", "", "the cat sat"]
+
+
+@pytest.fixture
+def index():
+    return bm25.build(TEXTS, PLAIN, source="five texts")
+
+
+@pytest.mark.parametrize(
+    ("array", "method", "k1", "b"),
+    [
+        ("scores_lucene_k09_b04", "lucene", 0.9, 0.4),
+        ("scores_lucene_default", "lucene", 1.5, 0.75),
+        ("scores_robertson_default", "robertson", 1.5, 0.75),
+        ("scores_atire_default", "atire", 1.5, 0.75),
+        ("scores_bm25plus_default", "bm25+", 1.5, 0.75),
+        ("scores_bm25l_default", "bm25l", 1.5, 0.75),
+    ],
+)
+def test_golden(golden, array, method, k1, b):
+    arrays = golden("bm25")
+    expected = arrays[array]
+    texts, queries = arrays["documents"].tolist(), arrays["queries"].tolist()
+    config = dataclasses.replace(PLAIN, k1=k1, b=b, method=method)
+    found = bm25.build(texts, config).search(queries, len(texts))
+    for row in range(len(queries)):
+        ids = found.ids[row][found.ids[row] >= 0]
+        np.testing.assert_allclose(
+            found.scores[row, : len(ids)], expected[row, ids], rtol=1e-5
+        )
+        assert (np.diff(found.scores[row, : len(ids)]) <= 0).all()
+        # Texts that share no term with the query all have the score of an empty one.
+        absent = np.setdiff1d(np.arange(len(texts)), ids)
+        assert len(np.unique(expected[row, absent].round(5))) <= 1
+    assert (found.ids >= 0).sum() > len(queries)
+
+
+def test_is_the_equation(index):
+    k1, b = PLAIN.k1, PLAIN.b
+    average = np.mean([len(text.split()) for text in TEXTS])
+
+    def score(query, text):
+        words, total = text.split(), 0.0
+        for term in query.split():
+            df = sum(term in other.split() for other in TEXTS)
+            tf = words.count(term)
+            idf = math.log(1 + (len(TEXTS) - df + 0.5) / (df + 0.5))
+            total += idf * tf / (tf + k1 * (1 - b + b * len(words) / average))
+        return total
+
+    query = "the dog sat sat"
+    found = index.search([query], 5)
+    expected = np.array([score(query, text) for text in TEXTS])
+    assert found.ids[0].tolist() == [1, 0, 4, -1, -1]  # equal scores in row order
+    np.testing.assert_allclose(found.scores[0, :3], expected[[1, 0, 4]], rtol=1e-6)
+    assert (found.scores[0, 3:] == -np.inf).all()
+    assert found.ids.dtype == np.int32 and found.scores.dtype == np.float32
+
+
+@pytest.mark.parametrize("method", ["lucene", "bm25+", "bm25l"])
+def test_queries_without_known_terms_find_nothing(method):
+    index = bm25.build(TEXTS, dataclasses.replace(PLAIN, method=method))
+    found = index.search(["", "!?", "unheard of"], 2)
+    assert (found.ids == -1).all() and (found.scores == -np.inf).all()
+    assert index.search(["dogs"], 5).ids[0].tolist() == [2, -1, -1, -1, -1]
+
+
+def test_ties_are_cut_by_row():
+    index = bm25.build(["same words"] * 50 + ["other"], PLAIN)
+    for k in (1, 7, 49):
+        assert index.search(["words"], k).ids[0].tolist() == list(range(k))
+
+
+@pytest.mark.parametrize(
+    ("changes", "terms"),
+    [
+        ({}, ["don't", "cat", "run", "zürich", "x1"]),
+        ({"stemmer": "none"}, "don t cat s running zürich x1".split()),
+        (
+            {"stemmer": "none", "stop_words": "none"},
+            "i don t the cat s running in zürich x1".split(),
+        ),
+    ],
+    ids=["default", "unstemmed", "plain"],
+)
+def test_terms(changes, terms):
+    text = "Don't the CAT's, running in Zürich: x1!"
+    if changes.get("stop_words") == "none":
+        text = "I " + text
+    config = dataclasses.replace(BM25Config(), **changes)
+    assert bm25.analyser(config)(text) == terms
+
+
+def test_saves_and_loads(index, tmp_path):
+    path = tmp_path / "index"
+    bm25.save(index, path)
+    loaded = bm25.load(path, config=PLAIN, source="five texts")
+    assert isinstance(loaded.library.scores["data"], np.memmap)
+    assert (loaded.num_entries, loaded.dim) == (index.num_entries, index.dim) == (5, 9)
+    for found, expected in zip(
+        loaded.search(["the cat", "dogs"], 4),
+        index.search(["the cat", "dogs"], 4),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, expected)
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+    with pytest.raises(UserError, match="something at"):
+        bm25.save(index, path)
+    with pytest.raises(UserError, match="source = 'five texts'"):
+        bm25.load(path, source="others")
+    with pytest.raises(UserError, match="k1 = 0.9 where 2"):
+        bm25.load(path, config=dataclasses.replace(PLAIN, k1=2.0))
+
+
+@pytest.mark.parametrize("damage", ["altered", "added", "removed", "manifest"])
+def test_damage_is_found(index, tmp_path, damage):
+    path = tmp_path / "index"
+    bm25.save(index, path)
+    scores = path / "data.csc.index.npy"
+    if damage == "altered":
+        scores.write_bytes(scores.read_bytes()[:-1] + b"x")
+    elif damage == "added":
+        (path / "more.json").write_text("{}")
+    elif damage == "removed":
+        scores.unlink()
+    else:
+        (path / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="delete it"):
+        bm25.load(path)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda i: i.search(["x"], 0), "k of at least 1"),
+        (lambda i: i.search("a text", 1), "list of strings"),
+        (lambda i: i.search(np.zeros((1, 8), np.float32), 1), "list of strings"),
+        (lambda i: bm25.build([], PLAIN), "no passages"),
+        (lambda i: bm25.build(["", "!"], PLAIN), "has a term"),
+        (lambda i: bm25.build(["x"], BM25Config(method="tf")), "no method 'tf'"),
+        (lambda i: bm25.build(["x"], BM25Config(stemmer="x")), "no stemmer 'x'"),
+        (lambda i: bm25.build(["x"], BM25Config(b=2)), "b = 2"),
+        (lambda i: bm25.build(["x"], BM25Config(k1=math.nan)), "k1 = nan"),
+        (lambda i: bm25.load("nowhere"), "no index at nowhere"),
+    ],
+    ids=range(10),
+)
+def test_bad_input(index, call, message):
+    with pytest.raises(UserError, match=message):
+        call(index)
+
+
+def test_missing_stemmer_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "Stemmer", None)
+    with pytest.raises(UserError, match="PyStemmer"):
+        bm25.build(["x"], BM25Config())
+
+
+def test_import_does_not_start_the_backend():
+    # jax.distributed joins processes only before the backend is there.
+    code = (
+        "from rlm_jax.retrieval import bm25\nfrom jax._src import xla_bridge\n"
+        "raise SystemExit(bool(xla_bridge._backends))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
