@@ -55,6 +55,21 @@ class Retrieval(NamedTuple):
     """NumPy on the host: fixed shapes, and a mask for what is absent."""
 
 
+class Moving(NamedTuple):
+    """State that every step moves without a gradient: a momentum encoder, a queue.
+
+    ``init(params, key)`` gives the state that belongs to fresh parameters, a pytree of
+    arrays. ``update(params, state, batch, key, *, axis=None)`` returns the next state
+    and the batch with what the loss needs of it; it runs once a micro-batch, before the
+    gradient, which sees its results as constants. The state must come out equal on
+    every device: what is kept of the batch is gathered first. What it adds to the batch
+    may have any shape, since nothing splits that batch any more.
+    """
+
+    init: Callable[[Params, jax.Array], Any]
+    update: Callable[..., tuple[Any, Batch]]
+
+
 class Method(NamedTuple):
     """A retrieval-based language model, as pure functions.
 
@@ -63,7 +78,8 @@ class Method(NamedTuple):
     the mapped axis of devices; methods meet it through `rlm_jax.ops.collectives` alone.
     ``key`` is the same on every device. ``score(params, batch)`` gives the per-token
     view that perplexity, datastores and controls are made of; it is None for a method
-    that is not a language model over tokens.
+    that is not a language model over tokens. With ``moving`` the batch that ``loss``
+    gets has passed ``moving.update``; ``evaluate`` takes plain batches all the same.
     """
 
     init: Callable[[jax.Array], Params]
@@ -71,3 +87,4 @@ class Method(NamedTuple):
     evaluate: Callable[..., Sums]
     score: Callable[[Params, Batch], TokenScores] | None = None
     retrieval: Retrieval | None = None
+    moving: Moving | None = None

@@ -63,7 +63,8 @@ def train(
     to s is written before it, and no state is saved whose metrics are not finite.
 
     Args:
-      method: Its ``init`` (unless ``initial_params``) and ``loss`` are used.
+      method: Its ``init`` (unless ``initial_params``), ``loss`` and ``moving`` are
+        used.
       optimizer: An optax transformation.
       batch_at: Number of steps done -> this process's rows as NumPy arrays; a pure
         function, so that resuming needs the number alone. Called from one background
@@ -173,7 +174,7 @@ def _start(
     def initial(params):
         if params is None:
             params = method.init(jax.random.key(config.seed))
-        return step_lib.init(params, optimizer)
+        return step_lib.init(params, optimizer, moving=method.moving, seed=config.seed)
 
     start = checkpoints.latest()
     if start is None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from rlm_jax.errors import UserError
-from rlm_jax.method import Batch, Method, Params, Sums
+from rlm_jax.method import Batch, Method, Moving, Params, Sums
 from rlm_jax.ops import collectives
 
 
@@ -17,13 +17,31 @@ class State(NamedTuple):
     step: jax.Array  # int32 [], the number of steps done
     params: Params
     opt_state: Any  # what the optimiser keeps
+    moving: Any = ()  # what the method moves without a gradient, where it does
 
 
 def init(
-    params: Params, optimizer: optax.GradientTransformation, step: int = 0
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    step: int = 0,
+    *,
+    moving: Moving | None = None,
+    seed: int = 0,
 ) -> State:
-    """The state before the first step (or after ``step`` steps, with fresh moments)."""
-    return State(jnp.int32(step), params, optimizer.init(params))
+    """The state before the first step (or after ``step`` steps, with fresh moments).
+
+    Args:
+      params: The parameters.
+      optimizer: Gives the moments.
+      step: The number of steps done.
+      moving: The method's, which begins with these parameters.
+      seed: What ``moving.init`` draws comes from it.
+    """
+    moved = ()
+    if moving is not None:
+        # Not the key itself: the parameters and every step's key come from that one.
+        moved = moving.init(params, jax.random.split(jax.random.key(seed))[1])
+    return State(jnp.int32(step), params, optimizer.init(params), moved)
 
 
 def train_step(
@@ -45,7 +63,9 @@ def train_step(
     Args:
       state: The state; equal on every device.
       batch: This device's rows, [B, ...].
-      method: Whose ``loss`` is optimised.
+      method: Whose ``loss`` is optimised. Its ``moving.update`` comes before each
+        micro-batch's gradient, so A micro-batches move that state A times a step, each
+        with the parameters before the step.
       optimizer: Sees the divided gradient and the parameters.
       seed: The key of a micro-batch is folded from (seed, step, micro-batch).
       accumulate: The number A of micro-batches: contiguous slices of B / A rows, so
@@ -62,20 +82,26 @@ def train_step(
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-    def gradient_of(micro_batch, index):
-        def loss(params):
-            sums = method.loss(
-                params, micro_batch, jax.random.fold_in(key, index), axis=axis
+    def gradient_of(moving, micro_batch, index):
+        micro_key = jax.random.fold_in(key, index)
+        if method.moving is not None:
+            micro_key, update_key = jax.random.split(micro_key)
+            moving, micro_batch = method.moving.update(
+                state.params, moving, micro_batch, update_key, axis=axis
             )
+
+        def loss(params):
+            sums = method.loss(params, micro_batch, micro_key, axis=axis)
             return sums["loss"][0], sums
 
-        gradient, sums = jax.grad(loss, has_aux=True)(state.params)
-        return gradient, sums
+        return moving, jax.grad(loss, has_aux=True)(state.params)
 
     if accumulate == 1:
-        gradient, sums = gradient_of(batch, 0)
+        moving, (gradient, sums) = gradient_of(state.moving, batch, 0)
     else:
-        gradient, sums = _accumulated(gradient_of, batch, accumulate)
+        moving, (gradient, sums) = _accumulated(
+            gradient_of, state.moving, batch, accumulate
+        )
     gradient, sums = collectives.total((gradient, sums), axis)
 
     weight = sums["loss"][1]
@@ -87,7 +113,7 @@ def train_step(
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     sums = {**sums, "gradient_norm": (norm, jnp.float32(1))}
-    return State(state.step + 1, params, opt_state), sums
+    return State(state.step + 1, params, opt_state, moving), sums
 
 
 def eval_step(
@@ -98,8 +124,8 @@ def eval_step(
     return collectives.total(sums, axis)
 
 
-def _accumulated(gradient_of, batch, accumulate):
-    """Gradients and sums, added up over ``accumulate`` micro-batches one by one."""
+def _accumulated(gradient_of, moving, batch, accumulate):
+    """The last moving state; gradients and sums, added up over the micro-batches."""
 
     def split(x):
         if x.shape[0] % accumulate:
@@ -111,12 +137,13 @@ def _accumulated(gradient_of, batch, accumulate):
 
     micro_batches = jax.tree.map(split, dict(batch))
     first = jax.tree.map(lambda x: x[0], micro_batches)
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient_of, first, 0)
-    )
+    shapes = jax.eval_shape(gradient_of, moving, first, 0)[1]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def add(carry, inputs):
-        return jax.tree.map(jnp.add, carry, gradient_of(*inputs)), None
+        moving, added = carry
+        moving, new = gradient_of(moving, *inputs)
+        return (moving, jax.tree.map(jnp.add, added, new)), None
 
     indices = jnp.arange(accumulate)
-    return jax.lax.scan(add, zeros, (micro_batches, indices))[0]
+    return jax.lax.scan(add, (moving, zeros), (micro_batches, indices))[0]

@@ -62,9 +62,10 @@ def in_batch_memory() -> tuple[Method, dict[str, np.ndarray]]:
 
 def system(name: str) -> tuple[Method, dict[str, np.ndarray]]:
     """A method of the registry; groups of rows reach over devices and processes."""
-    method, batch = systems.method(name), systems.batch(rows=ROWS)
-    batch["group"] = np.array([0] * 5 + [1] * 3, np.int32)
-    batch["mask"][2:4] = 0  # all of one device's
+    method, batch = systems.method(name), systems.batch(name, rows=ROWS)
+    if "group" in batch:
+        batch["group"] = np.array([0] * 5 + [1] * 3, np.int32)
+    batch[systems.weight_of(batch)][2:4] = 0  # all of one device's
 
     def init(key):
         # Larger than the initial weights, so that the memory has a say.
@@ -84,4 +85,8 @@ CASES: dict[str, Callable[[], tuple[Method, dict[str, np.ndarray]]]] = {
     "trime_long": partial(system, "trime_long"),
     "trime_external": partial(system, "trime_external"),
     "trime_external_off": partial(system, "trime_external_off"),
+    "dpr": partial(system, "dpr"),
+    "dpr_distinct": partial(system, "dpr_distinct"),
+    "contriever": partial(system, "contriever"),
+    "contriever_in_batch": partial(system, "contriever_in_batch"),
 }

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -34,7 +35,9 @@ def test_four_devices_equal_one(arrays, case):
     for name in on_one:
         on_all = arrays[name.replace("/one/", "/all/")]
         np.testing.assert_allclose(on_all, arrays[name], atol=1e-5, err_msg=name)
-        assert np.abs(arrays[name]).max() > 0.01, name
+        # Counts may be none; the last bias of DPR's passages moves no score.
+        if not re.search(r"/(rank|accuracy)/0$|passage/.*feed_forward_norm/bias", name):
+            assert np.abs(arrays[name]).max() > 0.01, name
 
 
 def test_the_loop_resumes_bit_for_bit(arrays):

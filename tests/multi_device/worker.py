@@ -31,14 +31,15 @@ def gradients(name: str) -> dict[str, np.ndarray]:
     rows = parallel.local_rows(cases.ROWS)
     local = {key: x[rows] for key, x in batch.items()}
     replicated = parallel.replicate(params)
-    state = parallel.replicate(step_lib.init(params, SGD))
+    start = step_lib.init(params, SGD, moving=method.moving)
+    state = parallel.replicate(start)
     results = {
         "all": (
             *parallel.parallelise(train)(state, local),
             parallel.parallelise(evaluate, donate=False)(replicated, local),
         ),
         "one": (
-            *jax.jit(train)(step_lib.init(params, SGD), batch),
+            *jax.jit(train)(start, batch),
             jax.jit(evaluate)(params, batch),
         ),
     }
@@ -46,6 +47,7 @@ def gradients(name: str) -> dict[str, np.ndarray]:
     for way, (new, sums, evaluated) in results.items():
         gradient = jax.tree.map(np.subtract, params, jax.device_get(new.params))
         tree = {"gradient": gradient, "sums": sums, "evaluated": evaluated}
+        tree["moving"] = new.moving
         for path, x in jax.tree_util.tree_leaves_with_path(tree):
             leaf = jax.tree_util.keystr(path, simple=True, separator="/")
             arrays[f"{name}/{way}/{leaf}"] = np.asarray(x)

@@ -1,6 +1,7 @@
 """Checkpoints: what comes back, and what is said when it cannot."""
 
 import shutil
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -60,6 +61,36 @@ def largest_file(folder):
 def test_round_trip_is_exact(saved):
     chex.assert_trees_all_equal(reopen_and_restore(saved), state_of(10, 10))
     chex.assert_trees_all_equal(reopen_and_restore(saved, 5), state_of(5, 5))
+
+
+class StateBeforeMoving(NamedTuple):
+    """What checkpoints held before a method could have a moving state."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def test_checkpoints_without_a_moving_state_are_read(tmp_path):
+    wanted = state_of(3, 7)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(7, StateBeforeMoving(*wanted[:3]))  # type: ignore[arg-type]
+    checkpoints.close()
+    chex.assert_trees_all_equal(reopen_and_restore(tmp_path), wanted)
+
+
+def test_a_moving_state_comes_back_and_is_asked_for(tmp_path):
+    moving = {"queue": np.arange(6, dtype=np.float32).reshape(2, 3), "next": 1}
+    moving = jax.tree.map(jnp.asarray, moving)
+    state = state_of(3, 7)._replace(moving=moving)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(7, state)
+    chex.assert_trees_all_equal(checkpoints.restore(abstract(state)), state)
+    params = checkpoint.load_params(tmp_path)
+    chex.assert_trees_all_equal(params, state.params)
+    with pytest.raises(UserError, match="'moving/next' where this one has nothing"):
+        checkpoints.restore(abstract(state_of(0, 0)))
+    checkpoints.close()
 
 
 def test_parameters_alone_need_no_optimiser(saved):

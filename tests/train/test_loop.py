@@ -19,10 +19,18 @@ def steps_of(workdir, split="train"):
     return [row["step"] for row in metrics.read(workdir) if row["split"] == split]
 
 
-def test_killed_and_resumed_equals_straight(tmp_path):
-    straight = toy.run(tmp_path / "straight", 10)
+@pytest.mark.parametrize("kind", toy.METHODS)
+def test_killed_and_resumed_equals_straight(tmp_path, kind):
+    def run(name):
+        return toy.run(tmp_path / name, 10, method=toy.METHODS[kind](dropout=0.2))
+
+    straight = run("straight")
+    assert bool(straight.moving) == (kind == "moving")
     killed = subprocess.run(
-        [sys.executable, "-m", "tests.train.toy", tmp_path / "killed", "10", "5"],
+        [
+            *(sys.executable, "-m", "tests.train.toy", kind),
+            *(tmp_path / "killed", "10", "5"),
+        ],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         timeout=120,
         capture_output=True,
@@ -31,7 +39,7 @@ def test_killed_and_resumed_equals_straight(tmp_path):
     assert os.listdir(tmp_path / "killed" / "checkpoints") == ["5"]
     with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "split": "train", "loss": 1.0}\n{"step": 8, "spl')
-    resumed = toy.run(tmp_path / "killed", 10)
+    resumed = run("killed")
     chex.assert_trees_all_equal(resumed, straight)
     lines = [metrics.read(tmp_path / name) for name in ("straight", "killed")]
     for rows in lines:
@@ -39,7 +47,7 @@ def test_killed_and_resumed_equals_straight(tmp_path):
             del row["targets_per_second"]
     assert lines[0] == lines[1]
     # All done: nothing is trained again, and the state is the same.
-    chex.assert_trees_all_equal(toy.run(tmp_path / "killed", 10), straight)
+    chex.assert_trees_all_equal(run("killed"), straight)
 
 
 def test_loss_falls_and_is_logged(tmp_path, capsys):

@@ -144,3 +144,64 @@ def test_eval_step_adds_up_over_the_axis():
     evaluate = functools.partial(step_lib.eval_step, method=method, axis="batch")
     mapped = jax.vmap(evaluate, axis_name="batch", in_axes=(None, 0), out_axes=None)
     chex.assert_trees_all_close(mapped(state.params, split), whole, rtol=1e-6)
+
+
+def moving_start():
+    method = toy.moving_method()
+    params = method.init(jax.random.key(0))
+    params["out"]["bias"] = jnp.linspace(-1, 1, toy.VOCAB)
+    return method, step_lib.init(params, SGD, moving=method.moving, seed=1)
+
+
+def test_what_moves_does_so_before_the_gradient_and_without_one():
+    method, state = moving_start()
+    batch = toy.batch_at(0)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 0)
+    loss_key, update_key = jax.random.split(key)
+    assert method.moving is not None
+    moved, given = method.moving.update(state.params, state.moving, batch, update_key)
+
+    def mean(params):
+        total, weight = method.loss(params, given, loss_key)["loss"]
+        return total / weight
+
+    new, _ = one_step(state, batch, method)
+    chex.assert_trees_all_close(new.moving, moved, atol=1e-6)
+    expected = jax.tree.map(jnp.subtract, state.params, jax.grad(mean)(state.params))
+    chex.assert_trees_all_close(new.params, expected, atol=1e-5)
+
+
+def test_every_micro_batch_moves_the_state():
+    method, state = moving_start()
+    new, _ = one_step(state, toy.batch_at(0), method, accumulate=2)
+    first = toy.batch_at(0)["tokens"][:, 0]
+    assert new.moving["queue"].tolist()[1:] == [first[3], first[7]]
+    assert new.moving["queue"][0] == state.moving["queue"][2]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_moves_is_equal_on_every_device(accumulate):
+    """The four devices hold the rows of each micro-batch, one after another."""
+    method, state = moving_start()
+    batch = toy.batch_at(0)
+    whole, _ = one_step(state, batch, method, accumulate=accumulate)
+    split = {
+        name: x.reshape(accumulate, 4, -1, *x.shape[1:])
+        .swapaxes(0, 1)
+        .reshape(4, -1, *x.shape[1:])
+        for name, x in batch.items()
+    }
+    step = functools.partial(
+        step_lib.train_step, method=method, optimizer=SGD, seed=0, axis="batch",
+        accumulate=accumulate,
+    )  # fmt: skip
+    mapped = jax.vmap(step, axis_name="batch", in_axes=(None, 0), out_axes=0)
+    on_several, _ = jax.jit(mapped)(state, split)
+    for device in range(4):
+        one = jax.tree.map(lambda x, device=device: x[device], on_several)
+        chex.assert_trees_all_close(one, whole, atol=1e-5)
+
+
+def test_a_method_that_moves_nothing_has_no_such_state():
+    _, state = start()
+    assert state.moving == () and len(jax.tree.leaves(state.moving)) == 0

@@ -1,7 +1,8 @@
 """A tiny next-token model for the trainer's tests, and a run to be killed.
 
-``python -m tests.train.toy WORKDIR STEPS KILL_AT`` trains, and kills itself by SIGKILL
-before taking the batch after step KILL_AT, once that step's checkpoint is complete.
+``python -m tests.train.toy KIND WORKDIR STEPS KILL_AT`` trains, and kills itself by
+SIGKILL before taking the batch after step KILL_AT, once that step's checkpoint is
+complete.
 """
 
 import os
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlm_jax.method import Method
+from rlm_jax.method import Method, Moving
+from rlm_jax.ops import collectives
 from rlm_jax.train import loop, optim
 
 VOCAB, DIM = 16, 8
@@ -39,6 +41,36 @@ def method(traces: list | None = None, dropout: float = 0.0) -> Method:
         return {"loss": (jnp.sum(nll * batch["mask"]), jnp.sum(batch["mask"]))}
 
     return Method(init, loss, loss)
+
+
+def moving_method(dropout: float = 0.0) -> Method:
+    """`method` against slow parameters and a queue of tokens, both in its state."""
+    base = method(dropout=dropout)
+
+    def start(params, key):
+        return {
+            "slow": params["out"]["bias"],
+            "queue": jax.random.randint(key, (3,), 0, VOCAB),
+        }
+
+    def update(params, state, batch, key, *, axis=None):
+        slow = 0.9 * state["slow"] + 0.1 * params["out"]["bias"]
+        noisy = slow + 0.01 * jax.random.normal(key, slow.shape)
+        newest = collectives.gather(batch["tokens"][:, 0], axis)[-1:]
+        queue = jnp.concatenate([state["queue"][1:], newest])
+        return {"slow": noisy, "queue": queue}, {**batch, **state}
+
+    def loss(params, batch, key, *, axis=None):
+        sums = base.loss(params, batch, key, axis=axis)
+        pull = params["out"]["bias"] - batch["slow"]
+        pulled = (pull[batch["queue"]] ** 2 + pull[batch["queue"]]).sum()
+        total, weight = sums["loss"]
+        return {**sums, "loss": (total + weight * pulled, weight)}
+
+    return base._replace(loss=loss, moving=Moving(start, update))
+
+
+METHODS = {"plain": method, "moving": moving_method}
 
 
 def batch_at(step: int, rows: int = 8, length: int = 10) -> dict[str, np.ndarray]:
@@ -67,7 +99,8 @@ def run(workdir, steps: int, batch_at=batch_at, method=None, **options):
 
 
 def _main() -> None:
-    workdir, steps, kill_at = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    kind, workdir = sys.argv[1:3]
+    steps, kill_at = int(sys.argv[3]), int(sys.argv[4])
 
     def kill(params, done):
         if done == kill_at:
@@ -75,7 +108,7 @@ def _main() -> None:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    run(workdir, steps, hooks=[kill])
+    run(workdir, steps, method=METHODS[kind](dropout=0.2), hooks=[kill])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,283 @@
+"""DPR against the released code's arrays, loops in float64, and its full batch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlm_jax.errors import UserError
+from rlm_jax.method import Neighbours
+from rlm_jax.methods import dpr
+from rlm_jax.ops import collectives
+from tests.methods import systems
+
+ROWS, HARD, WIDTH = 5, 2, 6
+
+
+def linear(config):
+    """DPR whose encoder is the identity on ``ids``: a text is its own vector."""
+
+    def embed(params, batch, *, key=None):
+        return batch["ids"] * params
+
+    return dpr.dual_encoder(config, lambda key: jnp.float32(1), embed)
+
+
+def batch_of(questions, passages, **changes):
+    """Questions [B, D] and passages [B (1 + h), D] as a batch of distinct passages."""
+    rows, width = len(questions), len(passages) // len(questions)
+    return {
+        "question_ids": questions,
+        "question_mask": questions,
+        "passage_ids": passages.reshape(rows, width, -1),
+        "passage_mask": passages.reshape(rows, width, -1),
+        "passage": jnp.arange(rows * width, dtype=jnp.int32).reshape(rows, width),
+        "weight": jnp.ones(rows),
+        **changes,
+    }
+
+
+def sums_of(questions, passages, axis=None, remote_gradients=True, **changes):
+    method = linear(dpr.DPRConfig(remote_gradients=remote_gradients))
+    sums = method.evaluate(
+        jnp.float32(1), batch_of(questions, passages, **changes), axis=axis
+    )
+    return sums["loss"][0], sums
+
+
+def test_released_code(golden):
+    z = golden("dpr_nll")
+    questions, passages = (jnp.asarray(z[n], jnp.float32) for n in ("q", "ctx"))
+    rows = len(questions)
+    assert (z["positive_idx"] == np.arange(rows) * (len(passages) // rows)).all()
+    gradient = jax.grad(sums_of, (0, 1), has_aux=True)
+    (of_questions, of_passages), sums = gradient(questions, passages)
+    assert_close(sums["loss"][0] / sums["loss"][1], z["loss"])
+    assert_close(sums["loss"][0], z["nll"].sum())
+    assert int(sums["accuracy"][0]) == z["n_correct"]
+    assert_close(of_questions / rows, z["grad_q"])
+    assert_close(of_passages / rows, z["grad_ctx"])
+
+
+def test_released_code_on_ranks(golden):
+    """A rank's own vectors get the gradient of the loss of all questions there.
+
+    That is what ``remote_gradients`` gives, and dividing once by all W B questions
+    leaves it whole: averaging over ranks, as released, makes 1/W of it. Without remote
+    gradients a passage learns from the questions of its own device alone.
+    """
+    z = golden("dpr_nll")
+    questions, passages = (jnp.asarray(z[n], jnp.float32) for n in ("ddp_q", "ddp_ctx"))
+    ranks, rows = questions.shape[:2]
+    total = ranks * rows
+
+    def on_ranks(remote):
+        def one(questions, passages):
+            def loss(questions, passages):
+                return sums_of(questions, passages, "rank", remote)
+
+            gradient, sums = jax.grad(loss, (0, 1), has_aux=True)(questions, passages)
+            return gradient, collectives.total(sums, "rank")
+
+        return jax.vmap(one, axis_name="rank")(questions, passages)
+
+    (of_questions, of_passages), sums = on_ranks(True)
+    assert_close(sums["loss"][0] / sums["loss"][1], z["ddp_loss"])
+    assert_close(of_questions / total, z["ddp_grad_q"])
+    assert_close(of_passages / total, z["ddp_grad_ctx"])
+
+    (of_questions, of_passages), _ = on_ranks(False)
+    assert_close(of_questions / total, z["ddp_grad_q"])
+    every = np.concatenate(z["ddp_ctx"])
+    for rank in range(ranks):
+        own = slice(rank * len(passages[0]), (rank + 1) * len(passages[0]))
+        wanted = gradient_of_passages(z["ddp_q"][rank], every, own.start)
+        assert_close(of_passages[rank], wanted[own])
+
+
+def gradient_of_passages(questions, passages, first):
+    """d (sum of losses) / d passages, float64; the positives begin at ``first``."""
+    step = 2
+    gradient = np.zeros_like(passages)
+    for i, question in enumerate(questions):
+        scores = passages @ question
+        p = np.exp(scores - scores.max())
+        p /= p.sum()
+        p[first + i * step] -= 1
+        gradient += p[:, None] * question
+    return gradient
+
+
+def example(seed=0):
+    """Vectors and numbers where every rule of `dpr.distinct` matters."""
+    random = np.random.default_rng(seed)
+    questions = random.normal(size=(ROWS, WIDTH))
+    passages = random.normal(size=(ROWS * (1 + HARD), WIDTH))
+    number = np.arange(100, 100 + len(passages)).reshape(ROWS, -1)
+    number[1, 0] = number[0, 0]  # one positive for two questions
+    number[2, 1] = -1  # a hard negative too few
+    number[3, 2] = number[4, 0]  # another's positive as a hard negative
+    known = np.full((ROWS, 2), -1)
+    known[0, 1] = number[2, 0]
+    weight = np.ones(ROWS)
+    weight[3] = 0
+    return questions, passages, number, known, weight
+
+
+@pytest.mark.parametrize("negatives", ["all", "distinct"])
+def test_loop_in_float64(negatives):
+    questions, passages, number, known, weight = example()
+    scale = 0.7
+    total = hits = ranks = 0.0
+    for i in range(ROWS):
+        if not weight[i]:
+            continue
+        own = i * (1 + HARD)
+        seen = []
+        for j, passage in enumerate(number.reshape(-1)):
+            absent = passage < 0 or not weight[j // (1 + HARD)]
+            answers = passage == number[i, 0] or passage in known[i]
+            if j == own or not (absent or (negatives == "distinct" and answers)):
+                seen.append(j)
+        scores = {j: scale * questions[i] @ passages[j] for j in seen}
+        total += np.log(sum(np.exp(s) for s in scores.values())) - scores[own]
+        rank = sum(s > scores[own] for j, s in scores.items() if j != own)
+        ranks, hits = ranks + rank, hits + (rank == 0)
+    method = linear(dpr.DPRConfig(negatives=negatives, scale=scale))
+    batch = batch_of(
+        jnp.float32(questions),
+        jnp.float32(passages),
+        passage=jnp.int32(number),
+        known=jnp.int32(known),
+        weight=jnp.float32(weight),
+    )
+    sums = method.loss(jnp.float32(1), batch, jax.random.key(0))
+    assert_close(sums["loss"][0], total)
+    assert sums["loss"][1] == weight.sum()
+    assert (sums["rank"][0], sums["accuracy"][0]) == (ranks, hits)
+
+
+def test_distinct_needs_no_known_positives():
+    questions, passages, number, _, _ = example()
+    method = linear(dpr.DPRConfig(negatives="distinct"))
+    batch = batch_of(
+        jnp.float32(questions), jnp.float32(passages), passage=jnp.int32(number)
+    )
+    none = batch | {"known": jnp.full((ROWS, 3), -1, jnp.int32)}
+    losses = [method.evaluate(jnp.float32(1), b)["loss"][0] for b in (batch, none)]
+    assert losses[0] == losses[1]
+
+
+def gradients(chunk, dropout=0.0, embed=None):
+    config = systems.config("dpr", dropout=dropout)
+    config = dataclasses.replace(config, chunk=chunk)
+    init, whole = dpr.embedder(config.encoder)
+    method = dpr.dual_encoder(config, init, embed(whole) if embed else whole)
+    batch = systems.batch("dpr")
+
+    def loss(params):
+        return method.loss(params, batch, jax.random.key(1))["loss"][0]
+
+    return jax.jit(jax.value_and_grad(loss))(init(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_chunks_equal_the_whole_batch(chunk):
+    """Four questions and eight passages: chunks that do and do not divide them."""
+    whole, parts = gradients(0), gradients(chunk)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5),
+        whole,
+        parts,
+    )
+
+
+def test_recomputed_chunks_drop_out_the_same():
+    """The backward pass of a chunk sees the noise of its forward pass."""
+
+    def plainly(embed):
+        def chunks(params, batch, *, key):
+            ids, mask = batch["ids"], batch["mask"]
+            return jnp.concatenate(
+                [
+                    embed(
+                        params,
+                        {"ids": ids[i : i + 2], "mask": mask[i : i + 2]},
+                        key=jax.random.fold_in(key, i // 2),
+                    )
+                    for i in range(0, len(ids), 2)
+                ]
+            )
+
+        return chunks
+
+    wanted, got = gradients(0, 0.3, plainly), gradients(2, 0.3)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), wanted, got
+    )
+    assert abs(got[0] - gradients(2, 0.0)[0]) > 1e-3
+
+
+def test_chunks_keep_the_activations_of_one():
+    """Residuals of the backward pass: no array has all rows and hidden units."""
+
+    def inner(params, batch, *, key=None):
+        wide = jnp.tanh(batch["ids"] @ params["up"])  # [rows, 100]
+        return wide @ params["down"]
+
+    params = {"up": jnp.ones((4, 100)), "down": jnp.ones((100, 3))}
+    batch = {"ids": jnp.ones((32, 4)), "mask": jnp.ones((32, 4))}
+
+    def sizes(embed):
+        _, pull = jax.vjp(lambda p: embed(p, batch).sum(), params)
+        return max(x.size for x in jax.tree.leaves(pull))
+
+    assert sizes(inner) >= 32 * 100
+    assert sizes(dpr.in_chunks(inner, 4)) <= 4 * 100
+
+
+def test_separate_towers_serve_their_own_side():
+    config = systems.config("dpr_distinct")
+    method = dpr.dpr(config)
+    params = method.init(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, params["question"], params["passage"])
+    params["passage"] = jax.tree.map(lambda x: x + 0.1, params["passage"])
+    retrieval = method.retrieval
+    assert retrieval is not None and retrieval.encode_keys is not None
+    batch = systems.batch("dpr")
+    texts = {"ids": batch["key_ids"], "mask": batch["key_mask"]}
+    _, embed = dpr.embedder(config.encoder)
+    for encode, name in (
+        (retrieval.encode_queries, "question"),
+        (retrieval.encode_keys, "passage"),
+    ):
+        assert_close(encode(params, texts), embed(params[name], texts))
+
+
+def test_attach_adds_neighbours():
+    found = Neighbours(np.ones((2, 3), np.float32), np.zeros((2, 3), np.int32))
+    batch = dpr.attach({"weight": np.ones(2)}, found)
+    assert batch["neighbour_passages"].shape == batch["neighbour_scores"].shape
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"towers": "three"}, "shared, separate"),
+        ({"negatives": "hard"}, "all, distinct"),
+        ({"scale": 0.0}, "scale=0.0"),
+        ({"chunk": -1}, "chunk=-1"),
+        ({"k": 0}, "k=0"),
+    ],
+    ids=["towers", "negatives", "scale", "chunk", "k"],
+)
+def test_bad_configuration(change, says):
+    config = dataclasses.replace(systems.config("dpr"), **change)
+    with pytest.raises(UserError, match=says):
+        dpr.dpr(config)
+
+
+def assert_close(ours, theirs, tolerance=1e-5):
+    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=tolerance, atol=tolerance)
