@@ -16,6 +16,7 @@ NAMES = (
     "lm_vs_torch",
     "datastore_build",
     "search_crossover",
+    "search_at_scale",
 )
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import launch
+from experiments import dry_run, launch
 from experiments.launch import Run
 from rlm_jax.data import batching, corpora, token_store, tokenizers
 from rlm_jax.errors import UserError
@@ -53,9 +53,6 @@ class Experiment:
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     continue_from: str = ""  # workdir whose last checkpoint this run goes on from
 
-
-COMPILED = 50_000_000
-"""Parameters up to which a dry run compiles the step."""
 
 SAME = ("data", "method", "optim", "continue_from")
 """What all runs in one workdir have in common."""
@@ -205,56 +202,13 @@ def _validation(method, config: Experiment, text: Text):
 
 
 def describe(method: Method, config: Experiment, text: Text) -> None:
-    """What a dry run shows: parameters, shapes, and the memory of one training step.
-
-    The step is compiled, which tells its exact memory, up to `COMPILED` parameters.
-    """
+    """What a dry run shows: the model, a batch, the text, the memory of a step."""
     if not parallel.is_first_process():
         return
-    optimizer = optim.optimizer(config.optim, config.train.steps)
     train_batches = batches(config.data, text.store.split("train"))
-    batch = train_batches.batch_at(config.train.seed, 0)
-    state = jax.eval_shape(
-        lambda key: step.init(method.init(key), optimizer), jax.random.key(0)
-    )
-    progress.say(progress.parameter_table(state.params))
-    for name, x in batch.items():
-        progress.say(f"batch {name:<8} {x.dtype} {list(x.shape)}")
     for name, split in text.store.splits.items():
         progress.say(f"{name}: {len(split.tokens):,} tokens, {split.num_bytes:,} bytes")
-    for name, tree in (("parameters", state.params), ("optimiser", state.opt_state)):
-        progress.say(f"{name}: {_mebibytes(tree):,.1f} MiB on each device")
-    train_step = functools.partial(
-        step.train_step,
-        method=method,
-        optimizer=optimizer,
-        seed=config.train.seed,
-        accumulate=config.train.accumulate,
-    )
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    if parameters <= COMPILED:
-        lowered = jax.jit(train_step, donate_argnums=0).lower(state, batch)
-        memory = lowered.compile().memory_analysis()
-        if memory is not None:
-            progress.say(
-                f"one step of the whole batch on one device: "
-                f"{memory.temp_size_in_bytes / 2**20:,.0f} MiB beside the state"
-            )
-    else:
-        jax.eval_shape(train_step, state, batch)
-        progress.say(
-            "activations of a step: not measured, as compiling a model of more than "
-            f"{COMPILED:,} parameters takes long"
-        )
-    progress.say(
-        f"{config.train.steps:,} steps of {batch['targets'].size:,} targets: "
-        f"{config.train.steps / train_batches.num_batches:.1f} epochs"
-    )
-
-
-def _mebibytes(tree: Any) -> float:
-    leaves = jax.tree.leaves(tree)
-    return sum(x.size * np.dtype(x.dtype).itemsize for x in leaves) / 2**20
+    dry_run.describe(method, train_batches, config)
 
 
 def score_split(

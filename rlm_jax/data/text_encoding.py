@@ -151,6 +151,15 @@ def load(folder: str | os.PathLike) -> TextTokenizer:
     return _wrap(found, folder)
 
 
+def parse(content: Any) -> TextTokenizer:
+    """A tokenizer of what its tokenizer.json holds, such as `Tokenizer.content`.
+
+    Raises:
+      UserError: it lacks a mark that an encoder needs.
+    """
+    return _wrap(hugging_face.Tokenizer.from_str(json.dumps(content)), "this run")
+
+
 def train(texts: Iterable[str], *, vocab_size: int) -> TextTokenizer:
     """An uncased WordPiece vocabulary of a text, with BERT's marks.
 

@@ -1,4 +1,4 @@
-"""Text to int32 ids and back: bytes, byte-level BPE, words, any tokenizer.json."""
+"""Text to int32 ids and back: bytes, BPE, words, WordPiece, any tokenizer.json."""
 
 import collections
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tokenizers as hugging_face
 
-from rlm_jax.data import cache
+from rlm_jax.data import cache, text_encoding
 from rlm_jax.data.corpora import Corpus
 from rlm_jax.errors import UserError
 
@@ -25,7 +25,7 @@ class Tokenizer:
     """A tokenizer as a value: two pure functions over one vocabulary.
 
     Attributes:
-      kind: "bytes", "bpe", "word" or "hf".
+      kind: "bytes", "bpe", "word", "wordpiece" or "hf".
       vocab_size: number of ids; every id is below it.
       encode: text -> int32 [n].
       decode: ids [n] -> text; the end of a document decodes to nothing.
@@ -85,6 +85,7 @@ def build(
         "bpe" (byte-level, trained on the train split, at most `vocab_size` ids);
         "word" (whitespace words of every split and ``<eos>`` at each line's end, most
         frequent in train first; the first `vocab_size` of them, or all if it is 0);
+        "wordpiece" (uncased, trained on the train split; for encoders);
         "hf:PATH" (a Hugging Face ``tokenizer.json``, `vocab_size` ignored).
 
     Raises:
@@ -94,10 +95,14 @@ def build(
         return _bytes()
     if kind.startswith("hf:"):
         return _read_hugging_face(Path(kind.removeprefix("hf:")))
-    trainers = {"bpe": _train_bpe, "word": _count_words}
+    trainers = {
+        "bpe": _train_bpe,
+        "word": _count_words,
+        "wordpiece": _train_word_piece,
+    }
     if kind not in trainers:
         raise UserError(
-            f"Unknown tokenizer '{kind}': choose bytes, bpe, word or "
+            f"Unknown tokenizer '{kind}': choose bytes, bpe, word, wordpiece or "
             "hf:PATH/tokenizer.json."
         )
     if kind == "bpe" and vocab_size < 257:
@@ -125,7 +130,7 @@ def _from_content(kind: str, content: Any) -> Tokenizer:
         return _bytes()
     if kind == "word":
         return _word(content)
-    if kind in ("bpe", "hf"):
+    if kind in ("bpe", "wordpiece", "hf"):
         return _hugging_face(kind, content)
     raise ValueError(f"unknown kind '{kind}'")
 
@@ -202,6 +207,11 @@ def _train_bpe(corpus: Corpus, vocab_size: int) -> dict:
     )
     model.train_from_iterator(_texts(corpus, "train"), trainer)
     return json.loads(model.to_str())
+
+
+def _train_word_piece(corpus: Corpus, vocab_size: int) -> dict:
+    made = text_encoding.train(_texts(corpus, "train"), vocab_size=vocab_size)
+    return json.loads(made.content)
 
 
 def _hugging_face(kind: str, content: dict) -> Tokenizer:

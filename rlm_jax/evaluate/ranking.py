@@ -90,14 +90,16 @@ def evaluate(
 
 
 def to_run(
-    neighbours: Neighbours, question_ids: Sequence[str], passage_ids: Sequence[str]
+    neighbours: Neighbours,
+    question_ids: Sequence[str],
+    passage_ids: Sequence[str] | Mapping[int, str],
 ) -> dict[str, dict[str, float]]:
     """What a search found as a run; absent neighbours are left out.
 
     Arguments:
       neighbours: scores float32 [N, K] and ids int32 [N, K].
       question_ids: N ids.
-      passage_ids: the id of each row of the index.
+      passage_ids: the id of each row of the index, or of those that were found.
     """
     return {
         question: {

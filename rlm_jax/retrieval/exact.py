@@ -2,13 +2,14 @@
 
 No array is larger than [queries of a chunk, keys of a block], whatever the number of
 keys. Blocks are dealt to the devices in turn; each keeps its own best k, and these are
-merged once, at the end.
+merged once, at the end. Blocks of a datastore stay in its own dtype on the devices
+(float16 takes half of float32, int8 a quarter); products are float32.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,17 @@ import numpy as np
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 from rlm_jax.retrieval.datastore import Datastore
-from rlm_jax.retrieval.index import check_metric, check_search
+from rlm_jax.retrieval.index import check_metric, check_search, check_target
 
 _QUERY_CHUNK = 1024
+
+
+class Block(NamedTuple):
+    """Some keys on a device; what they stand for is keys * scales - shift."""
+
+    keys: jax.Array  # [S, D], float32, float16 or int8
+    scales: jax.Array | None  # float32 [S]
+    shift: jax.Array | None  # float32 [D]
 
 
 @dataclass(frozen=True)
@@ -32,13 +41,14 @@ class Exact:
     block_size: int
     centre: np.ndarray
     devices: tuple[Any, ...]  # of jax.Device
-    load_block: Callable[[int], jax.Array]
+    load_block: Callable[[int], Block]
+    recall_target: float = 1.0
 
     def search(self, queries: np.ndarray, k: int) -> Neighbours:
         """The k nearest keys of each query; of equal scores the lower id comes first.
 
         Queries are padded to a power of two, at most 1,024 at a time, so that few
-        programs are compiled.
+        programs are compiled. A recall target below 1 gives up the order of equals.
 
         Args:
           queries: float32 [N, D].
@@ -60,13 +70,21 @@ class Exact:
         num_blocks = -(-self.num_entries // self.block_size)
         for number in range(num_blocks):
             turn = number % len(self.devices)
-            keys = self.load_block(number)
+            block = self.load_block(number)
             start = number * self.block_size
             count = min(self.block_size, self.num_entries - start)
             # Waiting for the device's previous block bounds the blocks in flight.
             jax.block_until_ready(best[turn])
             best[turn] = [
-                _merge_block(state, chunk, keys, start, count, metric=self.metric)
+                _merge_block(
+                    state,
+                    chunk,
+                    block,
+                    start,
+                    count,
+                    metric=self.metric,
+                    recall_target=self.recall_target,
+                )
                 for state, chunk in zip(best[turn], copies[turn], strict=True)
             ]
         merged = _merge_devices([_join(states) for states in best], k)
@@ -80,6 +98,7 @@ def build(
     block_size: int | None = None,
     resident_bytes: int = 1 << 30,
     devices: Sequence[Any] | None = None,
+    recall_target: float = 1.0,
 ) -> Exact:
     """Makes an exact index over a datastore or over an array float [M, D].
 
@@ -87,16 +106,22 @@ def build(
       keys: what is searched.
       metric: "l2" (negated squared distance) or "ip" (inner product).
       block_size: keys a block; None takes what suits the platform.
-      resident_bytes: keys that take less than this stay on the devices as float32;
-        others are read again for each search.
+      resident_bytes: keys that take less than this stay on the devices, in the dtype
+        they are stored in; others are read again for each search.
       devices: the jax.Devices to search on; None takes all local ones.
+      recall_target: below 1, a TPU selects the best of a block by
+        `jax.lax.approx_max_k` with this recall; other platforms stay exact.
 
     Raises:
-      UserError: an unknown metric, or an array that is not [M, D] of finite numbers.
+      UserError: an unknown metric, a recall target outside (0, 1], or an array that is
+        not [M, D] of finite numbers.
     """
+    check_target(recall_target)
     devices = tuple(devices or jax.local_devices())
     if isinstance(keys, Datastore):
         read, (num_entries, dim) = keys.keys, (keys.num_entries, keys.dim)
+        stored = partial(_stored, keys)
+        width = np.dtype(keys.manifest["dtype"]).itemsize
     else:
         array = np.asarray(keys, np.float32)
         if array.ndim != 2 or not array.size or not np.isfinite(array).all():
@@ -105,6 +130,7 @@ def build(
                 "numbers [M, D] with at least one key."
             )
         read, (num_entries, dim) = lambda i, j: array[i:j], array.shape
+        stored, width = lambda i, j: (array[i:j], None), 4
     if block_size is None:
         # On a CPU the scores of a block should stay near the caches; an accelerator
         # wants few, large products.
@@ -116,32 +142,73 @@ def build(
         # |q|^2 - 2 q.k + |k|^2 shrinks with the length of the vectors.
         centre = read(0, block_size).mean(axis=0, dtype=np.float64).astype(np.float32)
 
-    def load_block(number: int) -> jax.Array:
+    def load_block(number: int) -> Block:
         start = number * block_size
-        block = np.zeros((block_size, dim), np.float32)
-        rows = read(start, min(start + block_size, num_entries))
-        np.subtract(rows, centre, out=block[: len(rows)])
-        return jax.device_put(block, devices[number % len(devices)])
+        rows, scales = stored(start, min(start + block_size, num_entries))
+        block = np.zeros((block_size, dim), rows.dtype)
+        shift = None
+        if rows.dtype == np.float32:
+            np.subtract(rows, centre, out=block[: len(rows)])
+        else:
+            # Only the device has room for what is no longer float16 or int8.
+            block[: len(rows)], shift = rows, centre if centre.any() else None
+        if scales is not None:
+            scales = np.pad(scales, (0, block_size - len(scales)))
+        device = devices[number % len(devices)]
+        return jax.device_put(Block(block, scales, shift), device)
 
-    get_block: Callable[[int], jax.Array] = load_block
-    if num_entries * dim * 4 <= resident_bytes:
+    get_block: Callable[[int], Block] = load_block
+    if num_entries * dim * width <= resident_bytes:
         blocks = [load_block(i) for i in range(-(-num_entries // block_size))]
         get_block = lambda number: blocks[number]  # noqa: E731
-    return Exact(metric, dim, num_entries, block_size, centre, devices, get_block)
+    if devices[0].platform != "tpu":
+        recall_target = 1.0
+    return Exact(
+        metric,
+        dim,
+        num_entries,
+        block_size,
+        centre,
+        devices,
+        get_block,
+        recall_target,
+    )
 
 
-@partial(jax.jit, static_argnames="metric")
+def _stored(
+    datastore: Datastore, start: int, stop: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Keys of the entries start..stop-1 as they are on disk, and their scales."""
+    size = datastore.manifest["shard_size"]
+    pieces = [
+        (shard, slice(max(start - number * size, 0), stop - number * size))
+        for number in range(start // size, -(-stop // size))
+        for shard in [datastore.shards[number]]
+    ]
+    keys = np.concatenate([shard["keys"][rows] for shard, rows in pieces])
+    if "scales" not in pieces[0][0]:
+        return keys, None
+    return keys, np.concatenate([shard["scales"][rows] for shard, rows in pieces])
+
+
+@partial(jax.jit, static_argnames=("metric", "recall_target"))
 def _merge_block(
     best: tuple[jax.Array, jax.Array],  # scores float32 [N, K], ids int32 [N, K]
     queries: jax.Array,  # float32 [N, D]
-    keys: jax.Array,  # float32 [S, D]
+    block: Block,
     start: int,
     count: int,
     *,
     metric: str,
+    recall_target: float,
 ) -> tuple[jax.Array, jax.Array]:
     """The best k of the best so far and of the first ``count`` keys of a block."""
     scores, ids = best
+    keys = block.keys.astype(jnp.float32)
+    if block.scales is not None:
+        keys = keys * block.scales[:, None]
+    if block.shift is not None:
+        keys = keys - block.shift
     k, size = scores.shape[1], keys.shape[0]
     products = jnp.matmul(queries, keys.T, precision=jax.lax.Precision.HIGHEST)
     if metric == "l2":
@@ -153,7 +220,12 @@ def _merge_block(
     products = jnp.where((slots < count)[None, :], products, -jnp.inf)
 
     def merge(width: int) -> tuple[jax.Array, jax.Array]:
-        new_scores, places = jax.lax.top_k(products, width)
+        if recall_target < 1:
+            new_scores, places = jax.lax.approx_max_k(
+                products, width, recall_target=recall_target
+            )
+        else:
+            new_scores, places = jax.lax.top_k(products, width)
         new_ids = jnp.where(places < count, places + start, -1)
         # Entries that come first win ties, and the earlier blocks have the lower ids.
         both, order = jax.lax.top_k(jnp.concatenate([scores, new_scores], axis=1), k)

@@ -8,6 +8,7 @@ import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
+from rlm_jax.retrieval import checked_files
 from rlm_jax.retrieval.datastore import Datastore
 
 METRICS = ("l2", "ip")
@@ -16,6 +17,11 @@ METRICS = ("l2", "ip")
 # search costs the same at about 4,096 keys; at 16,384 ScaNN takes half of the time, and
 # building it is repaid after some 12 such batches.
 EXACT_BELOW = 16_384
+
+# Keys of width 768 as float32, and the copy that ScaNN makes, take 25 GB at this size.
+SHARD_ENTRIES = 4_000_000
+
+TARGET_RECALL = 0.95
 
 
 class Index(Protocol):
@@ -50,8 +56,13 @@ def choose(
     *,
     exact_below: int = EXACT_BELOW,
     directory: str | os.PathLike | None = None,
+    target_recall: float = TARGET_RECALL,
+    k: int = 10,
+    queries: np.ndarray | None = None,
+    shard_entries: int = SHARD_ENTRIES,
+    memory_bytes: int | None = None,
 ) -> Index:
-    """Exact search for few keys, ScaNN for many.
+    """Exact search for few keys, ScaNN for many, several ScaNN indexes for very many.
 
     Args:
       datastore: what is searched.
@@ -59,24 +70,54 @@ def choose(
       exact_below: number of entries from which ScaNN takes over.
       directory: where the ScaNN index is kept from one run to the next; None puts it
         beside the datastore.
+      target_recall: share of the k nearest that ScaNN is tuned to find.
+      k: the number of neighbours that are wanted.
+      queries: float32 [N, D], what it is tuned on when it is built; see `scann.build`.
+      shard_entries: the most entries of one ScaNN index; see `sharded.build`.
+      memory_bytes: what several indexes may take together; see `sharded.load`.
 
     Raises:
-      UserError: an unknown metric, ScaNN is needed and not installed, or the kept index
-        is of another datastore.
+      UserError: an unknown metric, a target recall outside (0, 1], ScaNN is needed and
+        not installed, or the kept index is of another datastore, metric, target or k.
     """
-    from rlm_jax.retrieval import exact, scann
+    from rlm_jax.retrieval import exact, scann, sharded
 
+    check_target(target_recall)
     if datastore.num_entries < exact_below:
         return exact.build(datastore, metric=metric)
     beside = datastore.directory.with_name(
         f"{datastore.directory.name}.scann-{check_metric(metric)}"
     )
     directory = Path(directory or beside)
-    if directory.exists():
-        return scann.load(directory, datastore)
-    built = scann.build(datastore, metric=metric)
-    scann.save(built, directory)
-    return built
+    several = datastore.num_entries > shard_entries
+    if not directory.exists():
+        tuning = {"target_recall": target_recall, "k": k, "queries": queries}
+        if several:
+            return sharded.build(
+                datastore,
+                directory,
+                metric=metric,
+                shard_entries=shard_entries,
+                memory_bytes=memory_bytes,
+                **tuning,
+            )
+        built = scann.build(datastore, metric=metric, **tuning)
+        scann.save(built, directory)
+        return built
+    if several:
+        kept = sharded.load(directory, datastore, memory_bytes=memory_bytes)
+    else:
+        kept = scann.load(directory, datastore)
+    checked_files.require_equal(
+        {"metric": metric, "target_recall": target_recall, "k": k},
+        {
+            "metric": kept.metric,
+            "target_recall": kept.target_recall,
+            "k": kept.tuned_k,
+        },
+        directory,
+    )
+    return kept
 
 
 def check_metric(metric: str) -> str:
@@ -84,6 +125,16 @@ def check_metric(metric: str) -> str:
     if metric not in METRICS:
         raise UserError(f"Metric {metric!r} is unknown; use one of {METRICS}.")
     return metric
+
+
+def check_target(target_recall: float) -> float:
+    """Returns the target recall, or raises a UserError where it is no share."""
+    if not 0 < target_recall <= 1:
+        raise UserError(
+            f"A target recall of {target_recall} cannot be met; use one above 0 and at "
+            "most 1."
+        )
+    return target_recall
 
 
 def check_search(queries: np.ndarray, k: int, dim: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from rlm_jax.data import corpora, tokenizers
+from rlm_jax.data import corpora, text_encoding, tokenizers
 from rlm_jax.errors import UserError
 
 TRAIN = "the cat sat on the mat . \n \n the dog sat . \n" * 20
@@ -123,7 +123,7 @@ def test_hugging_face_file(bpe, tmp_path, corpus):
 @pytest.mark.parametrize(
     ("kind", "vocab_size", "message"),
     [
-        ("wordpiece", 300, "Unknown tokenizer 'wordpiece'"),
+        ("sentencepiece", 300, "Unknown tokenizer 'sentencepiece'"),
         ("bpe", 256, "256 is too small"),
         ("word", 2, "2 is too small"),
         ("hf:missing.json", 0, "no tokenizer file at missing.json"),
@@ -152,3 +152,12 @@ def test_truncated_and_missing_file(tmp_path, bpe):
         tokenizers.load(path)
     with pytest.raises(UserError, match="no tokenizer at"):
         tokenizers.load(tmp_path / "missing.json")
+
+
+def test_word_pieces_are_an_encoders_tokenizer(corpus, cache_dir):
+    made = tokenizers.build("wordpiece", corpus, vocab_size=100, cache_dir=cache_dir)
+    encoder = text_encoding.parse(made.content)
+    (row,) = encoder.encode(["The cat"], max_length=8)
+    np.testing.assert_array_equal(row[1:-1], made.encode("the cat"))
+    assert made.decode(row) == "the cat"
+    assert made.vocab_size == encoder.vocab_size

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -76,6 +77,43 @@ def test_searches_the_stored_keys_of_a_datastore(tmp_path, dtype, metric):
         np.testing.assert_array_equal(found.ids, ids)
 
 
+@pytest.mark.parametrize("dtype", datastore.DTYPES)
+def test_resident_blocks_are_as_small_as_the_datastore(tmp_path, dtype):
+    keys = np.random.default_rng(0).normal(size=(150, 16))
+    writer = datastore.create(
+        tmp_path / "s", dim=16, dtype=dtype, num_entries=150, identity={}, shard_size=40
+    )
+    writer.append(keys, np.arange(150))
+    size = np.dtype(dtype).itemsize
+    store = writer.publish()
+    kept, not_kept = (
+        exact.build(store, block_size=64, resident_bytes=150 * 16 * size - short)
+        for short in (0, 1)
+    )
+    block = kept.load_block(1)
+    assert block.keys.dtype == dtype and block.keys.shape == (64, 16)
+    assert kept.load_block(1) is block and not_kept.load_block(1) is not block
+
+
+def test_a_recall_target_selects_approximately_on_a_tpu_alone(monkeypatch):
+    keys = np.random.default_rng(0).normal(size=(150, 8)).astype(np.float32)
+    plain = exact.build(keys, metric="ip", block_size=64)
+    aimed = exact.build(keys, metric="ip", block_size=64, recall_target=0.9)
+    assert aimed.recall_target == plain.recall_target == 1
+    # What a TPU would run; a CPU's approx_max_k is exact.
+    calls = []
+    approx = jax.lax.approx_max_k
+    monkeypatch.setattr(
+        jax.lax, "approx_max_k", lambda *a, **b: calls.append(b) or approx(*a, **b)
+    )
+    aimed = dataclasses.replace(aimed, recall_target=0.9)
+    wanted, found = plain.search(keys[:9], 5), aimed.search(keys[:9], 5)
+    np.testing.assert_array_equal(found.ids, wanted.ids)
+    assert calls and all(call == {"recall_target": 0.9} for call in calls)
+    with pytest.raises(UserError, match="target recall of 2"):
+        exact.build(keys, recall_target=2)
+
+
 def test_keys_far_from_the_origin_keep_their_order():
     # Without centring the squares are near 1e6, where float32 steps are 0.06.
     rng = np.random.default_rng(0)
@@ -150,7 +188,7 @@ def test_four_devices_agree_with_one():
                     found, wanted = four.search(queries, k), one.search(queries, k)
                     np.testing.assert_array_equal(found.ids, wanted.ids)
                     np.testing.assert_array_equal(found.scores, wanted.scores)
-        used = {d for i in range(4) for d in four.load_block(i).devices()}
+        used = {d for i in range(4) for d in four.load_block(i).keys.devices()}
         assert len(used) == 4
     """
     flag = "--xla_force_host_platform_device_count=4"

@@ -5,6 +5,7 @@ import pytest
 
 from rlm_jax.errors import UserError
 from rlm_jax.retrieval import datastore, exact, scann
+from rlm_jax.retrieval.index import recall
 from rlm_jax.retrieval.scann import Parameters
 
 pytest.importorskip("scann")
@@ -32,8 +33,9 @@ def test_finds_what_exact_search_finds(small, metric, parameters):
     store, queries = small
     index = scann.build(store, metric=metric, parameters=parameters)
     truth = exact.build(store, metric=metric)
-    recall = scann.measure_recall(index, truth, queries, 10)
-    assert recall >= (1.0 if parameters is None else 0.9)
+    measured = scann.measure_recall(index, truth, queries, 10)
+    assert measured >= (1.0 if parameters is None else 0.9)
+    assert index.recall == (1.0 if parameters is None else None)
     found, wanted = index.search(queries, 10), truth.search(queries, 10)
     assert found.ids.dtype == np.int32 and found.scores.dtype == np.float32
     same = found.ids == wanted.ids
@@ -67,6 +69,79 @@ def test_saved_and_loaded_it_finds_the_same(small, tmp_path):
             loaded.search(queries, 10), index.search(queries, 10), strict=True
         ):
             np.testing.assert_array_equal(array, wanted)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    return store_of(tmp_path_factory.mktemp("scann") / "store", num=6000)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_tuning_reaches_the_target_without_training_again(large, metric, tmp_path):
+    store, queries = large
+    truth = exact.build(store, metric=metric)
+    trained = []
+    train = scann._train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scann, "_train", lambda *a: trained.append(a) or train(*a))
+        index = scann.build(store, metric=metric, target_recall=0.99, queries=queries)
+    assert len(trained) == 1
+    assert index.recall == scann.measure_recall(index, truth, queries, 10) >= 0.99
+    start = scann.choose_parameters(6000)
+    assert index.parameters.num_leaves == start.num_leaves
+    assert index.parameters.leaves_to_search >= start.leaves_to_search
+    scann.save(index, tmp_path / "index")
+    loaded = scann.load(tmp_path / "index", store, verify=False)
+    assert scann.report(loaded) == scann.report(index)
+    assert loaded.parameters == index.parameters
+
+
+def test_a_higher_target_searches_more_and_a_kept_int8_may_miss_it(large):
+    store, queries = large
+    work = []
+    for target in (0.3, 0.9999):
+        index = scann.build(store, metric="ip", target_recall=target, k=20)
+        assert index.recall and index.recall >= target and index.tuned_k == 20
+        work.append(index.parameters.leaves_to_search * index.parameters.reorder_factor)
+    assert work[0] < work[1]
+    lossy = scann.build(store, kept="int8", target_recall=1.0)
+    assert lossy.parameters.kept == "int8" and 0.8 < (lossy.recall or 0) <= 1
+    assert scann.report(lossy)["kept_bytes"] == 6000 * 16
+    assert scann.report(index)["kept_bytes"] == 6000 * 16 * 4
+
+
+def test_a_range_of_rows_answers_with_rows_of_the_datastore(large):
+    store, queries = large
+    index = scann.build(store, metric="ip", rows=(1000, 5500), queries=queries)
+    keys = store.keys(1000, 5500)
+    wanted = exact.build(keys, metric="ip").search(queries, 10)
+    wanted = wanted._replace(ids=wanted.ids + 1000)
+    assert index.num_entries == 4500
+    assert recall(index.search(queries, 10), wanted) == index.recall >= 0.95
+
+
+def test_the_sample_is_seeded_and_of_the_queries_if_there_are_any(large):
+    store, queries = large
+    sample = scann.sample_queries(store, None)
+    assert sample.shape == (1000, 16) and sample.dtype == np.float32
+    np.testing.assert_array_equal(sample, scann.sample_queries(store, None))
+    given = scann.sample_queries(store, np.arange(5000.0)[:, None])
+    assert given.shape == (1000, 1) and len(np.unique(given)) == 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"target_recall": 0}, "target recall of 0"),
+        ({"target_recall": 1.5}, "target recall of 1.5"),
+        ({"kept": "float64"}, "'float64'"),
+        ({"queries": np.zeros((3, 5))}, "width 16"),
+    ],
+    ids=["zero", "above one", "dtype", "queries"],
+)
+def test_impossible_tuning_is_refused(small, options, named):
+    with pytest.raises(UserError, match=named):
+        scann.build(small[0], **options)
 
 
 def test_damaged_foreign_and_missing_indexes_are_refused(small, tmp_path):
@@ -103,7 +178,7 @@ def test_without_scann_the_remedy_is_named(small, monkeypatch):
 
 @pytest.mark.parametrize("num_entries", [4096, 100_000, 10**6, 10**8])
 def test_parameters_grow_slower_than_the_size(num_entries):
-    leaves, searched, _ = scann.choose_parameters(num_entries)
+    leaves, searched, *_ = scann.choose_parameters(num_entries)
     assert 0 < searched < leaves < num_entries / 10
     larger = scann.choose_parameters(4 * num_entries)
     assert larger.num_leaves == pytest.approx(2 * leaves, rel=0.01)

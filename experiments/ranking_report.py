@@ -1,0 +1,249 @@
+"""How a launcher of a retriever ends: figures, run files, report.json, a table."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import launch, retrievers
+from experiments.launch import Run
+from experiments.retrievers import Collection, CollectionConfig, Tower
+from rlm_jax.evaluate import answers, ranking
+from rlm_jax.method import Neighbours
+from rlm_jax.report import plots, report, tables
+from rlm_jax.train import metrics, progress
+
+REAL = "real"
+SHUFFLED = "shuffled"
+DEPTHS = (1, 5, 20, 100)
+
+
+@dataclasses.dataclass
+class JudgeConfig:
+    """Which figures, and what is written beside them."""
+
+    measures: tuple[str, ...] = (
+        "ndcg@10",
+        "recall@1",
+        "recall@5",
+        "recall@20",
+        "recall@100",
+        "mrr@10",
+    )
+    patterns: bool = False  # answers are regular expressions (CuratedTREC)
+    per_question: bool = False  # per_question.jsonl: every question's figures
+    run_file: bool = True  # runs/*.trec.gz: what was found, in TREC's format
+
+
+def judge(
+    collection: Collection, found: Neighbours, config: JudgeConfig
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """(figures, measure -> question id -> figure) of what was found.
+
+    Questions with judged passages give ranking measures, questions with answers DPR's
+    answer recall; a collection may have both.
+    """
+    questions = collection.questions.questions
+    figures: dict[str, float] = {}
+    each: dict[str, dict[str, float]] = {}
+    if collection.questions.relevance:
+        made = ranking.evaluate(
+            as_run(collection, found), collection.questions.relevance, config.measures
+        )
+        figures, each = dict(made.means), made.per_question
+    if all(question.answers for question in questions):
+        depths = [k for k in DEPTHS if k <= found.ids.shape[1]]
+        figures |= answers.answer_recall(
+            _texts(collection, found, max(depths)),
+            [question.answers for question in questions],
+            depths,
+            holds=answers.matches_pattern if config.patterns else answers.has_answer,
+        )
+    return figures, each
+
+
+def as_run(collection: Collection, found: Neighbours) -> dict[str, dict[str, float]]:
+    """What was found, by the ids of questions and passages."""
+    used = np.unique(found.ids[found.ids >= 0])
+    names = {int(row): collection.passages[int(row)].id for row in used}
+    ids = [question.id for question in collection.questions.questions]
+    return ranking.to_run(found, ids, names)
+
+
+def _texts(collection: Collection, found: Neighbours, depth: int) -> Sequence[Any]:
+    used = np.unique(found.ids[:, :depth])
+    texts = {int(row): collection.passages[int(row)].joined for row in used if row >= 0}
+    return [
+        [texts[row] for row in rows if row >= 0]
+        for rows in found.ids[:, :depth].tolist()
+    ]
+
+
+def shuffled(found: Neighbours) -> Neighbours:
+    """Every question is given what was found for another, half the list away."""
+    turned = np.roll(np.arange(len(found.ids)), len(found.ids) // 2)
+    return Neighbours(found.scores[turned], found.ids[turned])
+
+
+class Towers(NamedTuple):
+    """The two encoders of a dense retriever, which may be one."""
+
+    question: Tower
+    passage: Tower
+
+
+def evaluate(
+    config: Any,
+    run: Run,
+    collection: Collection,
+    towers: Mapping[str, Towers],
+    phases: launch.Phases,
+    *,
+    curves: Mapping[str, pathlib.Path],
+    protocol: Mapping[str, Any] | None = None,
+) -> report.Report:
+    """Encode the collection, search it, and judge, beside BM25 and other towers.
+
+    Args:
+      config: has ``collection``, ``text``, ``search`` and ``judge``.
+      towers: "real", which stay in the workdir to be searched with, and controls
+        ("init", the same before training).
+      curves: name -> workdir of what was trained.
+    """
+    found, facts = {}, dict(protocol or {})
+    for name, (question, passage) in towers.items():
+        real = name == REAL
+        folder = run.workdir / ("datastore" if real else f"controls/{name}")
+        with phases("encode"):
+            store, padding = retrievers.encode_collection(
+                passage, collection.passages, config.text, config.search, folder
+            )
+            facts |= padding
+        if real:
+            retrievers.save_tower(run.workdir / "encoder", passage)
+            own = "encoder"
+            if question is not passage:
+                own = "question_encoder"
+                retrievers.save_tower(run.workdir / own, question)
+            searcher = {
+                "encoder": own,
+                "text": dataclasses.asdict(config.text),
+                "search": dataclasses.asdict(config.search),
+            }
+            retrievers.publish(run.workdir, collection.passages, searcher)
+        with phases("search"):
+            found[name] = retrievers.search_dense(
+                question, store, collection.texts, config.text, config.search
+            )
+    with phases("bm25"):
+        found["bm25"] = retrievers.search_bm25(
+            collection.passages,
+            collection.texts,
+            config.search.k,
+            run.workdir / "bm25",
+        )
+    return finish(
+        run,
+        collection,
+        config.collection,
+        found,
+        config.judge,
+        phases.seconds,
+        protocol={
+            **facts,
+            **dataclasses.asdict(config.text),
+            **dataclasses.asdict(config.search),
+        },
+        curves=curves,
+    )
+
+
+def finish(
+    run: Run,
+    collection: Collection,
+    named: CollectionConfig,
+    found: Mapping[str, Neighbours],
+    config: JudgeConfig,
+    seconds: Mapping[str, float],
+    *,
+    protocol: Mapping[str, Any] | None = None,
+    curves: Mapping[str, pathlib.Path] | None = None,
+) -> report.Report:
+    """Judge, write and show what a run found.
+
+    Args:
+      named: the names of passages and questions, for the report.
+      found: neighbours under "real" and each control.
+      seconds: by phase.
+      protocol: what the figures depend on besides.
+      curves: name -> workdir of what was trained.
+    """
+    figures, each = {}, {}
+    for name, neighbours in {**found, SHUFFLED: shuffled(found[REAL])}.items():
+        figures[name], each[name] = judge(collection, neighbours, config)
+    made = report.build(
+        system=run.system,
+        preset=run.preset,
+        corpus=named.passages,
+        metrics=figures.pop(REAL),
+        controls=figures,
+        seconds=seconds,
+        commit=report.commit_of(pathlib.Path(__file__).parent),
+        protocol={
+            "questions": named.questions or named.passages,
+            "split": named.split,
+            "num_questions": len(collection.questions),
+            "num_passages": len(collection.passages),
+            "depth": int(found[REAL].ids.shape[1]),
+            **(protocol or {}),
+        },
+    )
+    report.write(run.workdir / "report.json", made)
+    if config.run_file:
+        for name, neighbours in found.items():
+            path = run.workdir / "runs" / f"{name}.trec.gz"
+            ranking.write_run(
+                as_run(collection, neighbours), path, tag=f"{run.system}-{name}"
+            )
+    if config.per_question:
+        _write_each(run.workdir / "per_question.jsonl", collection, each)
+    row = tables.row_of(made)
+    folder = run.workdir / "plots"
+    folder.mkdir(exist_ok=True)
+    metric = next(iter(made["metrics"]))
+    plots.control_bars(
+        folder / "controls.png",
+        [row],
+        metric=metric,
+        title="The retriever, and under each control",
+    )
+    if curves:
+        records = {name: metrics.read(path) for name, path in curves.items()}
+        plots.training_curves(
+            folder / "training.png", records, label="loss (nats per question)"
+        )
+    progress.say(
+        tables.terminal(
+            [row],
+            title=f"\n{run.system}: {len(collection.questions):,} questions to "
+            f"{len(collection.passages):,} passages of {named.passages}",
+        )
+    )
+    progress.say(f"report, plots and runs: {run.workdir}")
+    return made
+
+
+def _write_each(path: pathlib.Path, collection: Collection, each) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for question in collection.questions.questions:
+            figures = {
+                name: {m: values.get(question.id) for m, values in by_measure.items()}
+                for name, by_measure in each.items()
+            }
+            line = {"id": question.id, "question": question.text, **figures}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    partial.replace(path)

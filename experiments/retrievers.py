@@ -1,0 +1,334 @@
+"""What the launchers of retrievers share: collections, encoders, search."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+
+from rlm_jax import pretrained
+from rlm_jax.data import passages as passages_lib
+from rlm_jax.data import questions as questions_lib
+from rlm_jax.data import text_encoding
+from rlm_jax.data.batching import Batches
+from rlm_jax.data.passages import Passage, Passages
+from rlm_jax.data.questions import Questions
+from rlm_jax.data.text_encoding import TextTokenizer
+from rlm_jax.errors import UserError
+from rlm_jax.method import Method, Neighbours, Params
+from rlm_jax.models.encoder import EncoderConfig, embedder
+from rlm_jax.report import report
+from rlm_jax.retrieval import bm25, datastore, encode, encode_passages, index
+from rlm_jax.train import loop, metrics, optim, parallel, progress, step
+
+TITLES = ("join", "pair", "none")
+SEARCHER = "searcher.json"
+
+
+@dataclasses.dataclass
+class CollectionConfig:
+    """Which passages, and which questions are asked of them."""
+
+    passages: str = "stdlib"  # stdlib, beir:FOLDER, dpr:FILE or jsonl:PATH
+    questions: str = ""  # likewise; empty: as passages
+    split: str = "test"  # of the questions: train, validation or test
+
+
+@dataclasses.dataclass
+class TextConfig:
+    """How questions and passages become tokens."""
+
+    titles: str = "join"  # join (title, space, text), pair (two segments) or none
+    question_length: int = 64  # tokens, the marks among them
+    passage_length: int = 256
+
+
+@dataclasses.dataclass
+class SearchConfig:
+    """How a collection is encoded and searched."""
+
+    k: int = 100  # passages a question
+    index: str = "auto"  # auto (by the number of passages), exact or scann
+    target_recall: float = 0.95  # of ScaNN's ten nearest
+    dtype: str = "float32"  # of the stored vectors: float32, float16 or int8
+    batch_tokens: int = 8192  # of an encoder's batch, padding included
+
+
+class Collection(NamedTuple):
+    """Passages, with questions about them."""
+
+    passages: Passages
+    questions: Questions
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.passages.fingerprint[:16]}-{self.questions.fingerprint[:16]}"
+
+    @property
+    def texts(self) -> list[str]:
+        """Of the questions."""
+        return [question.text for question in self.questions.questions]
+
+
+class Tower(NamedTuple):
+    """An encoder with all that it needs to read text."""
+
+    config: EncoderConfig
+    params: Params
+    tokenizer: TextTokenizer
+
+
+def load_collection(config: CollectionConfig) -> Collection:
+    """Passages and questions by name; each is read once and cached."""
+    return Collection(
+        passages_lib.load(config.passages),
+        questions_lib.load(config.questions or config.passages, config.split),
+    )
+
+
+def load_tower(folder: str | pathlib.Path, **changes: Any) -> Tower:
+    """An encoder in Hugging Face's layout: a published one, or a run's ``encoder``.
+
+    ``changes`` are fields of its configuration that shall differ.
+    """
+    config, params = pretrained.load_encoder(folder, **changes)
+    return Tower(config, params, text_encoding.load(folder))
+
+
+def save_tower(folder: pathlib.Path, tower: Tower) -> None:
+    """Writes an encoder for `load_tower`, Transformers and sentence-transformers."""
+    pretrained.save_encoder(folder, tower.config, tower.params, tower.tokenizer)
+
+
+def passage_rows(
+    tokenizer: TextTokenizer, text: TextConfig
+) -> Callable[[Sequence[Passage]], list[np.ndarray]]:
+    """Some passages -> their tokens, int32 [n] each, cut at ``passage_length``."""
+    if text.titles not in TITLES:
+        raise UserError(
+            f"text.titles is {text.titles!r}; choose one of {', '.join(TITLES)}."
+        )
+    encode_texts = functools.partial(tokenizer.encode, max_length=text.passage_length)
+
+    def rows(some: Sequence[Passage]) -> list[np.ndarray]:
+        if text.titles == "pair":
+            return encode_texts([p.title for p in some], [p.text for p in some])
+        join = text.titles == "join"
+        return encode_texts([p.joined if join else p.text for p in some])
+
+    return rows
+
+
+def encode_collection(
+    tower: Tower,
+    passages: Passages,
+    text: TextConfig,
+    search: SearchConfig,
+    folder: pathlib.Path,
+) -> tuple[datastore.Datastore, dict[str, float]]:
+    """The passages' vectors on disk, built, continued or opened; and the padding."""
+    encoder = _encoder(tower, search, text.passage_length)
+    with _bar("encoding passages", len(passages)) as advance:
+        store = encode_passages.build(
+            encoder,
+            passages,
+            passage_rows(tower.tokenizer, text),
+            folder,
+            dtype=search.dtype,
+            identity={
+                "encoder": encode.fingerprint(tower.params),
+                "tokenizer": tower.tokenizer.fingerprint,
+                "passages": passages.fingerprint,
+                **dataclasses.asdict(text),
+            },
+            advance=advance,
+        )
+    return store, {"padding": encoder.padding} if encoder.counts else {}
+
+
+def encode_questions(
+    tower: Tower, texts: Sequence[str], text: TextConfig, search: SearchConfig
+) -> np.ndarray:
+    """float32 [N, D], a vector a question."""
+    rows = tower.tokenizer.encode(list(texts), max_length=text.question_length)
+    with _bar("encoding questions", len(rows)) as advance:
+        return _encoder(tower, search, text.question_length)(rows, advance=advance)
+
+
+def _encoder(
+    tower: Tower, search: SearchConfig, length: int
+) -> encode_passages.Encoder:
+    return encode_passages.Encoder(
+        embedder(tower.config).embed,
+        tower.params,
+        max_length=min(length, tower.config.max_length),
+        batch_tokens=search.batch_tokens,
+        pad_id=tower.tokenizer.pad_id,
+    )
+
+
+def open_index(store: datastore.Datastore, search: SearchConfig) -> index.Index:
+    """The configured index for inner products; a ScaNN index stays beside the store."""
+    everything = store.num_entries + 1
+    sizes = {"auto": index.EXACT_BELOW, "exact": everything, "scann": 0}
+    if search.index not in sizes:
+        raise UserError(
+            f"search.index is {search.index!r}; choose one of {', '.join(sizes)}."
+        )
+    return index.choose(store, "ip", exact_below=sizes[search.index])
+
+
+def search_dense(
+    questions: Tower,
+    store: datastore.Datastore,
+    texts: Sequence[str],
+    text: TextConfig,
+    search: SearchConfig,
+) -> Neighbours:
+    """The passages with the largest inner products for each question."""
+    vectors = encode_questions(questions, texts, text, search)
+    return open_index(store, search).search(vectors, search.k)
+
+
+def search_bm25(
+    passages: Passages,
+    texts: Sequence[str],
+    k: int,
+    folder: pathlib.Path,
+    config: bm25.BM25Config | None = None,
+) -> Neighbours:
+    """The passages with the largest BM25 scores; the index stays in ``folder``."""
+    found = open_bm25(passages, folder, config or bm25.BM25Config())
+    return found.search(texts, k, progress=True)
+
+
+def open_bm25(
+    passages: Passages, folder: pathlib.Path, config: bm25.BM25Config
+) -> bm25.BM25Index:
+    """The BM25 index of a collection, built or opened."""
+    if folder.exists():
+        return bm25.load(folder, config=config, source=passages.fingerprint)
+    built = bm25.build(
+        (passage.joined for passage in passages),
+        config,
+        source=passages.fingerprint,
+        progress=True,
+    )
+    bm25.save(built, folder)
+    return built
+
+
+def publish(
+    workdir: pathlib.Path, passages: Passages, searcher: dict[str, Any]
+) -> None:
+    """Writes down how the workdir is searched, for `searcher_of`.
+
+    Args:
+      searcher: {"bm25": configuration}, or {"encoder": folder of the questions' tower,
+        "text": .., "search": ..} beside a datastore.
+    """
+    record = {
+        "passages": passages.name,
+        "fingerprint": passages.fingerprint,
+        **searcher,
+    }
+    report.write(workdir / SEARCHER, record)
+
+
+def searcher_of(
+    workdir: pathlib.Path,
+) -> tuple[Passages, Callable[[list[str], int], Neighbours]]:
+    """What a launcher has made searchable: the passages, and (texts, k) -> passages.
+
+    Raises:
+      UserError: nothing was, or the passages are others today.
+    """
+    try:
+        record = json.loads((workdir / SEARCHER).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"There is nothing to search in {workdir} ({error}); name the workdir of a "
+            "run of experiments.bm25, .dpr, .contriever or .encode."
+        ) from error
+    passages = passages_lib.load(record["passages"])
+    if passages.fingerprint != record["fingerprint"]:
+        raise UserError(
+            f"The passages {record['passages']} have changed since {workdir} was made; "
+            "index them again in another workdir."
+        )
+    if "bm25" in record:
+        config = bm25.BM25Config(**record["bm25"])
+        return passages, open_bm25(passages, workdir / "bm25", config).search
+    tower = load_tower(workdir / record["encoder"])
+    text, search = TextConfig(**record["text"]), SearchConfig(**record["search"])
+    found = open_index(datastore.open(workdir / "datastore"), search)
+
+    def answer(texts: list[str], k: int) -> Neighbours:
+        return found.search(encode_questions(tower, texts, text, search), k)
+
+    return passages, answer
+
+
+def describe(collection: Collection) -> None:
+    """What a dry run shows of a collection."""
+    lengths = collection.passages.lengths()
+    progress.say(
+        f"{len(collection.passages):,} passages of {lengths.mean():,.0f} bytes on "
+        f"average, {lengths.max():,} at most"
+    )
+    progress.say(f"{len(collection.questions):,} questions")
+
+
+def train(
+    method: Method,
+    batches: Batches,
+    validation: Batches | None,
+    config: Any,
+    workdir: pathlib.Path,
+    *,
+    initial_params: Params | None = None,
+    validation_batches: int = 8,
+) -> Params:
+    """Train to ``config.train.steps``, resuming from the workdir; on the host.
+
+    Args:
+      config: has ``train``, ``optim`` and ``batch_size``.
+      validation: what the method's own loss is told of while it trains.
+    """
+    rows = parallel.local_rows(config.batch_size, accumulate=config.train.accumulate)
+    run = parallel.parallelise(
+        functools.partial(step.eval_step, method=method), donate=False
+    )
+    local = parallel.local_rows(config.batch_size)
+
+    def evaluate(params, _):
+        assert validation is not None
+        sums: metrics.HostSums = {}
+        for i in range(min(validation_batches, validation.num_batches)):
+            batch = validation.batch_at(0, i, rows=local)
+            sums = metrics.add(sums, metrics.to_host(run(params, batch)))
+        return metrics.means(sums)
+
+    state = loop.train(
+        method,
+        optim.optimizer(config.optim, config.train.steps),
+        lambda s: batches.batch_at(config.train.seed, s, rows=rows),
+        config=config.train,
+        workdir=workdir,
+        schedule=optim.schedule(config.optim, config.train.steps),
+        initial_params=initial_params,
+        evaluate=None if validation is None else evaluate,
+    )
+    return jax.device_get(state.params)
+
+
+@contextlib.contextmanager
+def _bar(description: str, total: int) -> Iterator[Callable[[int], object]]:
+    with tqdm.tqdm(total=total, desc=description, dynamic_ncols=True) as bar:
+        yield bar.update
