@@ -20,7 +20,7 @@ def preset(arguments: Sequence[str], presets: Mapping[str, Any]) -> str:
     Raises:
       UserError: there is no such preset, or no value.
     """
-    name = "tiny"
+    name = next(iter(presets))
     for at, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if flag in ("--preset", "-preset"):

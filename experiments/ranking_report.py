@@ -119,7 +119,12 @@ def evaluate(
         folder = run.workdir / ("datastore" if real else f"controls/{name}")
         with phases("encode"):
             store, padding = retrievers.encode_collection(
-                passage, collection.passages, config.text, config.search, folder
+                passage,
+                collection.passages,
+                collection.passages.fingerprint,
+                config.text,
+                config.search,
+                folder,
             )
             facts |= padding
         if real:

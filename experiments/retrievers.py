@@ -13,9 +13,9 @@ import numpy as np
 import tqdm
 
 from rlm_jax import pretrained
+from rlm_jax.data import cache, text_encoding
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data import questions as questions_lib
-from rlm_jax.data import text_encoding
 from rlm_jax.data.batching import Batches
 from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.data.questions import Questions
@@ -106,6 +106,18 @@ def save_tower(folder: pathlib.Path, tower: Tower) -> None:
     pretrained.save_encoder(folder, tower.config, tower.params, tower.tokenizer)
 
 
+def train_tokenizer(passages: Passages, vocab_size: int) -> TextTokenizer:
+    """An uncased WordPiece vocabulary of a collection, made once and cached."""
+    key = cache.fingerprint("wordpiece", passages.fingerprint, vocab_size)
+    folder = cache.root() / "tokenizers" / key[:32]
+
+    def build(there: pathlib.Path) -> None:
+        texts = (passage.joined for passage in passages)
+        text_encoding.train(texts, vocab_size=vocab_size).save(there)
+
+    return text_encoding.load(cache.once(folder, build))
+
+
 def passage_rows(
     tokenizer: TextTokenizer, text: TextConfig
 ) -> Callable[[Sequence[Passage]], list[np.ndarray]]:
@@ -127,12 +139,16 @@ def passage_rows(
 
 def encode_collection(
     tower: Tower,
-    passages: Passages,
+    passages: Sequence[Passage],
+    fingerprint: str,
     text: TextConfig,
     search: SearchConfig,
     folder: pathlib.Path,
 ) -> tuple[datastore.Datastore, dict[str, float]]:
-    """The passages' vectors on disk, built, continued or opened; and the padding."""
+    """The passages' vectors on disk, built, continued or opened; and the padding.
+
+    ``fingerprint`` is that of the passages.
+    """
     encoder = _encoder(tower, search, text.passage_length)
     with _bar("encoding passages", len(passages)) as advance:
         store = encode_passages.build(
@@ -144,7 +160,7 @@ def encode_collection(
             identity={
                 "encoder": encode.fingerprint(tower.params),
                 "tokenizer": tower.tokenizer.fingerprint,
-                "passages": passages.fingerprint,
+                "passages": fingerprint,
                 **dataclasses.asdict(text),
             },
             advance=advance,

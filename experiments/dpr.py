@@ -1,0 +1,342 @@
+"""DPR: an encoder trained on questions and passages, with mined hard negatives.
+
+python -m experiments.dpr --preset tiny --workdir runs/dpr
+
+Round 1 takes its hard negatives from BM25, every later round from the model of the
+round before, whose parameters it goes on from.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import dry_run, launch, ranking_report, retrievers
+from experiments.ranking_report import JudgeConfig, Towers
+from experiments.retrievers import CollectionConfig, SearchConfig, TextConfig, Tower
+from rlm_jax.data import contrastive, questions, text_encoding
+from rlm_jax.data import passages as passages_lib
+from rlm_jax.data.batching import Batches
+from rlm_jax.evaluate.answers import has_answer
+from rlm_jax.method import Method, Params
+from rlm_jax.methods import dpr
+from rlm_jax.methods.dpr import DPRConfig
+from rlm_jax.models.encoder import EncoderConfig
+from rlm_jax.retrieval import bm25, encode, exact, mining
+from rlm_jax.train import progress
+from rlm_jax.train.loop import TrainConfig
+from rlm_jax.train.optim import OptimConfig
+
+
+@dataclasses.dataclass
+class PairsConfig:
+    """Questions with passages that answer them, and their hard negatives."""
+
+    passages: str = "stdlib"  # as in `collection`; empty: those the questions bring
+    questions: str = "stdlib"
+    hard_negatives: int = 1  # of each question, in a batch
+    mined: int = 16  # of each question, to draw from
+    passage_length: int = 0  # tokens, while training; 0: as text.passage_length
+    rounds: int = 1  # 0: in-batch negatives alone; 2: the second mined by the model
+    validation: str = ""  # other questions, for the loss while training; empty: none
+
+
+@dataclasses.dataclass
+class Config:
+    """Training on pairs, and the collection on which the retriever is judged."""
+
+    pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
+    method: DPRConfig = dataclasses.field(default_factory=DPRConfig)
+    init_from: str = ""  # folder of an encoder to start from; empty: from scratch
+    vocab_size: int = 8192  # of the WordPiece trained on the passages, from scratch
+    batch_size: int = 32  # questions of a step, over all devices
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)  # of a round
+    collection: CollectionConfig = dataclasses.field(default_factory=CollectionConfig)
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
+
+
+def tiny() -> Config:
+    """The embedded corpus: docstrings ask for their functions, split by module.
+
+    Command: python -m experiments.dpr --preset tiny --workdir runs/dpr
+    Corpus: stdlib, WordPiece of 8,192. Hardware: 2 CPU cores. Time: under 3 minutes.
+    Figure: docs/results.md.
+    """
+    encoder = EncoderConfig(
+        num_layers=2, width=128, num_heads=2, feed_forward_width=512, max_length=128,
+        normalise=True, dropout=0.0,
+    )  # fmt: skip
+    return Config(
+        method=DPRConfig(encoder, scale=20.0, negatives="distinct"),
+        optim=OptimConfig(learning_rate=5e-4, warmup_steps=50),
+        train=TrainConfig(steps=400, log_every=20, checkpoint_every=200),
+        text=TextConfig(question_length=48, passage_length=128),
+    )
+
+
+def squad() -> Config:
+    """A sentence encoder goes on with SQuAD's training questions; its paragraphs test.
+
+    Command: python -m experiments.dpr --preset squad --workdir runs/dpr_squad
+      --config.init_from=FOLDER (all-MiniLM-L6-v2) --config.pairs.questions=jsonl:FILE
+      --config.collection.passages=jsonl:FILE --config.collection.questions=jsonl:FILE
+    Corpus: SQuAD 1.1, questions paired with sentences. Hardware: 2 CPU cores.
+    Time: 25 minutes. Figure: docs/results.md.
+    """
+    return Config(
+        pairs=PairsConfig(
+            "",
+            "jsonl:data/squad/train_question_sentence_pairs.jsonl.gz",
+            passage_length=64,
+        ),
+        method=DPRConfig(scale=20.0, negatives="distinct"),
+        init_from="data/all-MiniLM-L6-v2",
+        batch_size=64,
+        optim=OptimConfig(
+            learning_rate=2e-5, schedule="linear", warmup_steps=20, b2=0.999
+        ),
+        train=TrainConfig(steps=120, log_every=5, checkpoint_every=30),
+        collection=CollectionConfig(
+            "jsonl:data/squad/dev_passages.jsonl",
+            "jsonl:data/squad/dev_questions.jsonl.gz",
+        ),
+        text=TextConfig(question_length=32, passage_length=256),
+    )
+
+
+def nq() -> Config:
+    """Karpukhin et al. 2020: Natural Questions over 21 million passages.
+
+    Command: python -m experiments.dpr --preset nq --workdir runs/dpr_nq
+      --config.init_from=FOLDER (bert-base-uncased)
+      --config.pairs.questions=dpr:nq-train.json
+      --config.collection.passages=dpr:psgs_w100.tsv.gz
+      --config.collection.questions=dpr:nq-test.csv
+    Corpus: DPR's. Hardware: 8 accelerators. Time: a day. Figure: the released model's
+    top-20 answer recall 79.97; not run here.
+    """
+    return Config(
+        pairs=PairsConfig("", "dpr:data/dpr/nq-train.json"),
+        method=DPRConfig(
+            EncoderConfig(pooling="cls", dtype="bfloat16"), towers="separate"
+        ),
+        init_from="data/bert-base-uncased",
+        batch_size=128,
+        optim=OptimConfig(
+            learning_rate=2e-5, schedule="linear", warmup_steps=1237, clip_norm=2.0
+        ),
+        train=TrainConfig(steps=18_400, log_every=50, checkpoint_every=1000),
+        collection=CollectionConfig(
+            "dpr:data/dpr/psgs_w100.tsv.gz", "dpr:data/dpr/nq-test.csv"
+        ),
+        text=TextConfig(titles="pair", question_length=256),
+    )
+
+
+PRESETS = {"tiny": tiny, "squad": squad, "nq": nq}
+SAME = ("pairs", "method", "init_from", "vocab_size", "batch_size", "optim", "text")
+
+
+class Material(NamedTuple):
+    """What training reads: questions, their passages, and how both become tokens."""
+
+    texts: list[str]
+    answers: list[tuple[str, ...]]
+    pairs: questions.Pairs
+    reader: text_encoding.TextTokenizer
+    rows: list[np.ndarray]  # of the questions
+    fingerprint: str
+
+
+def execute(config: Config, run: launch.Run):
+    """Mine and train round by round, encode the collection, search, judge, report."""
+    phases = launch.Phases()
+    with phases("data"):
+        collection = retrievers.load_collection(config.collection)
+        config, reader, initial = _encoder(config)
+        material = _material(config, config.pairs.questions, reader)
+    launch.claim(run, config, material.fingerprint, same=SAME)
+    method = dpr.dpr(config.method)
+    if initial is None:
+        initial = method.init(jax.random.key(config.train.seed))
+    if run.dry_run:
+        retrievers.describe(collection)
+        negatives = np.full((len(material.texts), config.pairs.mined), -1, np.int32)
+        training = _batches(config, material, negatives)
+        return dry_run.describe(method, training, config)
+    params, curves = _rounds(config, run, method, material, initial, phases)
+    launch.leave_to_first()
+    towers = {
+        ranking_report.REAL: _towers(config, params, reader),
+        "init": _towers(config, initial, reader),
+    }
+    return ranking_report.evaluate(
+        config, run, collection, towers, phases, curves=curves
+    )
+
+
+def _encoder(config: Config):
+    """(configuration with its encoder's sizes, tokenizer, parameters or None)."""
+    encoder = config.method.encoder
+    if config.init_from:
+        kept = ("dropout", "dtype", "remat")
+        changes = {name: getattr(encoder, name) for name in kept}
+        tower = retrievers.load_tower(config.init_from, **changes)
+        encoder, reader, initial = tower.config, tower.tokenizer, tower.params
+        if config.method.towers == "separate":
+            initial = {"question": initial, "passage": initial}
+    else:
+        pool = passages_lib.load(config.pairs.passages or config.collection.passages)
+        reader = retrievers.train_tokenizer(pool, config.vocab_size)
+        encoder = dataclasses.replace(
+            encoder, vocab_size=reader.vocab_size, pad_id=reader.pad_id
+        )
+        initial = None
+    method = dataclasses.replace(config.method, encoder=encoder)
+    return dataclasses.replace(config, method=method), reader, initial
+
+
+def _material(config: Config, name: str, reader, split: str = "train") -> Material:
+    asked = questions.load(name, split)
+    pool = passages_lib.load(config.pairs.passages) if config.pairs.passages else None
+    pairs = questions.resolve(asked, pool)
+    # A question without a passage that answers it teaches nothing.
+    kept = [i for i, rows in enumerate(pairs.positives) if len(rows)]
+    left_out = len(asked) - len(kept)
+    if left_out:
+        progress.say(f"{left_out:,} of {len(asked):,} questions have no passage")
+    some = [asked.questions[i] for i in kept]
+    texts = [question.text for question in some]
+    return Material(
+        texts,
+        [question.answers for question in some],
+        pairs._replace(
+            positives=tuple(pairs.positives[i] for i in kept),
+            negatives=tuple(pairs.negatives[i] for i in kept),
+        ),
+        reader,
+        reader.encode(texts, max_length=config.text.question_length),
+        f"{asked.fingerprint[:16]}-{pool.fingerprint[:16] if pool else 'own'}",
+    )
+
+
+def _rounds(config: Config, run, method: Method, material, initial: Params, phases):
+    """The parameters after the last round, and the workdir of each."""
+    params, curves = initial, {}
+    for number in range(min(1, config.pairs.rounds), config.pairs.rounds + 1):
+        there = run.workdir / f"round_{number}"
+        with phases("mine"):
+            negatives = _mined(config, there, number, method, material, params)
+        with phases("train"):
+            params = retrievers.train(
+                method,
+                _batches(config, material, negatives),
+                _validation(config, material),
+                config,
+                there,
+                initial_params=params,
+            )
+        curves[f"round {number}"] = there
+    return params, curves
+
+
+def _batches(config: Config, material: Material, negatives) -> Batches:
+    length = config.pairs.passage_length or config.text.passage_length
+    cut = dataclasses.replace(config.text, passage_length=length)
+    to_rows = retrievers.passage_rows(material.reader, cut)
+    pool = material.pairs.pool
+    return contrastive.pairs(
+        material.rows,
+        lambda numbers: to_rows([pool[int(i)] for i in numbers]),
+        material.pairs.positives,
+        negatives,
+        batch_size=config.batch_size,
+        hard_negatives=0 if negatives is None else config.pairs.hard_negatives,
+        question_length=config.text.question_length,
+        passage_length=length,
+        pad_id=material.reader.pad_id,
+    )
+
+
+def _validation(config: Config, material: Material) -> Batches | None:
+    if not config.pairs.validation:
+        return None
+    held_out = _material(config, config.pairs.validation, material.reader, "validation")
+    return _batches(config, held_out, None)
+
+
+def _mined(config: Config, there: pathlib.Path, number, method, material, params):
+    """Hard negatives, int32 [Q, H]; round 0 has none."""
+    if number == 0:
+        return None
+    identity: dict[str, Any] = {
+        "questions": material.fingerprint,
+        "mined": config.pairs.mined,
+        "model": "bm25" if number == 1 else encode.fingerprint(params),
+    }
+    folder = there / "negatives"
+    if folder.exists():
+        return mining.load(folder, identity)
+    pool, positives = material.pairs.pool, material.pairs.positives
+    if number == 1 and sum(map(len, material.pairs.negatives)):
+        # The questions' own file names hard negatives, as DPR's do, found by BM25.
+        negatives = np.full((len(positives), config.pairs.mined), -1, np.int32)
+        for row, found in zip(negatives, material.pairs.negatives, strict=True):
+            row[: len(found)] = found[: config.pairs.mined]
+    elif number == 1:
+        index = bm25.build((p.joined for p in pool), bm25.BM25Config(), progress=True)
+        negatives = _search(config, index.search, material.texts, material)
+    else:
+        towers = _towers(config, params, material.reader)
+        store, _ = retrievers.encode_collection(
+            towers.passage,
+            pool,
+            material.fingerprint,
+            config.text,
+            config.search,
+            there / "mined_from",
+        )
+        asked = retrievers.encode_questions(
+            towers.question, material.texts, config.text, config.search
+        )
+        index = exact.build(store, metric="ip")
+        negatives = _search(config, index.search, asked, material)
+    mining.save(folder, negatives, identity)
+    return negatives
+
+
+def _search(config: Config, search, queries, material: Material) -> np.ndarray:
+    pool = material.pairs.pool
+
+    def answers(question: int, passage: int) -> bool:
+        wanted = material.answers[question]
+        return bool(wanted) and has_answer(pool[passage].joined, wanted)
+
+    return mining.mine(
+        search,
+        queries,
+        material.pairs.positives,
+        num=config.pairs.mined,
+        excluded=answers,
+    )
+
+
+def _towers(config: Config, params: Params, reader) -> Towers:
+    if config.method.towers == "shared":
+        both = Tower(config.method.encoder, params, reader)
+        return Towers(both, both)
+    return Towers(
+        *(
+            Tower(config.method.encoder, params[name], reader)
+            for name in ("question", "passage")
+        )
+    )
+
+
+if __name__ == "__main__":
+    launch.main("dpr", PRESETS, execute)
