@@ -52,9 +52,8 @@ def load_encoder(
       UserError: no such folder, another architecture, or weights that do not fit.
     """
     published = folders.read_config(folder)
-    config = dataclasses.replace(
-        _config(published, folder), **_pooling(Path(folder)), **changes
-    )
+    told = _pooling(Path(folder)) | changes
+    config = dataclasses.replace(_config(published, folder), **told)
     arrays = folders.read_arrays(folder)
     prefix = _prefix(arrays, folder)
     entries = _encoder_entries(config, prefix)

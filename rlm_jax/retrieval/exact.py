@@ -26,9 +26,9 @@ _QUERY_CHUNK = 1024
 class Block(NamedTuple):
     """Some keys on a device; what they stand for is keys * scales - shift."""
 
-    keys: jax.Array  # [S, D], float32, float16 or int8
-    scales: jax.Array | None  # float32 [S]
-    shift: jax.Array | None  # float32 [D]
+    keys: Any  # an array [S, D], float32, float16 or int8
+    scales: Any = None  # an array float32 [S], or None
+    shift: Any = None  # an array float32 [D], or None
 
 
 @dataclass(frozen=True)

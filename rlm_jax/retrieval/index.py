@@ -1,6 +1,7 @@
 """What an index is: the protocol every search obeys, and what they all check."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -58,6 +59,7 @@ def choose(
     directory: str | os.PathLike | None = None,
     target_recall: float = TARGET_RECALL,
     k: int = 10,
+    kept: str = "float32",
     queries: np.ndarray | None = None,
     shard_entries: int = SHARD_ENTRIES,
     memory_bytes: int | None = None,
@@ -72,13 +74,16 @@ def choose(
         beside the datastore.
       target_recall: share of the k nearest that ScaNN is tuned to find.
       k: the number of neighbours that are wanted.
+      kept: what ScaNN scores the best candidates with, keys of "float32", "bfloat16" or
+        "int8"; it is most of an index's memory.
       queries: float32 [N, D], what it is tuned on when it is built; see `scann.build`.
       shard_entries: the most entries of one ScaNN index; see `sharded.build`.
       memory_bytes: what several indexes may take together; see `sharded.load`.
 
     Raises:
       UserError: an unknown metric, a target recall outside (0, 1], ScaNN is needed and
-        not installed, or the kept index is of another datastore, metric, target or k.
+        not installed, or the kept index is of another datastore, metric, target, k
+        or dtype.
     """
     from rlm_jax.retrieval import exact, scann, sharded
 
@@ -91,33 +96,40 @@ def choose(
     directory = Path(directory or beside)
     several = datastore.num_entries > shard_entries
     if not directory.exists():
-        tuning = {"target_recall": target_recall, "k": k, "queries": queries}
+        build = scann.build
         if several:
-            return sharded.build(
-                datastore,
-                directory,
-                metric=metric,
+            build = partial(
+                sharded.build,
+                directory=directory,
                 shard_entries=shard_entries,
                 memory_bytes=memory_bytes,
-                **tuning,
             )
-        built = scann.build(datastore, metric=metric, **tuning)
-        scann.save(built, directory)
+        built = build(
+            datastore,
+            metric=metric,
+            kept=kept,
+            target_recall=target_recall,
+            k=k,
+            queries=queries,
+        )
+        if isinstance(built, scann.ScannIndex):
+            scann.save(built, directory)
         return built
     if several:
-        kept = sharded.load(directory, datastore, memory_bytes=memory_bytes)
+        found = sharded.load(directory, datastore, memory_bytes=memory_bytes)
     else:
-        kept = scann.load(directory, datastore)
+        found = scann.load(directory, datastore)
     checked_files.require_equal(
-        {"metric": metric, "target_recall": target_recall, "k": k},
+        {"metric": metric, "target_recall": target_recall, "k": k, "kept": kept},
         {
-            "metric": kept.metric,
-            "target_recall": kept.target_recall,
-            "k": kept.tuned_k,
+            "metric": found.metric,
+            "target_recall": found.target_recall,
+            "k": found.tuned_k,
+            "kept": found.kept,
         },
         directory,
     )
-    return kept
+    return found
 
 
 def check_metric(metric: str) -> str:

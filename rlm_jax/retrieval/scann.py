@@ -72,6 +72,10 @@ class ScannIndex:
     recall: float | None = None
     seconds: float = 0.0
 
+    @property
+    def kept(self) -> str:
+        return self.parameters.kept
+
     def search(self, queries: np.ndarray, k: int) -> Neighbours:
         """About the k nearest keys of each query, best first.
 
@@ -173,8 +177,7 @@ def build(
     if tuned:
         # Before ScaNN has a copy of the keys, so that the peak of memory is its own.
         queries = sample_queries(datastore, queries)
-        exactly = exact.build(keys, metric=metric, resident_bytes=0)
-        truth = exactly.search(queries, k)
+        truth = exact.build(keys, metric=metric, resident_bytes=0).search(queries, k)
         truth = truth._replace(ids=np.where(truth.ids < 0, -1, truth.ids + first))
     searcher = _train(library, keys, distance, parameters)
     del keys

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from experiments import compare, demo, knn_lm, language_model, launch, lm, trime
+from experiments import compare, demo, dry_run, knn_lm, launch, lm, trime
 from rlm_jax.report import report
 from rlm_jax.train import checkpoint
 from tests.experiments import shrunken
@@ -97,7 +97,7 @@ def many_words(tmp_path_factory) -> str:
 def test_a_dry_run_builds_and_leaves_nothing(
     launcher, name, many_words, cache, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(language_model, "COMPILED", 0)
+    monkeypatch.setattr(dry_run, "COMPILED", 0)
     config = launcher.PRESETS[name]()
     config.data.corpus = many_words
     config.data.tokenizer = config.data.tokenizer.replace("bpe", "bytes")

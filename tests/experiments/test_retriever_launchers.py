@@ -1,0 +1,223 @@
+"""The launchers of retrievers: they train, report, can be asked, and go on."""
+
+import dataclasses
+import io
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import bm25, contriever, dpr, encode, retrievers, search
+from experiments.retrievers import CollectionConfig
+from rlm_jax.errors import UserError
+from rlm_jax.evaluate import ranking
+from rlm_jax.models.encoder import EncoderConfig
+from rlm_jax.report import report
+from rlm_jax.train import checkpoint
+from tests.experiments import shrunken
+
+NOUNS = ("cat", "dog", "house", "river", "stone", "bird", "lamp", "road")
+VERBS = ("sees", "likes", "finds", "holds", "leaves")
+ENCODER = EncoderConfig(
+    num_layers=1, width=16, num_heads=2, feed_forward_width=24, max_length=32,
+    normalise=True, dropout=0.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory, cache) -> str:
+    """40 passages in BEIR's layout, a question about each, in two splits."""
+    folder = tmp_path_factory.mktemp("beir") / "toy"
+    (folder / "qrels").mkdir(parents=True)
+    passages, questions = [], []
+    for i, (noun, verb) in enumerate((n, v) for n in NOUNS for v in VERBS):
+        text = f"The {noun} {verb} the {NOUNS[(i + 3) % 8]} ."
+        passages.append({"_id": f"p{i}", "title": noun, "text": text})
+        questions.append({"_id": f"q{i}", "text": f"which {noun} {verb} ?"})
+    for name, records in (("corpus", passages), ("queries", questions)):
+        lines = "".join(json.dumps(r) + "\n" for r in records)
+        (folder / f"{name}.jsonl").write_text(lines)
+    for split, chosen in (("train", range(0, 40, 2)), ("test", range(1, 40, 2))):
+        lines = "".join(f"q{i}\tp{i}\t1\n" for i in chosen)
+        head = "query-id\tcorpus-id\tscore\n"
+        (folder / "qrels" / f"{split}.tsv").write_text(head + lines)
+    return f"beir:{folder}"
+
+
+def shrink(config, collection: str):
+    config.collection = CollectionConfig(collection)
+    if hasattr(config, "train"):
+        config.train.steps, config.train.log_every = 2, 1
+        config.train.eval_every, config.train.checkpoint_every = 0, 0
+        config.batch_size = 4
+        config.method.encoder = dataclasses.replace(ENCODER)
+        config.text.question_length, config.text.passage_length = 12, 16
+        config.search.batch_tokens, config.search.k = 64, 10
+    return config
+
+
+def small_dpr(collection, **pairs):
+    config = shrink(dpr.tiny(), collection)
+    config.pairs = dpr.PairsConfig(collection, collection, mined=3, **pairs)
+    config.vocab_size = 200
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(collection, tmp_path_factory) -> pathlib.Path:
+    """A workdir in which `experiments.dpr` has run two rounds."""
+    workdir = tmp_path_factory.mktemp("runs") / "dpr"
+    dpr.execute(small_dpr(collection, rounds=2), shrunken.run_in(workdir, "dpr"))
+    return workdir
+
+
+def test_bm25_finds_the_words(collection, tmp_path):
+    config = shrink(bm25.tiny(), collection)
+    config.judge.per_question = True
+    made = bm25.execute(config, shrunken.run_in(tmp_path, "bm25"))
+    assert made is not None
+    assert made["metrics"]["ndcg@10"] > 0.9
+    assert made["controls"]["shuffled"]["ndcg@10"] < 0.5
+    run = ranking.read_run(tmp_path / "runs" / "real.trec.gz")
+    assert len(run) == 20 and max(run["q1"], key=lambda p: run["q1"][p]) == "p1"
+    lines = (tmp_path / "per_question.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    assert first["id"] == "q1" and first["real"]["recall@1"] == 1.0
+
+
+def test_dpr_reports_with_its_controls(trained):
+    made = report.read(trained / "report.json")
+    assert set(made["controls"]) == {"init", "bm25", "shuffled"}
+    for figures in (made["metrics"], *made["controls"].values()):
+        assert "ndcg@10" in figures
+        assert all(0 <= x <= 1 for x in figures.values())
+    for name in ("round_1", "round_2"):
+        assert checkpoint.latest_step(trained / name / "checkpoints") == 2
+    for name in ("plots/training.png", "plots/controls.png"):
+        assert (trained / name).stat().st_size > 1000
+
+
+def test_the_second_round_mines_with_the_model_of_the_first(trained):
+    manifests = [
+        json.loads((trained / f"round_{i}/negatives/manifest.json").read_text())
+        for i in (1, 2)
+    ]
+    assert [m["identity"]["model"] == "bm25" for m in manifests] == [True, False]
+    assert all(m["shape"] == [20, 3] for m in manifests)
+
+
+def test_a_finished_run_is_judged_again_without_training(trained, collection, capsys):
+    before = json.loads((trained / "report.json").read_text())
+    config = small_dpr(collection, rounds=2)
+    made = dpr.execute(config, shrunken.run_in(trained, "dpr"))
+    assert made is not None and made["metrics"] == before["metrics"]
+    shown = capsys.readouterr().err
+    assert "resuming after 2 of 2 steps" in shown and "1/2" not in shown
+
+
+def test_in_batch_negatives_alone_and_two_towers(collection, tmp_path):
+    config = small_dpr(collection, rounds=0)
+    config.method.towers = "separate"
+    made = dpr.execute(config, shrunken.run_in(tmp_path, "dpr"))
+    assert made is not None
+    assert not (tmp_path / "round_0" / "negatives").exists()
+    towers = [
+        retrievers.load_tower(tmp_path / name)
+        for name in ("encoder", "question_encoder")
+    ]
+    assert np.abs(towers[0].params["tokens"] - towers[1].params["tokens"]).max() > 0
+
+
+@pytest.mark.parametrize("negatives", ["queue", "batch"])
+def test_contriever_trains_on_crops(negatives, collection, corpus, cache, tmp_path):
+    config = shrink(contriever.tiny(), collection)
+    config.crops.corpus, config.crops.vocab_size = corpus, 200
+    config.crops.window, config.negatives = 20, negatives
+    config.method.queue_size = 8
+    made = contriever.execute(config, shrunken.run_in(tmp_path, "contriever"))
+    assert made is not None
+    assert set(made["controls"]) == {"init", "bm25", "shuffled"}
+    assert checkpoint.latest_step(tmp_path / "checkpoints") == 2
+
+
+def test_contriever_starts_from_an_encoder(trained, collection, corpus, tmp_path):
+    config = shrink(contriever.tiny(), collection)
+    config.crops.corpus, config.crops.window = corpus, 20
+    config.method.queue_size = 8
+    config.init_from = str(trained / "encoder")
+    with pytest.raises(UserError, match="reads with another tokenizer"):
+        contriever.execute(config, shrunken.run_in(tmp_path, "contriever"))
+    config.crops.tokenizer = f"hf:{trained}/encoder/tokenizer.json"
+    assert contriever.execute(config, shrunken.run_in(tmp_path / "b", "contriever"))
+
+
+def test_an_encoder_of_a_run_encodes_and_answers(
+    trained, collection, tmp_path, monkeypatch, capsys
+):
+    config = encode.tiny()
+    config.encoder, config.passages = str(trained / "encoder"), collection
+    config.text.question_length, config.text.passage_length = 12, 16
+    config.search.batch_tokens = 64
+    made = encode.execute(config, shrunken.run_in(tmp_path, "encode"))
+    assert made is not None and made["metrics"]["passages"] == 40
+    assert 0 <= made["metrics"]["padding"] < 1
+    answers = []
+    for workdir in (tmp_path, trained):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("which cat sees ?\n\nnever\n"))
+        search.execute(search.Config(k=3), shrunken.run_in(workdir, "search"))
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]  # one encoder, one collection
+    assert answers[0].count("·") == 3 and "never" not in answers[0]
+
+
+def test_bm25_is_asked_in_the_same_way(collection, tmp_path, monkeypatch, capsys):
+    bm25.execute(shrink(bm25.tiny(), collection), shrunken.run_in(tmp_path, "bm25"))
+    capsys.readouterr()
+    asked = io.StringIO("which lamp holds ?\nxyzzy\n")
+    monkeypatch.setattr(sys, "stdin", asked)
+    search.execute(search.Config(k=2), shrunken.run_in(tmp_path, "search"))
+    shown = capsys.readouterr().out
+    assert "The lamp holds the" in shown and "nothing was found" in shown
+
+
+def test_what_is_wrong_is_said(trained, collection, tmp_path):
+    run = shrunken.run_in(tmp_path, "any")
+    with pytest.raises(UserError, match="Name its folder with --config.encoder"):
+        encode.execute(encode.tiny(), run)
+    config = encode.tiny()
+    config.encoder = str(tmp_path / "nothing")
+    with pytest.raises(UserError, match="There is no model at"):
+        encode.execute(config, run)
+    with pytest.raises(UserError, match="There is nothing to search"):
+        search.execute(search.Config(), run)
+    with pytest.raises(UserError, match="k and lines must be at least 1"):
+        search.execute(search.Config(k=0), run)
+    config = small_dpr(collection)
+    config.text.titles = "loud"
+    with pytest.raises(UserError, match="titles is 'loud'"):
+        dpr.execute(config, shrunken.run_in(tmp_path / "dpr", "dpr"))
+    config = shrink(contriever.tiny(), collection)
+    config.negatives = "none"
+    with pytest.raises(UserError, match="negatives is 'none'"):
+        contriever.execute(config, shrunken.run_in(tmp_path / "c", "contriever"))
+    other = small_dpr(collection, rounds=2)
+    other.batch_size = 5
+    with pytest.raises(UserError, match="batch_size is 4 there and 5 here"):
+        dpr.execute(other, shrunken.run_in(trained, "dpr"))
+
+
+@pytest.mark.parametrize("launcher", [dpr, contriever], ids=["dpr", "contriever"])
+def test_a_dry_run_leaves_nothing(
+    launcher, collection, corpus, cache, tmp_path, capsys
+):
+    config = small_dpr(collection) if launcher is dpr else None
+    if config is None:
+        config = shrink(contriever.tiny(), collection)
+        config.crops.corpus, config.crops.vocab_size = corpus, 200
+        config.crops.window, config.method.queue_size = 20, 8
+    launcher.execute(config, shrunken.run_in(tmp_path / "run", "any", dry_run=True))
+    shown = capsys.readouterr().err
+    assert "40 passages" in shown and "questions" in shown and "total" in shown
+    assert not (tmp_path / "run").exists()
