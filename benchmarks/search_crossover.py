@@ -48,7 +48,7 @@ def one_size(keys: np.ndarray, queries: np.ndarray, metric: str, folder: Path) -
     store = writer.publish()
     truth = exact.build(store, metric=metric)
     start = time.process_time()
-    index = scann.build(store, metric=metric)
+    index = scann.build(store, metric=metric, k=K)
     build_seconds = time.process_time() - start
     exact_seconds = seconds(truth.search, queries)
     scann_seconds = seconds(index.search, queries)

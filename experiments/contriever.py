@@ -95,7 +95,7 @@ def novels() -> Config:
             weight_decay=0.01,
         ),
         train=TrainConfig(
-            steps=1600, log_every=20, eval_every=200, checkpoint_every=200
+            steps=1000, log_every=20, eval_every=250, checkpoint_every=250
         ),
         collection=CollectionConfig("beir:data/beir/scifact"),
     )  # fmt: skip

@@ -56,6 +56,7 @@ class SearchConfig:
     k: int = 100  # passages a question
     index: str = "auto"  # auto (by the number of passages), exact or scann
     target_recall: float = 0.95  # of ScaNN's ten nearest
+    kept: str = "float32"  # what ScaNN scores its best with: float32, bfloat16 or int8
     dtype: str = "float32"  # of the stored vectors: float32, float16 or int8
     batch_tokens: int = 8192  # of an encoder's batch, padding included
 
@@ -189,15 +190,29 @@ def _encoder(
     )
 
 
-def open_index(store: datastore.Datastore, search: SearchConfig) -> index.Index:
-    """The configured index for inner products; a ScaNN index stays beside the store."""
+def open_index(
+    store: datastore.Datastore,
+    search: SearchConfig,
+    queries: np.ndarray | None = None,
+) -> index.Index:
+    """The configured index for inner products; a ScaNN index stays beside the store.
+
+    ``queries``, float32 [N, D], are what a new ScaNN index is tuned on.
+    """
     everything = store.num_entries + 1
     sizes = {"auto": index.EXACT_BELOW, "exact": everything, "scann": 0}
     if search.index not in sizes:
         raise UserError(
             f"search.index is {search.index!r}; choose one of {', '.join(sizes)}."
         )
-    return index.choose(store, "ip", exact_below=sizes[search.index])
+    return index.choose(
+        store,
+        "ip",
+        exact_below=sizes[search.index],
+        target_recall=search.target_recall,
+        kept=search.kept,
+        queries=queries,
+    )
 
 
 def search_dense(
@@ -209,7 +224,7 @@ def search_dense(
 ) -> Neighbours:
     """The passages with the largest inner products for each question."""
     vectors = encode_questions(questions, texts, text, search)
-    return open_index(store, search).search(vectors, search.k)
+    return open_index(store, search, vectors).search(vectors, search.k)
 
 
 def search_bm25(
@@ -269,7 +284,7 @@ def searcher_of(
         record = json.loads((workdir / SEARCHER).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"There is nothing to search in {workdir} ({error}); name the workdir of a "
+            f"There is nothing to search in {workdir}; name the workdir of a "
             "run of experiments.bm25, .dpr, .contriever or .encode."
         ) from error
     passages = passages_lib.load(record["passages"])

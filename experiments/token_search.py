@@ -87,8 +87,9 @@ def open_index(
             f"datastore.index is {config.index!r}; choose one of {', '.join(sizes)}."
         )
     progress.say(f"opening an index over {keys.num_entries:,} keys")
-    chosen = index.choose(keys, metric, exact_below=sizes[config.index])
-    return Searched(keys, chosen, min(k, keys.num_entries), metric, scale)
+    k = min(k, keys.num_entries)
+    chosen = index.choose(keys, metric, exact_below=sizes[config.index], k=k)
+    return Searched(keys, chosen, k, metric, scale)
 
 
 def look_up(
