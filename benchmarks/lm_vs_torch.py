@@ -10,18 +10,12 @@ sleeps while the other works: two thread pools in one process would fight for th
 
 import contextlib
 import functools
-import json
-import os
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 
-from benchmarks import record
+from benchmarks import record, workers
 
-NUM_THREADS = 2
 GPT2_VOCABULARY = 50_257
 MODELS = {
     "GPT-2 small": {
@@ -99,7 +93,7 @@ def theirs(model: dict):
     import torch
     import transformers
 
-    torch.set_num_threads(NUM_THREADS)
+    torch.set_num_threads(workers.NUM_THREADS)
     torch.manual_seed(0)
     network = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
@@ -130,50 +124,13 @@ def theirs(model: dict):
 SIDES = {"transformers": theirs, "rlm_jax": ours}
 
 
-def serve(side: str, model: dict) -> None:
-    """Takes a step for each line of the input; answers with seconds and loss."""
-    one_step = SIDES[side](model)
-    losses = [one_step(), one_step()]  # compiles, and fills the allocator's pools
-    print(json.dumps(losses), flush=True)
-    for _ in sys.stdin:
-        wall, processor = time.perf_counter(), time.process_time()
-        loss = one_step()
-        spent = time.perf_counter() - wall, time.process_time() - processor
-        print(json.dumps([*spent, loss]), flush=True)
-
-
-@contextlib.contextmanager
-def worker(side: str, model: dict):
-    """(first losses, () -> (wall, processor) seconds of a step in another process)."""
-    cores = sorted(os.sched_getaffinity(0))[:NUM_THREADS]
-    code = (
-        f"import os; os.sched_setaffinity(0, {cores}); "
-        f"import benchmarks.lm_vs_torch as m; m.serve({side!r}, {model!r})"
-    )
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(NUM_THREADS), "JAX_PLATFORMS": "cpu",
-    }  # fmt: skip
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True, cwd=record.ROOT, env=environment,
-    ) as process:  # fmt: skip
-        assert process.stdin and process.stdout
-        to, answers = process.stdin, process.stdout
-
-        def one_step() -> tuple[float, float]:
-            to.write("step\n")
-            to.flush()
-            wall, processor, _ = json.loads(answers.readline())
-            return wall, processor
-
-        yield json.loads(answers.readline()), one_step
-        to.close()
-
-
 def compare(model: dict, rounds: int) -> dict:
     with contextlib.ExitStack() as stack:
-        workers = {s: stack.enter_context(worker(s, model)) for s in SIDES}
-        time = record.interleaved({s: step for s, (_, step) in workers.items()}, rounds)
+        sides = {
+            s: stack.enter_context(workers.worker("benchmarks.lm_vs_torch", s, model))
+            for s in SIDES
+        }
+        time = record.interleaved({s: step for s, (_, step) in sides.items()}, rounds)
     num_tokens = model["batch_size"] * model["length"]
     return {
         "model": model,
@@ -181,7 +138,7 @@ def compare(model: dict, rounds: int) -> dict:
             side: round(num_tokens / seconds)
             for side, seconds in time["seconds"].items()
         },
-        "first_losses": {side: losses for side, (losses, _) in workers.items()},
+        "first_losses": {side: losses for side, (losses, _) in sides.items()},
         "time": time,
     }
 

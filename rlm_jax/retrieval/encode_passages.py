@@ -36,13 +36,16 @@ class Plan(NamedTuple):
     width: int
 
 
-def plan(lengths: np.ndarray, *, max_length: int, batch_tokens: int) -> list[Plan]:
+def plan(
+    lengths: np.ndarray, *, max_length: int, batch_tokens: int, max_rows: int = 0
+) -> list[Plan]:
     """Batches of like length; every text is in one.
 
     Args:
       lengths: int [N], in tokens, none above ``max_length``.
       max_length: the widest batch.
       batch_tokens: about how many tokens a batch has, padding included.
+      max_rows: the most texts of a batch; 0: as many as its tokens allow.
 
     Raises:
       UserError: ``batch_tokens`` does not hold the longest text.
@@ -52,25 +55,26 @@ def plan(lengths: np.ndarray, *, max_length: int, batch_tokens: int) -> list[Pla
             f"Batches of {batch_tokens} tokens do not hold a text of {max_length}; "
             f"choose batch_tokens of {max_length} or more."
         )
-    widths = _widths(max_length)
+    steps = widths(max_length)
     # The longest first: what does not fit in memory fails at once.
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
-        width = int(widths[np.searchsorted(widths, lengths[order[start]])])
-        num_rows = placement.whole_rows(max(1, batch_tokens // width))
+        width = int(steps[np.searchsorted(steps, lengths[order[start]])])
+        num_rows = max(1, batch_tokens // width)
+        num_rows = placement.whole_rows(min(num_rows, max_rows or num_rows))
         batches.append(Plan(order[start : start + num_rows], num_rows, width))
         start += num_rows
     return batches
 
 
-def _widths(max_length: int) -> np.ndarray:
-    """Steps of about an eighth: 16, 24, 32, 40, ..., 64, 80, ..., 128, 160, ..."""
-    widths = [16]
-    while widths[-1] < max_length:
-        last = widths[-1]
-        widths.append(last + max(8, 1 << (last.bit_length() - 3)))
-    return np.minimum(widths, max_length)
+def widths(max_length: int) -> np.ndarray:
+    """The widths of batches, in steps of a quarter to an eighth: 16, 24, 32, 40, ..."""
+    steps = [16]
+    while steps[-1] < max_length:
+        last = steps[-1]
+        steps.append(last + max(8, 1 << (last.bit_length() - 3)))
+    return np.minimum(steps, max_length)
 
 
 def pad(
@@ -108,12 +112,17 @@ class Encoder:
         max_length: int,
         batch_tokens: int,
         pad_id: int,
+        max_rows: int = 0,
     ):
         """Places the parameters; see `plan` for the sizes."""
         self.counts: collections.Counter[str] = collections.Counter()
         self._embed = jax.jit(embed)
         self._params = placement.replicated(params)
-        self._sizes = {"max_length": max_length, "batch_tokens": batch_tokens}
+        self._sizes = {
+            "max_length": max_length,
+            "batch_tokens": batch_tokens,
+            "max_rows": max_rows,
+        }
         self._pad_id = pad_id
 
     @property

@@ -1,0 +1,69 @@
+"""Two sides of a comparison in processes of their own, working turn by turn.
+
+Two thread pools in one process would fight for the cores, and so would two processes
+that work at once: each sleeps while the other has its turn.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from benchmarks import record
+
+NUM_THREADS = 2
+
+Turn = Callable[[], tuple[float, float]]
+"""One turn's work -> its (wall-clock, processor) seconds."""
+
+
+def serve(module: str, side: str, argument: Any) -> None:
+    """Does a turn's work for each line of the input; answers with its seconds.
+
+    ``SIDES[side](argument)`` of the module is the work, () -> a number. It is done
+    twice at first, which compiles, and fills the allocator's pools.
+    """
+    work = importlib.import_module(module).SIDES[side](argument)
+    print(json.dumps([work(), work()]), flush=True)
+    for _ in sys.stdin:
+        wall, processor = time.perf_counter(), time.process_time()
+        work()
+        spent = time.perf_counter() - wall, time.process_time() - processor
+        print(json.dumps(spent), flush=True)
+
+
+@contextlib.contextmanager
+def worker(module: str, side: str, argument: Any) -> Iterator[tuple[list, Turn]]:
+    """([what the first two turns gave], one more turn) of a side in another process.
+
+    It has `NUM_THREADS` cores and threads.
+    """
+    cores = sorted(os.sched_getaffinity(0))[:NUM_THREADS]
+    code = (
+        f"import os; os.sched_setaffinity(0, {cores}); "
+        "from benchmarks import workers; "
+        f"workers.serve({module!r}, {side!r}, {argument!r})"
+    )
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(NUM_THREADS), "JAX_PLATFORMS": "cpu",
+    }  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, cwd=record.ROOT, env=environment,
+    ) as process:  # fmt: skip
+        assert process.stdin and process.stdout
+        to, answers = process.stdin, process.stdout
+
+        def turn() -> tuple[float, float]:
+            to.write("turn\n")
+            to.flush()
+            wall, processor = json.loads(answers.readline())
+            return wall, processor
+
+        yield json.loads(answers.readline()), turn
+        to.close()
