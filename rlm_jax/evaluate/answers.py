@@ -1,5 +1,6 @@
 """Whether a passage holds an answer, and how many questions the top passages answer."""
 
+import functools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -40,8 +41,8 @@ def has_answer(text: str, answers: Iterable[str]) -> bool:
     Source: Chen et al. 2017, DrQA; Karpukhin et al. 2020, section 5, whose released
     code calls this string matching.
     """
-    joined = _fenced(tokens(text))
-    return any(_fenced(tokens(answer)) in joined for answer in answers)
+    joined = _fenced(text)
+    return any(_fenced(answer) in joined for answer in answers)
 
 
 def matches_pattern(text: str, patterns: Iterable[str]) -> bool:
@@ -106,7 +107,10 @@ def _first(
     return next((rank for rank, t in enumerate(texts) if holds(t, answers)), np.inf)
 
 
-def _fenced(words: list[str]) -> str:
+# A memo: the same passages are found for many questions.
+@functools.lru_cache(maxsize=1 << 15)
+def _fenced(text: str) -> str:
+    words = tokens(text)
     # No token holds a space, so a substring between spaces is a run of whole tokens.
     return f" {' '.join(words)} " if words else ""
 
