@@ -19,6 +19,7 @@ from rlm_jax.train import metrics, progress
 REAL = "real"
 SHUFFLED = "shuffled"
 DEPTHS = (1, 5, 20, 100)
+SHOWN = ("ndcg@10", "recall@5", "recall@20", "mrr@10", "answer_recall@20")
 
 
 @dataclasses.dataclass
@@ -215,10 +216,10 @@ def finish(
             )
     if config.per_question:
         _write_each(run.workdir / "per_question.jsonl", collection, each)
-    row = tables.row_of(made)
+    row = _shown(made)
     folder = run.workdir / "plots"
     folder.mkdir(exist_ok=True)
-    metric = next(iter(made["metrics"]))
+    metric = next(iter(row.metrics))
     plots.control_bars(
         folder / "controls.png",
         [row],
@@ -239,6 +240,13 @@ def finish(
     )
     progress.say(f"report, plots and runs: {run.workdir}")
     return made
+
+
+def _shown(made: report.Report) -> tables.Row:
+    """A report's row of a table, with the figures that fit a terminal."""
+    row = tables.row_of(made)
+    few = {name: x for name, x in row.metrics.items() if name in SHOWN}
+    return row._replace(metrics=few or row.metrics)
 
 
 def _write_each(path: pathlib.Path, collection: Collection, each) -> None:

@@ -18,7 +18,9 @@ METRICS = {
     "bits_per_byte": Metric("bits/byte", 3, True),
     "ndcg@10": Metric("nDCG@10", 3, False),
     "recall@5": Metric("recall@5", 3, False),
+    "recall@20": Metric("recall@20", 3, False),
     "mrr@10": Metric("MRR@10", 3, False),
+    "answer_recall@20": Metric("answer@20", 3, False),
     "exact_match": Metric("exact match", 3, False),
     "f1": Metric("F1", 3, False),
 }
