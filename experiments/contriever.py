@@ -171,6 +171,7 @@ def execute(config: Config, run: launch.Run):
     for name, some in ((ranking_report.REAL, params), ("init", initial)):
         tower = Tower(config.method.encoder, some, reader)
         towers[name] = Towers(tower, tower)
+    ranking_report.keep(run, config, collection, towers[ranking_report.REAL])
     return ranking_report.evaluate(
         config, run, collection, towers, phases, curves={"Contriever": run.workdir}
     )

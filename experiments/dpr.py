@@ -175,6 +175,7 @@ def execute(config: Config, run: launch.Run):
         ranking_report.REAL: _towers(config, params, reader),
         "init": _towers(config, initial, reader),
     }
+    ranking_report.keep(run, config, collection, towers[ranking_report.REAL])
     return ranking_report.evaluate(
         config, run, collection, towers, phases, curves=curves
     )

@@ -1,19 +1,25 @@
-"""A collection through an encoder: vectors on disk, and an index to search them.
+"""A collection through an encoder: vectors on disk, an index, and its ranking judged.
 
 python -m experiments.encode --workdir runs/encoded --config.encoder=FOLDER
-  --config.passages=beir:FOLDER
+  --config.collection.passages=beir:FOLDER
 
 The encoder is a folder in Hugging Face's layout (config.json, model.safetensors,
-tokenizer.json or vocab.txt): a published one, or a run's ``encoder``. What was killed
-goes on when it is started again. Several processes (JAX_COORDINATOR_ADDRESS,
-JAX_NUM_PROCESSES, JAX_PROCESS_ID) on one file system share the work.
+tokenizer.json or vocab.txt): a published one, or a run's ``encoder``. With
+--config.collection.split the questions of that split are asked and judged. What was
+killed goes on when it is started again. Several processes (JAX_COORDINATOR_ADDRESS,
+JAX_NUM_PROCESSES, JAX_PROCESS_ID) on one file system share the encoding.
 """
 
 import dataclasses
 import pathlib
 
-from experiments import launch, retrievers
-from experiments.retrievers import SearchConfig, TextConfig
+from experiments import launch, ranking_report, retrievers
+from experiments.ranking_report import JudgeConfig, Towers
+from experiments.retrievers import (
+    CollectionConfig,
+    SearchConfig,
+    TextConfig,
+)
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.errors import UserError
 from rlm_jax.report import report
@@ -27,9 +33,12 @@ class Config:
 
     encoder: str = ""  # folder of the passages' encoder
     question_encoder: str = ""  # of the questions'; empty: the same
-    passages: str = "stdlib"  # stdlib, beir:FOLDER, dpr:FILE or jsonl:PATH
+    collection: CollectionConfig = dataclasses.field(
+        default_factory=lambda: CollectionConfig(split="")
+    )
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
 
 
 def tiny() -> Config:
@@ -46,11 +55,11 @@ def wikipedia() -> Config:
     """DPR's 21 million passages, in float16, for ScaNN.
 
     Command: python -m experiments.encode --preset wikipedia --workdir runs/wikipedia
-      --config.encoder=FOLDER --config.passages=dpr:psgs_w100.tsv.gz
+      --config.encoder=FOLDER --config.collection.passages=dpr:psgs_w100.tsv.gz
     Corpus: DPR's Wikipedia. Hardware: accelerators. Time: hours; not run here.
     """
     return Config(
-        passages="dpr:data/dpr/psgs_w100.tsv.gz",
+        collection=CollectionConfig("dpr:data/dpr/psgs_w100.tsv.gz", split=""),
         text=TextConfig(titles="pair"),
         search=SearchConfig(dtype="float16", batch_tokens=1 << 17),
     )
@@ -60,13 +69,16 @@ PRESETS = {"tiny": tiny, "wikipedia": wikipedia}
 
 
 def execute(config: Config, run: launch.Run):
-    """Encode, index, report the sizes."""
+    """Encode, index, and judge if questions are named; report."""
     if not config.encoder:
         raise UserError("Which encoder? Name its folder with --config.encoder.")
     phases = launch.Phases()
     with phases("data"):
-        passages = passages_lib.load(config.passages)
+        passages = passages_lib.load(config.collection.passages)
         tower = retrievers.load_tower(config.encoder)
+        asking = tower
+        if config.question_encoder:
+            asking = retrievers.load_tower(config.question_encoder)
     identity = f"{passages.fingerprint[:16]}-{encode.fingerprint(tower.params)}"
     launch.claim(run, config, identity, same=("text",))
     if run.dry_run:
@@ -83,27 +95,28 @@ def execute(config: Config, run: launch.Run):
         )
     if not parallel.is_first_process():
         return None
+    own = pathlib.Path(config.question_encoder or config.encoder).resolve()
+    retrievers.publish_dense(run.workdir, passages, config, str(own))
+    rate = len(passages) / phases.seconds["encode"]
+    padding = f", {facts['padding']:.1%} padding" if facts else ""
+    progress.say(f"{len(passages):,} passages, {rate:,.0f} a second{padding}")
+    if config.collection.split:
+        return ranking_report.evaluate(
+            config,
+            run,
+            retrievers.load_collection(config.collection),
+            {ranking_report.REAL: Towers(asking, tower)},
+            phases,
+            curves={},
+            protocol={"encoder": config.encoder, **facts},
+        )
     with phases("index"):
         index = retrievers.open_index(store, config.search)
-    searcher = {
-        "encoder": str(
-            pathlib.Path(config.question_encoder or config.encoder).resolve()
-        ),
-        "text": dataclasses.asdict(config.text),
-        "search": dataclasses.asdict(config.search),
-    }
-    retrievers.publish(run.workdir, passages, searcher)
-    figures = {
-        "passages": float(len(passages)),
-        "dimension": float(store.dim),
-        "passages_per_second": len(passages) / phases.seconds["encode"],
-        **facts,
-    }
     made = report.build(
         system=run.system,
         preset=run.preset,
-        corpus=config.passages,
-        metrics=figures,
+        corpus=config.collection.passages,
+        metrics={"passages": len(passages), "dimension": store.dim, **facts},
         controls={},
         seconds=phases.seconds,
         commit=report.commit_of(pathlib.Path(__file__).parent),
@@ -115,11 +128,7 @@ def execute(config: Config, run: launch.Run):
         },
     )
     report.write(run.workdir / "report.json", made)
-    padding = f", {facts['padding']:.1%} padding" if facts else ""
-    progress.say(
-        f"{len(passages):,} passages at {figures['passages_per_second']:,.0f} a second"
-        f"{padding}; ask: python -m experiments.search --workdir {run.workdir}"
-    )
+    progress.say(f"ask: python -m experiments.search --workdir {run.workdir}")
     return made
 
 

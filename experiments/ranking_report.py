@@ -96,6 +96,20 @@ class Towers(NamedTuple):
     passage: Tower
 
 
+def keep(run: Run, config: Any, collection: Collection, towers: Towers) -> None:
+    """Leaves a trained retriever in the workdir, to be searched and loaded with.
+
+    Args:
+      config: has ``text`` and ``search``.
+    """
+    retrievers.save_tower(run.workdir / "encoder", towers.passage)
+    own = "encoder"
+    if towers.question is not towers.passage:
+        own = "question_encoder"
+        retrievers.save_tower(run.workdir / own, towers.question)
+    retrievers.publish_dense(run.workdir, collection.passages, config, own)
+
+
 def evaluate(
     config: Any,
     run: Run,
@@ -110,14 +124,13 @@ def evaluate(
 
     Args:
       config: has ``collection``, ``text``, ``search`` and ``judge``.
-      towers: "real", which stay in the workdir to be searched with, and controls
+      towers: "real", whose vectors are the workdir's ``datastore``, and controls
         ("init", the same before training).
       curves: name -> workdir of what was trained.
     """
     found, facts = {}, dict(protocol or {})
     for name, (question, passage) in towers.items():
-        real = name == REAL
-        folder = run.workdir / ("datastore" if real else f"controls/{name}")
+        folder = "datastore" if name == REAL else f"controls/{name}"
         with phases("encode"):
             store, padding = retrievers.encode_collection(
                 passage,
@@ -125,21 +138,9 @@ def evaluate(
                 collection.passages.fingerprint,
                 config.text,
                 config.search,
-                folder,
+                run.workdir / folder,
             )
             facts |= padding
-        if real:
-            retrievers.save_tower(run.workdir / "encoder", passage)
-            own = "encoder"
-            if question is not passage:
-                own = "question_encoder"
-                retrievers.save_tower(run.workdir / own, question)
-            searcher = {
-                "encoder": own,
-                "text": dataclasses.asdict(config.text),
-                "search": dataclasses.asdict(config.search),
-            }
-            retrievers.publish(run.workdir, collection.passages, searcher)
         with phases("search"):
             found[name] = retrievers.search_dense(
                 question, store, collection.texts, config.text, config.search

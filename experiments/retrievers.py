@@ -37,7 +37,7 @@ class CollectionConfig:
 
     passages: str = "stdlib"  # stdlib, beir:FOLDER, dpr:FILE or jsonl:PATH
     questions: str = ""  # likewise; empty: as passages
-    split: str = "test"  # of the questions: train, validation or test
+    split: str = "test"  # of the questions; in experiments.encode empty: none
 
 
 @dataclasses.dataclass
@@ -270,6 +270,23 @@ def publish(
         **searcher,
     }
     report.write(workdir / SEARCHER, record)
+
+
+def publish_dense(
+    workdir: pathlib.Path, passages: Passages, config: Any, encoder: str
+) -> None:
+    """The same for the workdir's ``datastore`` and the encoder of questions.
+
+    Args:
+      config: has ``text`` and ``search``.
+      encoder: its folder, in the workdir or elsewhere.
+    """
+    searcher = {
+        "encoder": encoder,
+        "text": dataclasses.asdict(config.text),
+        "search": dataclasses.asdict(config.search),
+    }
+    publish(workdir, passages, searcher)
 
 
 def searcher_of(

@@ -34,6 +34,10 @@ class DecoderConfig:
     dropout: float = 0.0
     dtype: str = "float32"  # of the computation; parameters are always float32
     remat: bool = False  # recompute each block in the backward pass
+    num_kv_heads: int = 0  # of keys and values (grouped-query); 0: num_heads
+    head_width: int = 0  # 0: width over num_heads
+    rotary_base: float = 10000.0
+    norm_epsilon: float = 0.0  # 0: the usual one, 1e-5 of layer, 1e-6 of rms
 
 
 def check(config: DecoderConfig) -> None:
@@ -43,14 +47,24 @@ def check(config: DecoderConfig) -> None:
     for name in (*sizes, "adaptive_factor", "max_length"):
         if getattr(c, name) < 1:
             raise UserError(f"{name} is {getattr(c, name)}; choose 1 or more.")
-    head_width, rest = divmod(c.width, c.num_heads)
+    for name in ("num_kv_heads", "head_width", "norm_epsilon"):
+        if getattr(c, name) < 0:
+            raise UserError(f"{name} is {getattr(c, name)}; choose 0 or more.")
+    head_width = c.head_width or c.width // c.num_heads
     if c.vocab_size < 1:
         raise UserError("vocab_size is 0; set it to the tokenizer's.")
-    if rest:
+    if c.width % c.num_heads and not c.head_width:
         raise UserError(
             f"width {c.width} does not divide into {c.num_heads} heads; choose a "
             "multiple of num_heads."
         )
+    if c.num_kv_heads and c.num_heads % c.num_kv_heads:
+        raise UserError(
+            f"{c.num_heads} heads cannot share {c.num_kv_heads} of keys and values "
+            "evenly; choose num_kv_heads that divides num_heads."
+        )
+    if c.rotary_base <= 1:
+        raise UserError(f"rotary_base is {c.rotary_base}; choose one above 1.")
     if c.positions not in ("rotary", "learned", "sinusoidal"):
         raise UserError(
             f"positions is {c.positions!r}; choose 'rotary', 'learned' or 'sinusoidal'."
@@ -77,26 +91,77 @@ class DecoderOutput(NamedTuple):
     keys: jax.Array  # the input of the last feed-forward, after its norm; float32
 
 
+class Cache(NamedTuple):
+    """What attention needs of the tokens so far: S slots, filled from the left.
+
+    Rows share the slots, so one update serves all of them; a row that had padding
+    where another had a token does not see that slot. A token's position is the number
+    of tokens before it in its row, wherever padding stood.
+    """
+
+    layers: tuple[layers.KeysValues, ...]
+    valid: jax.Array  # bool [B, S], the slots that hold a token of the row
+    length: jax.Array  # int32 [], slots used
+
+
+def empty_cache(config: DecoderConfig, batch: int, capacity: int) -> Cache:
+    """A cache of no tokens with ``capacity`` slots."""
+    c = config
+    head_width = c.head_width or c.width // c.num_heads
+    shape = (batch, c.num_kv_heads or c.num_heads, capacity, head_width)
+    return Cache(
+        # An array each: a donated buffer cannot be two.
+        tuple(
+            layers.KeysValues(jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype))
+            for _ in range(c.num_layers)
+        ),
+        jnp.zeros((batch, capacity), bool),
+        jnp.zeros((), jnp.int32),
+    )
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)); pre-norm."""
 
     config: DecoderConfig
 
-    @nn.compact
     def __call__(self, x, positions, deterministic: bool):
+        """(x after the block, the feed-forward's input), [B, T, D] both."""
+
+        def attend(attention, h):
+            return (attention(h, positions),)
+
+        x, key, _ = self._run(x, attend, deterministic)
+        return x, key
+
+    def extend(self, x, positions, *cache):
+        """The same and the layer's cache; arguments as of `SelfAttention.extend`."""
+
+        def attend(attention, h):
+            return attention.extend(h, positions, *cache)
+
+        x, key, (extended,) = self._run(x, attend, True)
+        return x, key, extended
+
+    @nn.compact
+    def _run(self, x, attend, deterministic):
         c = self.config
         dropout = nn.Dropout(c.dropout, deterministic=deterministic)
-        h = layers.norm(c.norm, c.dtype, name="attention_norm")(x)
-        h = layers.SelfAttention(
+        h = _norm(c, "attention_norm")(x)
+        attention = layers.SelfAttention(
             num_heads=c.num_heads,
             rotary=c.positions == "rotary",
             bias=c.bias,
             output_scale=layers.residual_scale(c.num_layers),
             dtype=c.dtype,
+            num_kv_heads=c.num_kv_heads,
+            head_width=c.head_width,
+            rotary_base=c.rotary_base,
             name="attention",
-        )(h, positions)
+        )
+        h, *rest = attend(attention, h)
         x = x + dropout(h)
-        key = layers.norm(c.norm, c.dtype, name="feed_forward_norm")(x)
+        key = _norm(c, "feed_forward_norm")(x)
         h = layers.FeedForward(
             width=c.feed_forward_width,
             activation=c.activation,
@@ -105,7 +170,11 @@ class Block(nn.Module):
             dtype=c.dtype,
             name="feed_forward",
         )(key)
-        return x + dropout(h), key
+        return x + dropout(h), key, rest
+
+
+def _norm(config: DecoderConfig, name: str | None = None) -> nn.Module:
+    return layers.norm(config.norm, config.dtype, name, epsilon=config.norm_epsilon)
 
 
 class Decoder(nn.Module):
@@ -130,7 +199,7 @@ class Decoder(nn.Module):
             )
         block = nn.remat(Block, static_argnums=(3,)) if c.remat else Block
         self.blocks = [block(c, name=f"block_{i}") for i in range(c.num_layers)]
-        self.final_norm = layers.norm(c.norm, c.dtype)
+        self.final_norm = _norm(c)
         self.dropout = nn.Dropout(c.dropout)
 
     def __call__(self, tokens, *, deterministic: bool = True) -> DecoderOutput:
@@ -152,6 +221,57 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x, key = block(x, positions, deterministic)
         return DecoderOutput(self.final_norm(x), key.astype(jnp.float32))
+
+    def extend(self, tokens, mask, cache: Cache) -> tuple[DecoderOutput, Cache]:
+        """Features and keys of the tokens that follow those of a cache.
+
+        Args:
+          tokens: int32 [B, T].
+          mask: [B, T]; 1 = token, 0 = padding, which may stand anywhere.
+          cache: with T slots or more to spare. What does not fit there, or lies beyond
+            learned positions, makes features of NaN.
+
+        Returns:
+          (output, the cache with the tokens in it). What stands at padding is noise.
+        """
+        c = self.config
+        mask = mask > 0
+        length, capacity = tokens.shape[1], cache.valid.shape[1]
+        before = cache.valid.sum(axis=1, keepdims=True)
+        positions = jnp.maximum(before + jnp.cumsum(mask, axis=1) - 1, 0)
+        valid = jax.lax.dynamic_update_slice(cache.valid, mask, (0, cache.length))
+        slots = jnp.arange(capacity)
+        reached = slots <= cache.length + jnp.arange(length)[:, None]  # [T, S]
+        visible = valid[:, None] & reached
+        x = self.vocabulary.embed(tokens)
+        if c.positions == "learned":
+            table = self.position_embedding.astype(x.dtype)
+            x = x + table.at[positions].get(mode="fill", fill_value=jnp.nan)
+        elif c.positions == "sinusoidal":
+            x = x + layers.sinusoids(positions, c.width).astype(x.dtype)
+        key, extended = x, []
+        for block, old in zip(self.blocks, cache.layers, strict=True):
+            x, key, new = block.extend(x, positions, old, cache.length, visible)
+            extended.append(new)
+        features = self.final_norm(x)
+        fits = cache.length + length <= capacity
+        output = DecoderOutput(
+            jnp.where(fits, features, jnp.nan), key.astype(jnp.float32)
+        )
+        return output, Cache(tuple(extended), valid, cache.length + length)
+
+    def extend_and_score(self, tokens, targets, mask, cache: Cache):
+        """((target_score, log_normaliser, keys) as of `score`, the extended cache)."""
+        output, cache = self.extend(tokens, mask, cache)
+        scores = self.vocabulary.scores(output.features, targets)
+        return (*scores, output.keys), cache
+
+    def extend_and_predict(self, tokens, mask, cache: Cache):
+        """(log p of what follows each row's last token, float32 [B, V]; the cache)."""
+        output, cache = self.extend(tokens, mask, cache)
+        last = tokens.shape[1] - 1 - jnp.argmax(mask[:, ::-1] > 0, axis=1)
+        features = jnp.take_along_axis(output.features, last[:, None, None], axis=1)
+        return self.vocabulary.log_probs(features)[:, 0], cache
 
     def score(self, tokens, targets, *, deterministic: bool = True):
         """(target_score [B, T], log_normaliser [B, T], keys [B, T, D]), all float32."""

@@ -1,6 +1,6 @@
 """Attention, feed-forward, norms and positions."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,13 +15,13 @@ embedding_init = nn.initializers.normal(0.02)
 
 
 def norm(
-    kind: str, dtype, name: str | None = None, *, epsilon: float = 1e-5
+    kind: str, dtype, name: str | None = None, *, epsilon: float = 0.0
 ) -> nn.Module:
-    """LayerNorm ("layer") or RMSNorm ("rms", epsilon 1e-6)."""
+    """LayerNorm ("layer") or RMSNorm ("rms"); epsilon 0 is 1e-5 or 1e-6, as usual."""
     if kind == "layer":
-        return nn.LayerNorm(epsilon=epsilon, dtype=dtype, name=name)
+        return nn.LayerNorm(epsilon=epsilon or 1e-5, dtype=dtype, name=name)
     if kind == "rms":
-        return nn.RMSNorm(epsilon=1e-6, dtype=dtype, name=name)
+        return nn.RMSNorm(epsilon=epsilon or 1e-6, dtype=dtype, name=name)
     raise UserError(f"norm is {kind!r}; choose 'layer' or 'rms'.")
 
 
@@ -31,21 +31,24 @@ def residual_scale(num_layers: int) -> float:
 
 
 def sinusoids(positions: jax.Array, width: int) -> jax.Array:
-    """Sines then cosines of geometrically spaced wavelengths, float32 [T, D].
+    """Sines then cosines of geometrically spaced wavelengths, float32 [..., D].
 
     Vaswani et al. 2017, section 3.5, in fairseq's order (halves, not interleaved).
     """
     rates = 10000.0 ** (-jnp.arange(width // 2) / (width // 2 - 1))
-    angles = positions[:, None] * rates[None, :]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+    angles = positions[..., None] * rates
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """Rotary position embedding (Su et al. 2021) of x [B, T, H, d], halves paired."""
+def rotate(x: jax.Array, positions: jax.Array, base: float = 10000.0) -> jax.Array:
+    """Rotary position embedding (Su et al. 2021) of x [B, T, H, d], halves paired.
+
+    Positions are [T], or [B, T] where rows differ.
+    """
     half = x.shape[-1] // 2
-    rates = 10000.0 ** (-jnp.arange(half) / half)
-    angles = positions[:, None] * rates[None, :]
-    cos, sin = (f(angles)[None, :, None, :] for f in (jnp.cos, jnp.sin))
+    rates = base ** (-jnp.arange(half) / half)
+    angles = positions[..., None] * rates
+    cos, sin = (f(angles)[..., None, :] for f in (jnp.cos, jnp.sin))
     a, b = x[..., :half], x[..., half:]  # float32 from here, as angles are
     turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
     return turned.astype(x.dtype)
@@ -59,11 +62,19 @@ def exact_gelu(x: jax.Array) -> jax.Array:
 _ACTIVATIONS = {"gelu": nn.gelu, "exact_gelu": exact_gelu, "relu": nn.relu}
 
 
+class KeysValues(NamedTuple):
+    """What a layer's attention keeps of the tokens so far, [B, K, S, d] each."""
+
+    keys: jax.Array  # as rotated
+    values: jax.Array
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention; the softmax is computed in float32.
 
     Causal, or over all tokens of a row that ``mask`` [B, T] keeps; what it drops stands
-    at the row's end.
+    at the row's end. With fewer heads of keys and values each serves several queries'
+    (grouped-query attention, Ainslie et al. 2023).
     """
 
     num_heads: int
@@ -72,34 +83,87 @@ class SelfAttention(nn.Module):
     causal: bool = True
     rotary: bool = False
     output_scale: float = 0.02  # standard deviation of the output's initial weights
+    num_kv_heads: int = 0  # 0: num_heads
+    head_width: int = 0  # 0: the width over num_heads
+    rotary_base: float = 10000.0
+
+    def __call__(self, x, positions=None, mask=None):
+        """[B, T, D] for x [B, T, D]; positions int32 [T], for rotary ones."""
+        out, _ = self._attend(x, positions, lambda q, k, v: (self._all(q, k, v, mask),))
+        return out
+
+    def extend(self, x, positions, cache: KeysValues, slot, visible):
+        """The same for the tokens that follow those of a cache.
+
+        Args:
+          x: [B, T, D].
+          positions: int32 [B, T].
+          cache: of S slots.
+          slot: int32 [], where the first of the T goes.
+          visible: bool [B, T, S], the slots that each of the T attends to.
+
+        Returns:
+          (out [B, T, D], the cache with the T in it).
+        """
+
+        def attend(q, k, v):
+            keys, values = (
+                jax.lax.dynamic_update_slice(old, new.swapaxes(1, 2), (0, 0, slot, 0))
+                for old, new in zip(cache, (k, v), strict=True)
+            )
+            return attend_to_slots(q, keys, values, visible), KeysValues(keys, values)
+
+        out, extended = self._attend(x, positions, attend)
+        return out, *extended
 
     @nn.compact
-    def __call__(self, x, positions=None, mask=None):
-        batch, length, width = x.shape
-        head_width = width // self.num_heads
-        init = nn.initializers.normal(0.02)
+    def _attend(self, x, positions, attend):
+        """Projections and rotation around ``attend(q, k, v) -> (out, *rest)``."""
+        width = x.shape[-1]
+        head_width = self.head_width or width // self.num_heads
+        num_kv_heads = self.num_kv_heads or self.num_heads
+        heads = self.num_heads + 2 * num_kv_heads
         qkv = nn.Dense(
-            3 * width, self.bias, dtype=self.dtype, kernel_init=init, name="qkv"
+            heads * head_width,
+            self.bias,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.normal(0.02),
+            name="qkv",
         )(x)
         q, k, v = jnp.split(
-            qkv.reshape(batch, length, 3 * self.num_heads, head_width), 3, axis=2
+            qkv.reshape(*x.shape[:2], heads, head_width),
+            (self.num_heads, self.num_heads + num_kv_heads),
+            axis=2,
         )
         if self.rotary:
             assert positions is not None
-            q, k = rotate(q, positions), rotate(k, positions)
+            q = rotate(q, positions, self.rotary_base)
+            k = rotate(k, positions, self.rotary_base)
+        out, *rest = attend(q, k, v)
+        out = nn.Dense(
+            width,
+            self.bias,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.normal(self.output_scale),
+            name="out",
+        )(out.reshape(*x.shape[:2], self.num_heads * head_width))
+        return out, rest
+
+    def _all(self, q, k, v, mask):
+        """Every token of x to every one, or to those before it."""
         # cuDNN's flash attention takes 16-bit inputs of certain widths only.
         flash = (
             jax.default_backend() == "gpu"
             and q.dtype != jnp.float32
-            and head_width % 8 == 0
-            and head_width <= 128
+            and q.shape[-1] % 8 == 0
+            and q.shape[-1] <= 128
         )
         padding: dict[str, Any] = {}
         if mask is not None and flash:  # a mask would become an array [B, H, T, T]
             padding["key_value_seq_lengths"] = mask.sum(1).astype(jnp.int32)
         elif mask is not None:
             padding["mask"] = mask[:, None, None, :] > 0
-        out = jax.nn.dot_product_attention(
+        return jax.nn.dot_product_attention(
             q,
             k,
             v,
@@ -107,13 +171,27 @@ class SelfAttention(nn.Module):
             implementation="cudnn" if flash else "xla",
             **padding,
         )
-        return nn.Dense(
-            width,
-            self.bias,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.normal(self.output_scale),
-            name="out",
-        )(out.reshape(batch, length, width))
+
+
+def attend_to_slots(q, keys, values, visible):
+    """softmax(q . k / sqrt(d)) v over the visible slots of a cache, [B, T, H, d].
+
+    Args:
+      q: [B, T, H, d].
+      keys, values: [B, K, S, d]; head h of q goes with head h // (H / K).
+      visible: bool [B, T, S].
+    """
+    batch, length, num_heads, d = q.shape
+    groups = q.reshape(batch, length, keys.shape[1], -1, d)
+    logits = jnp.einsum(
+        "btkgd,bksd->bkgts", groups, keys, preferred_element_type=jnp.float32
+    )
+    # Not -inf: a row of padding may see nothing at all, and stays finite.
+    hidden = jnp.finfo(jnp.float32).min
+    logits = jnp.where(visible[:, None, None], logits * d**-0.5, hidden)
+    share = jax.nn.softmax(logits).astype(values.dtype)
+    out = jnp.einsum("bkgts,bksd->btkgd", share, values)
+    return out.reshape(batch, length, num_heads, d)
 
 
 class FeedForward(nn.Module):

@@ -157,7 +157,8 @@ def test_an_encoder_of_a_run_encodes_and_answers(
     trained, collection, tmp_path, monkeypatch, capsys
 ):
     config = encode.tiny()
-    config.encoder, config.passages = str(trained / "encoder"), collection
+    config.encoder = str(trained / "encoder")
+    config.collection.passages = collection
     config.text.question_length, config.text.passage_length = 12, 16
     config.search.batch_tokens = 64
     made = encode.execute(config, shrunken.run_in(tmp_path, "encode"))
@@ -169,6 +170,10 @@ def test_an_encoder_of_a_run_encodes_and_answers(
         search.execute(search.Config(k=3), shrunken.run_in(workdir, "search"))
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1]  # one encoder, one collection
+    config.collection.split, config.search.k = "test", 10
+    judged = encode.execute(config, shrunken.run_in(tmp_path, "encode"))
+    theirs = report.read(trained / "report.json")
+    assert judged is not None and judged["metrics"] == theirs["metrics"]
     assert answers[0].count("·") == 3 and "never" not in answers[0]
 
 
