@@ -162,7 +162,8 @@ def encode_collection(
                 "encoder": encode.fingerprint(tower.params),
                 "tokenizer": tower.tokenizer.fingerprint,
                 "passages": fingerprint,
-                **dataclasses.asdict(text),
+                "titles": text.titles,
+                "passage_length": text.passage_length,
             },
             advance=advance,
         )

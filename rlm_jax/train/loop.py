@@ -92,9 +92,10 @@ def train(
     state, start = _start(method, optimizer, checkpoints, config, initial_params)
     first = parallel.is_first_process()
     if first:
-        progress.say(progress.parameter_table(state.params))
         if start:
             progress.say(f"resuming after {start} of {config.steps} steps")
+        else:
+            progress.say(progress.parameter_table(state.params))
     run = parallel.parallelise(
         functools.partial(
             step_lib.train_step,
