@@ -76,7 +76,7 @@ def ours(argument: dict):
 
     config, params = pretrained.load_encoder(argument["encoder"])
     tokenizer = text_encoding.load(argument["encoder"])
-    encoder = encode_passages.Encoder(
+    encoder = encode_passages.TextEncoder(
         embedder(config).embed,
         params,
         max_length=LENGTH,

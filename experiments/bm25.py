@@ -5,7 +5,7 @@ python -m experiments.bm25 --preset tiny --workdir runs/bm25
 
 import dataclasses
 
-from experiments import launch, ranking_report, retrievers
+from experiments import launch, ranking_report, retrievers, searcher
 from experiments.ranking_report import JudgeConfig
 from experiments.retrievers import CollectionConfig
 from rlm_jax.retrieval.bm25 import BM25Config
@@ -104,8 +104,8 @@ def execute(config: Config, run: launch.Run):
         index = retrievers.open_bm25(
             collection.passages, run.workdir / "bm25", config.bm25
         )
-    searcher = {"bm25": dataclasses.asdict(config.bm25)}
-    retrievers.publish(run.workdir, collection.passages, searcher)
+    how = {"bm25": dataclasses.asdict(config.bm25)}
+    searcher.publish(run.workdir, collection.passages, how)
     with phases("search"):
         found = index.search(collection.texts, config.k, progress=True)
     return ranking_report.finish(

@@ -11,6 +11,7 @@ import jax
 from experiments import dry_run, launch, ranking_report, retrievers
 from experiments.ranking_report import JudgeConfig, Towers
 from experiments.retrievers import CollectionConfig, SearchConfig, TextConfig, Tower
+from rlm_jax import pretrained
 from rlm_jax.data import contrastive, corpora, text_encoding, token_store, tokenizers
 from rlm_jax.errors import UserError
 from rlm_jax.method import Method
@@ -171,7 +172,6 @@ def execute(config: Config, run: launch.Run):
     for name, some in ((ranking_report.REAL, params), ("init", initial)):
         tower = Tower(config.method.encoder, some, reader)
         towers[name] = Towers(tower, tower)
-    ranking_report.keep(run, config, collection, towers[ranking_report.REAL])
     return ranking_report.evaluate(
         config, run, collection, towers, phases, curves={"Contriever": run.workdir}
     )
@@ -182,11 +182,7 @@ def _encoder(config: Config, reader: text_encoding.TextTokenizer):
     encoder, initial = config.method.encoder, None
     changes = {"vocab_size": reader.vocab_size, "pad_id": reader.pad_id}
     if config.init_from:
-        told = dataclasses.asdict(encoder)
-        kept = ("pooling", "normalise", "dropout", "dtype", "remat")
-        tower = retrievers.load_tower(
-            config.init_from, **{name: told[name] for name in kept}
-        )
+        tower = retrievers.load_tower(config.init_from, encoder)
         if tower.tokenizer.fingerprint != reader.fingerprint:
             raise UserError(
                 f"The encoder {config.init_from} reads with another tokenizer; give "
@@ -194,6 +190,7 @@ def _encoder(config: Config, reader: text_encoding.TextTokenizer):
             )
         encoder, initial, changes = tower.config, tower.params, {}
     encoder = dataclasses.replace(encoder, **changes)
+    pretrained.check_layout(encoder)  # before it is trained, not after
     method = dataclasses.replace(config.method, encoder=encoder)
     return dataclasses.replace(config, method=method), initial
 

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from experiments import dry_run, launch, ranking_report, retrievers
 from experiments.ranking_report import JudgeConfig, Towers
 from experiments.retrievers import CollectionConfig, SearchConfig, TextConfig, Tower
+from rlm_jax import pretrained
 from rlm_jax.data import contrastive, questions, text_encoding
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.batching import Batches
@@ -25,7 +27,7 @@ from rlm_jax.methods import dpr
 from rlm_jax.methods.dpr import DPRConfig
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.retrieval import bm25, encode, exact, mining
-from rlm_jax.train import progress
+from rlm_jax.train import parallel, progress
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
@@ -175,7 +177,6 @@ def execute(config: Config, run: launch.Run):
         ranking_report.REAL: _towers(config, params, reader),
         "init": _towers(config, initial, reader),
     }
-    ranking_report.keep(run, config, collection, towers[ranking_report.REAL])
     return ranking_report.evaluate(
         config, run, collection, towers, phases, curves=curves
     )
@@ -185,9 +186,7 @@ def _encoder(config: Config):
     """(configuration with its encoder's sizes, tokenizer, parameters or None)."""
     encoder = config.method.encoder
     if config.init_from:
-        kept = ("dropout", "dtype", "remat")
-        changes = {name: getattr(encoder, name) for name in kept}
-        tower = retrievers.load_tower(config.init_from, **changes)
+        tower = retrievers.load_tower(config.init_from, encoder)
         encoder, reader, initial = tower.config, tower.tokenizer, tower.params
         if config.method.towers == "separate":
             initial = {"question": initial, "passage": initial}
@@ -198,11 +197,13 @@ def _encoder(config: Config):
             encoder, vocab_size=reader.vocab_size, pad_id=reader.pad_id
         )
         initial = None
+    pretrained.check_layout(encoder)  # before it is trained, not after
     method = dataclasses.replace(config.method, encoder=encoder)
     return dataclasses.replace(config, method=method), reader, initial
 
 
 def _material(config: Config, name: str, reader, split: str = "train") -> Material:
+    text = retrievers.cut(config.text, config.method.encoder)
     asked = questions.load(name, split)
     pool = passages_lib.load(config.pairs.passages) if config.pairs.passages else None
     pairs = questions.resolve(asked, pool)
@@ -221,7 +222,7 @@ def _material(config: Config, name: str, reader, split: str = "train") -> Materi
             negatives=tuple(pairs.negatives[i] for i in kept),
         ),
         reader,
-        reader.encode(texts, max_length=config.text.question_length),
+        reader.encode(texts, max_length=text.question_length),
         f"{asked.fingerprint[:16]}-{pool.fingerprint[:16] if pool else 'own'}",
     )
 
@@ -232,7 +233,7 @@ def _rounds(config: Config, run, method: Method, material, initial: Params, phas
     for number in range(min(1, config.pairs.rounds), config.pairs.rounds + 1):
         there = run.workdir / f"round_{number}"
         with phases("mine"):
-            negatives = _mined(config, there, number, method, material, params)
+            negatives = _mined(config, there, number, material, params)
         with phases("train"):
             params = retrievers.train(
                 method,
@@ -247,9 +248,10 @@ def _rounds(config: Config, run, method: Method, material, initial: Params, phas
 
 
 def _batches(config: Config, material: Material, negatives) -> Batches:
-    length = config.pairs.passage_length or config.text.passage_length
-    cut = dataclasses.replace(config.text, passage_length=length)
-    to_rows = retrievers.passage_rows(material.reader, cut)
+    text = retrievers.cut(config.text, config.method.encoder)
+    length = min(config.pairs.passage_length or 1 << 30, text.passage_length)
+    text = dataclasses.replace(text, passage_length=length)
+    to_rows = retrievers.passage_rows(material.reader, text)
     pool = material.pairs.pool
     return contrastive.pairs(
         material.rows,
@@ -258,7 +260,7 @@ def _batches(config: Config, material: Material, negatives) -> Batches:
         negatives,
         batch_size=config.batch_size,
         hard_negatives=0 if negatives is None else config.pairs.hard_negatives,
-        question_length=config.text.question_length,
+        question_length=text.question_length,
         passage_length=length,
         pad_id=material.reader.pad_id,
     )
@@ -271,8 +273,11 @@ def _validation(config: Config, material: Material) -> Batches | None:
     return _batches(config, held_out, None)
 
 
-def _mined(config: Config, there: pathlib.Path, number, method, material, params):
-    """Hard negatives, int32 [Q, H]; round 0 has none."""
+def _mined(config: Config, there: pathlib.Path, number, material, params):
+    """Hard negatives, int32 [Q, H]; round 0 has none.
+
+    All processes encode, the first one's negatives are kept, and all read those.
+    """
     if number == 0:
         return None
     identity: dict[str, Any] = {
@@ -281,34 +286,47 @@ def _mined(config: Config, there: pathlib.Path, number, method, material, params
         "model": "bm25" if number == 1 else encode.fingerprint(params),
     }
     folder = there / "negatives"
-    if folder.exists():
-        return mining.load(folder, identity)
+    if not folder.exists():
+        search = _by_model if number > 1 else _by_words
+        negatives = search(config, material, params, there)
+        if parallel.is_first_process():
+            mining.save(folder, negatives, identity)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("negatives")
+    return mining.load(folder, identity)
+
+
+def _by_words(config: Config, material: Material, params, there) -> np.ndarray:
+    """By BM25, unless the questions' own file names some, as DPR's do."""
+    del params, there
     pool, positives = material.pairs.pool, material.pairs.positives
-    if number == 1 and sum(map(len, material.pairs.negatives)):
-        # The questions' own file names hard negatives, as DPR's do, found by BM25.
+    if sum(map(len, material.pairs.negatives)):
         negatives = np.full((len(positives), config.pairs.mined), -1, np.int32)
         for row, found in zip(negatives, material.pairs.negatives, strict=True):
-            row[: len(found)] = found[: config.pairs.mined]
-    elif number == 1:
-        index = bm25.build((p.joined for p in pool), bm25.BM25Config(), progress=True)
-        negatives = _search(config, index.search, material.texts, material)
-    else:
-        towers = _towers(config, params, material.reader)
-        store, _ = retrievers.encode_collection(
-            towers.passage,
-            pool,
-            material.fingerprint,
-            config.text,
-            config.search,
-            there / "mined_from",
-        )
-        asked = retrievers.encode_questions(
-            towers.question, material.texts, config.text, config.search
-        )
-        index = exact.build(store, metric="ip")
-        negatives = _search(config, index.search, asked, material)
-    mining.save(folder, negatives, identity)
-    return negatives
+            some = found[: config.pairs.mined]
+            row[: len(some)] = some
+        return negatives
+    index = bm25.build((p.joined for p in pool), bm25.BM25Config(), progress=True)
+    return _search(config, index.search, material.texts, material)
+
+
+def _by_model(config: Config, material: Material, params, there) -> np.ndarray:
+    """By the model of the round before."""
+    towers = _towers(config, params, material.reader)
+    store, _ = retrievers.encode_collection(
+        towers.passage,
+        material.pairs.pool,
+        material.fingerprint,
+        config.text,
+        config.search,
+        there / "mined_from",
+        alone=False,
+    )
+    asked = retrievers.encode_questions(
+        towers.question, material.texts, config.text, config.search
+    )
+    index = exact.build(store, metric="ip")
+    return _search(config, index.search, asked, material)
 
 
 def _search(config: Config, search, queries, material: Material) -> np.ndarray:

@@ -13,8 +13,8 @@ JAX_NUM_PROCESSES, JAX_PROCESS_ID) on one file system share the encoding.
 import dataclasses
 import pathlib
 
-from experiments import launch, ranking_report, retrievers
-from experiments.ranking_report import JudgeConfig, Towers
+from experiments import launch, ranking_report, retrievers, searcher
+from experiments.ranking_report import JudgeConfig
 from experiments.retrievers import (
     CollectionConfig,
     SearchConfig,
@@ -24,7 +24,7 @@ from rlm_jax.data import passages as passages_lib
 from rlm_jax.errors import UserError
 from rlm_jax.report import report
 from rlm_jax.retrieval import encode
-from rlm_jax.train import parallel, progress
+from rlm_jax.train import progress
 
 
 @dataclasses.dataclass
@@ -82,7 +82,10 @@ def execute(config: Config, run: launch.Run):
     identity = f"{passages.fingerprint[:16]}-{encode.fingerprint(tower.params)}"
     launch.claim(run, config, identity, same=("text",))
     if run.dry_run:
-        progress.say(f"{len(passages):,} passages, vectors of {tower.config.width}")
+        progress.say(
+            f"{len(passages):,} passages, vectors of "
+            f"{tower.config.projection or tower.config.width}"
+        )
         return None
     with phases("encode"):
         store, facts = retrievers.encode_collection(
@@ -92,20 +95,35 @@ def execute(config: Config, run: launch.Run):
             config.text,
             config.search,
             run.workdir / "datastore",
+            alone=False,
         )
-    if not parallel.is_first_process():
-        return None
+    launch.leave_to_first()
     own = pathlib.Path(config.question_encoder or config.encoder).resolve()
-    retrievers.publish_dense(run.workdir, passages, config, str(own))
-    rate = len(passages) / phases.seconds["encode"]
-    padding = f", {facts['padding']:.1%} padding" if facts else ""
-    progress.say(f"{len(passages):,} passages, {rate:,.0f} a second{padding}")
+    searcher.publish_dense(
+        run.workdir,
+        passages,
+        config,
+        encoder=str(own),
+        questions=asking,
+        vectors="datastore",
+    )
+    if facts:
+        rate = len(passages) / phases.seconds["encode"]
+        progress.say(
+            f"{len(passages):,} passages, {rate:,.0f} a second, "
+            f"{facts['padding']:.1%} padding"
+        )
     if config.collection.split:
-        return ranking_report.evaluate(
-            config,
+        collection = retrievers.load_collection(config.collection)
+        with phases("search"):
+            found = retrievers.search_dense(
+                asking, store, collection.texts, config.text, config.search
+            )
+        return ranking_report.judged(
             run,
-            retrievers.load_collection(config.collection),
-            {ranking_report.REAL: Towers(asking, tower)},
+            config,
+            collection,
+            found,
             phases,
             curves={},
             protocol={"encoder": config.encoder, **facts},

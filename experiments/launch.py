@@ -147,7 +147,7 @@ def configuration(workdir: str | pathlib.Path, text: str) -> dict[str, Any]:
         raise UserError(
             f"There is no run in {workdir}; name the workdir of one that was trained."
         )
-    if stored.get("text") != text:
+    if stored.get("fingerprint") != text:
         raise UserError(
             f"The run in {workdir} was trained on another text or tokenizer; give the "
             "--config.data it was trained with."
@@ -158,7 +158,7 @@ def configuration(workdir: str | pathlib.Path, text: str) -> dict[str, Any]:
 def claim(run: Run, config: Any, text: str, *, same: tuple[str, ...]) -> None:
     """Make the workdir this run's, or check that it already is.
 
-    ``config.json`` keeps the configuration and ``text``, the fingerprint of the tokens:
+    ``config.json`` keeps the configuration and the fingerprint of the text (tokens):
     the same names may stand for another text tomorrow. A rerun may change how long to
     train and what to evaluate, but not the fields named in ``same``; the report of
     another configuration goes. Of several processes the first one writes; a dry run
@@ -168,7 +168,7 @@ def claim(run: Run, config: Any, text: str, *, same: tuple[str, ...]) -> None:
       UserError: the workdir holds another run, or cannot be written.
     """
     ours, theirs = _fields(run, config, text), _stored(run.workdir)
-    for field in ("system", *same, "text"):
+    for field in ("system", *same, "fingerprint"):
         if theirs is None:
             break
         where = _difference(field, theirs.get(field), ours.get(field))
@@ -198,7 +198,7 @@ def _fields(run: Run, config: Any, text: str) -> dict[str, Any]:
     """What config.json holds."""
     return {
         "system": run.system,
-        "text": text,
+        "fingerprint": text,
         **json.loads(json.dumps(dataclasses.asdict(config))),
     }
 

@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import launch, retrievers
+from experiments import launch, retrievers, searcher
 from experiments.launch import Run
 from experiments.retrievers import Collection, CollectionConfig, Tower
 from rlm_jax.evaluate import answers, ranking
 from rlm_jax.method import Neighbours
 from rlm_jax.report import plots, report, tables
+from rlm_jax.retrieval import encode
 from rlm_jax.train import metrics, progress
 
 REAL = "real"
 SHUFFLED = "shuffled"
-DEPTHS = (1, 5, 20, 100)
 SHOWN = ("ndcg@10", "recall@5", "recall@20", "mrr@10", "answer_recall@20")
 
 
@@ -45,21 +45,25 @@ def judge(
     """(figures, measure -> question id -> figure) of what was found.
 
     Questions with judged passages give ranking measures, questions with answers DPR's
-    answer recall; a collection may have both.
+    answer recall; a collection may have both. Measures whose cutoff is beyond the depth
+    of the search are left out.
     """
     questions = collection.questions.questions
+    depth = found.ids.shape[1]
     figures: dict[str, float] = {}
     each: dict[str, dict[str, float]] = {}
     if collection.questions.relevance:
-        made = ranking.evaluate(
-            as_run(collection, found), collection.questions.relevance, config.measures
-        )
+        within = [m for m in config.measures if int(m.partition("@")[2] or 0) <= depth]
+        run = as_run(collection, found)
+        made = ranking.evaluate(run, collection.questions.relevance, within)
         figures, each = dict(made.means), made.per_question
-    if all(question.answers for question in questions):
-        depths = [k for k in DEPTHS if k <= found.ids.shape[1]]
+    answered = [i for i, question in enumerate(questions) if question.answers]
+    if answered:
+        depths = [k for k in answers.DEPTHS if k <= depth]
+        some = Neighbours(found.scores[answered], found.ids[answered])
         figures |= answers.answer_recall(
-            _texts(collection, found, max(depths)),
-            [question.answers for question in questions],
+            _texts(collection, some, max(depths)),
+            [questions[i].answers for i in answered],
             depths,
             holds=answers.matches_pattern if config.patterns else answers.has_answer,
         )
@@ -96,20 +100,6 @@ class Towers(NamedTuple):
     passage: Tower
 
 
-def keep(run: Run, config: Any, collection: Collection, towers: Towers) -> None:
-    """Leaves a trained retriever in the workdir, to be searched and loaded with.
-
-    Args:
-      config: has ``text`` and ``search``.
-    """
-    retrievers.save_tower(run.workdir / "encoder", towers.passage)
-    own = "encoder"
-    if towers.question is not towers.passage:
-        own = "question_encoder"
-        retrievers.save_tower(run.workdir / own, towers.question)
-    retrievers.publish_dense(run.workdir, collection.passages, config, own)
-
-
 def evaluate(
     config: Any,
     run: Run,
@@ -124,13 +114,15 @@ def evaluate(
 
     Args:
       config: has ``collection``, ``text``, ``search`` and ``judge``.
-      towers: "real", whose vectors are the workdir's ``datastore``, and controls
-        ("init", the same before training).
+      towers: "real", which stay in the workdir to be searched and loaded with, and
+        controls ("init", the same before training).
       curves: name -> workdir of what was trained.
     """
     found, facts = {}, dict(protocol or {})
     for name, (question, passage) in towers.items():
-        folder = "datastore" if name == REAL else f"controls/{name}"
+        # After more training the vectors are others, beside which the old ones stay.
+        made_by = encode.fingerprint(passage.params)
+        folder = f"vectors/{name}-{made_by}"
         with phases("encode"):
             store, padding = retrievers.encode_collection(
                 passage,
@@ -141,12 +133,55 @@ def evaluate(
                 run.workdir / folder,
             )
             facts |= padding
+        if name == REAL:
+            _keep(run, config, collection, towers[name], folder)
         with phases("search"):
             found[name] = retrievers.search_dense(
                 question, store, collection.texts, config.text, config.search
             )
+    return judged(
+        run,
+        config,
+        collection,
+        found.pop(REAL),
+        phases,
+        curves=curves,
+        protocol=facts,
+        controls=found,
+    )
+
+
+def _keep(run: Run, config: Any, collection, towers: Towers, vectors: str) -> None:
+    """Leaves a trained retriever in the workdir, to be searched and loaded with."""
+    retrievers.save_tower(run.workdir / "encoder", towers.passage)
+    own = "encoder"
+    if towers.question is not towers.passage:
+        own = "question_encoder"
+        retrievers.save_tower(run.workdir / own, towers.question)
+    searcher.publish_dense(
+        run.workdir,
+        collection.passages,
+        config,
+        encoder=own,
+        questions=towers.question,
+        vectors=vectors,
+    )
+
+
+def judged(
+    run: Run,
+    config: Any,
+    collection: Collection,
+    found: Neighbours,
+    phases: launch.Phases,
+    *,
+    curves: Mapping[str, pathlib.Path],
+    protocol: Mapping[str, Any],
+    controls: Mapping[str, Neighbours] | None = None,
+) -> report.Report:
+    """`finish` for a dense retriever, with BM25 as a control beside the others."""
     with phases("bm25"):
-        found["bm25"] = retrievers.search_bm25(
+        by_words = retrievers.search_bm25(
             collection.passages,
             collection.texts,
             config.search.k,
@@ -156,11 +191,11 @@ def evaluate(
         run,
         collection,
         config.collection,
-        found,
+        {REAL: found, **(controls or {}), "bm25": by_words},
         config.judge,
         phases.seconds,
         protocol={
-            **facts,
+            **protocol,
             **dataclasses.asdict(config.text),
             **dataclasses.asdict(config.search),
         },
@@ -203,18 +238,21 @@ def finish(
             "questions": named.questions or named.passages,
             "split": named.split,
             "num_questions": len(collection.questions),
+            "num_with_answers": sum(
+                bool(question.answers) for question in collection.questions.questions
+            ),
             "num_passages": len(collection.passages),
             "depth": int(found[REAL].ids.shape[1]),
             **(protocol or {}),
         },
     )
-    report.write(run.workdir / "report.json", made)
     if config.run_file:
         for name, neighbours in found.items():
             path = run.workdir / "runs" / f"{name}.trec.gz"
             ranking.write_run(
                 as_run(collection, neighbours), path, tag=f"{run.system}-{name}"
             )
+    report.write(run.workdir / "report.json", made)
     if config.per_question:
         _write_each(run.workdir / "per_question.jsonl", collection, each)
     row = _shown(made)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -23,12 +22,10 @@ from rlm_jax.data.text_encoding import TextTokenizer
 from rlm_jax.errors import UserError
 from rlm_jax.method import Method, Neighbours, Params
 from rlm_jax.models.encoder import EncoderConfig, embedder
-from rlm_jax.report import report
 from rlm_jax.retrieval import bm25, datastore, encode, encode_passages, index
 from rlm_jax.train import loop, metrics, optim, parallel, progress, step
 
 TITLES = ("join", "pair", "none")
-SEARCHER = "searcher.json"
 
 
 @dataclasses.dataclass
@@ -87,18 +84,29 @@ class Tower(NamedTuple):
 
 def load_collection(config: CollectionConfig) -> Collection:
     """Passages and questions by name; each is read once and cached."""
-    return Collection(
-        passages_lib.load(config.passages),
-        questions_lib.load(config.questions or config.passages, config.split),
-    )
+    name = config.questions or config.passages
+    asked = questions_lib.load(name, config.split)
+    if not asked.relevance and not any(q.answers for q in asked.questions):
+        raise UserError(
+            f"The questions {name} have neither passages that answer them nor answers; "
+            "name others to judge by."
+        )
+    return Collection(passages_lib.load(config.passages), asked)
 
 
-def load_tower(folder: str | pathlib.Path, **changes: Any) -> Tower:
+def load_tower(
+    folder: str | pathlib.Path, wanted: EncoderConfig | None = None
+) -> Tower:
     """An encoder in Hugging Face's layout: a published one, or a run's ``encoder``.
 
-    ``changes`` are fields of its configuration that shall differ.
+    Of ``wanted`` it takes what a folder cannot say (dropout, dtype, remat), and pooling
+    and normalisation where it does not.
     """
-    config, params = pretrained.load_encoder(folder, **changes)
+    otherwise, changes = {}, {}
+    if wanted is not None:
+        otherwise = {"pooling": wanted.pooling, "normalise": wanted.normalise}
+        changes = {n: getattr(wanted, n) for n in ("dropout", "dtype", "remat")}
+    config, params = pretrained.load_encoder(folder, otherwise=otherwise, **changes)
     return Tower(config, params, text_encoding.load(folder))
 
 
@@ -145,12 +153,17 @@ def encode_collection(
     text: TextConfig,
     search: SearchConfig,
     folder: pathlib.Path,
+    *,
+    alone: bool = True,
 ) -> tuple[datastore.Datastore, dict[str, float]]:
     """The passages' vectors on disk, built, continued or opened; and the padding.
 
-    ``fingerprint`` is that of the passages.
+    Args:
+      fingerprint: of the passages.
+      alone: whether only this process encodes; else all of them do, together.
     """
-    encoder = _encoder(tower, search, text.passage_length)
+    text = cut(text, tower.config)
+    encoder = encoder_of(tower, search, text.passage_length)
     with _bar("encoding passages", len(passages)) as advance:
         store = encode_passages.build(
             encoder,
@@ -159,12 +172,12 @@ def encode_collection(
             folder,
             dtype=search.dtype,
             identity={
-                "encoder": encode.fingerprint(tower.params),
-                "tokenizer": tower.tokenizer.fingerprint,
+                **fingerprints(tower),
                 "passages": fingerprint,
                 "titles": text.titles,
                 "passage_length": text.passage_length,
             },
+            share=(0, 1) if alone else None,
             advance=advance,
         )
     return store, {"padding": encoder.padding} if encoder.counts else {}
@@ -174,20 +187,43 @@ def encode_questions(
     tower: Tower, texts: Sequence[str], text: TextConfig, search: SearchConfig
 ) -> np.ndarray:
     """float32 [N, D], a vector a question."""
-    rows = tower.tokenizer.encode(list(texts), max_length=text.question_length)
+    length = cut(text, tower.config).question_length
+    rows = tower.tokenizer.encode(list(texts), max_length=length)
     with _bar("encoding questions", len(rows)) as advance:
-        return _encoder(tower, search, text.question_length)(rows, advance=advance)
+        return encoder_of(tower, search, length)(rows, advance=advance)
 
 
-def _encoder(
-    tower: Tower, search: SearchConfig, length: int
-) -> encode_passages.Encoder:
-    return encode_passages.Encoder(
+def fingerprints(tower: Tower) -> dict[str, Any]:
+    """What vectors of a tower depend on, in a few words."""
+    config = dataclasses.asdict(tower.config)
+    for name in ("dropout", "remat", "dtype"):  # they change at most its rounding
+        del config[name]
+    return {
+        "encoder": encode.fingerprint(tower.params),
+        "encoder_config": config,
+        "tokenizer": tower.tokenizer.fingerprint,
+    }
+
+
+def cut(text: TextConfig, encoder: EncoderConfig) -> TextConfig:
+    """The lengths, no longer than the encoder has positions."""
+    return dataclasses.replace(
+        text,
+        passage_length=min(text.passage_length, encoder.max_length),
+        question_length=min(text.question_length, encoder.max_length),
+    )
+
+
+def encoder_of(
+    tower: Tower, search: SearchConfig, length: int, *, max_rows: int = 0
+) -> encode_passages.TextEncoder:
+    return encode_passages.TextEncoder(
         embedder(tower.config).embed,
         tower.params,
-        max_length=min(length, tower.config.max_length),
+        max_length=length,
         batch_tokens=search.batch_tokens,
         pad_id=tower.tokenizer.pad_id,
+        max_rows=max_rows,
     )
 
 
@@ -254,74 +290,6 @@ def open_bm25(
     )
     bm25.save(built, folder)
     return built
-
-
-def publish(
-    workdir: pathlib.Path, passages: Passages, searcher: dict[str, Any]
-) -> None:
-    """Writes down how the workdir is searched, for `searcher_of`.
-
-    Args:
-      searcher: {"bm25": configuration}, or {"encoder": folder of the questions' tower,
-        "text": .., "search": ..} beside a datastore.
-    """
-    record = {
-        "passages": passages.name,
-        "fingerprint": passages.fingerprint,
-        **searcher,
-    }
-    report.write(workdir / SEARCHER, record)
-
-
-def publish_dense(
-    workdir: pathlib.Path, passages: Passages, config: Any, encoder: str
-) -> None:
-    """The same for the workdir's ``datastore`` and the encoder of questions.
-
-    Args:
-      config: has ``text`` and ``search``.
-      encoder: its folder, in the workdir or elsewhere.
-    """
-    searcher = {
-        "encoder": encoder,
-        "text": dataclasses.asdict(config.text),
-        "search": dataclasses.asdict(config.search),
-    }
-    publish(workdir, passages, searcher)
-
-
-def searcher_of(
-    workdir: pathlib.Path,
-) -> tuple[Passages, Callable[[list[str], int], Neighbours]]:
-    """What a launcher has made searchable: the passages, and (texts, k) -> passages.
-
-    Raises:
-      UserError: nothing was, or the passages are others today.
-    """
-    try:
-        record = json.loads((workdir / SEARCHER).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"There is nothing to search in {workdir}; name the workdir of a "
-            "run of experiments.bm25, .dpr, .contriever or .encode."
-        ) from error
-    passages = passages_lib.load(record["passages"])
-    if passages.fingerprint != record["fingerprint"]:
-        raise UserError(
-            f"The passages {record['passages']} have changed since {workdir} was made; "
-            "index them again in another workdir."
-        )
-    if "bm25" in record:
-        config = bm25.BM25Config(**record["bm25"])
-        return passages, open_bm25(passages, workdir / "bm25", config).search
-    tower = load_tower(workdir / record["encoder"])
-    text, search = TextConfig(**record["text"]), SearchConfig(**record["search"])
-    found = open_index(datastore.open(workdir / "datastore"), search)
-
-    def answer(texts: list[str], k: int) -> Neighbours:
-        return found.search(encode_questions(tower, texts, text, search), k)
-
-    return passages, answer
 
 
 def describe(collection: Collection) -> None:

@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 
-from experiments import launch, retrievers
+from experiments import launch, searcher
 from rlm_jax.data.passages import Passage
 from rlm_jax.errors import UserError
 from rlm_jax.train import progress
@@ -38,7 +38,7 @@ def execute(config: Config, run: launch.Run) -> None:
     """Answer until there are no more questions."""
     if min(config.k, config.lines) < 1:
         raise UserError("k and lines must be at least 1 to show anything.")
-    passages, search = retrievers.searcher_of(run.workdir)
+    passages, search = searcher.open_run(run.workdir)
     progress.say(f"{len(passages):,} passages of {passages.name}; an empty line ends")
     if run.dry_run:
         return

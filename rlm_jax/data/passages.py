@@ -2,8 +2,9 @@
 
 A collection is copied once into the cache: one file of UTF-8 (id, title, text of each
 passage in turn), the int64 offsets of these fields, and the hashes of the ids in
-ascending order. The files are memory-mapped, so 21 million passages open at once and
-cost no memory; building them takes 12 bytes of memory a passage.
+ascending order. The files are memory-mapped, so 21 million passages cost no
+memory; opening them reads the files once, for their checksums, and building them takes
+12 bytes of memory a passage.
 """
 
 import hashlib
@@ -267,7 +268,8 @@ def _from_jsonl(path: Path) -> tuple[Any, Iterator[Passage]]:
 
 def _jsonl_passages(path: Path, prefix: str) -> Iterator[Passage]:
     for number, record in files.json_records(path):
-        id_ = record.get("_id", record.get("id"))
+        id_ = record.get("_id")
+        id_ = record.get("id") if id_ is None else id_
         title = record.get("title") or ""
         text = record.get("text")
         if not isinstance(text, str) or not isinstance(title, str):

@@ -66,7 +66,9 @@ def beir(folder: Path, split: str) -> Reader:
     def read() -> Iterator[Record]:
         grades = _judgements(judged)
         for number, record in files.json_records(queries):
-            id_, text = record.get("_id", record.get("id")), record.get("text")
+            id_ = record.get("_id")
+            id_ = record.get("id") if id_ is None else id_
+            text = record.get("text")
             if not isinstance(id_, str | int) or not isinstance(text, str):
                 wanted = 'a JSON object with "_id" and "text"'
                 raise files.bad_record(queries, number, wanted)
@@ -109,7 +111,7 @@ def _dpr_training(path: Path) -> Iterator[Record]:
             carried = tuple(
                 (_carried(context), grade)
                 for name, grade in (("positive_ctxs", 1), ("hard_negative_ctxs", 0))
-                for context in record.get(name) or ()
+                for context in _contexts(record, name)
             )
             question = _question(record, number)
         except _Malformed as error:
@@ -118,6 +120,13 @@ def _dpr_training(path: Path) -> Iterator[Record]:
                 "correct or remove it."
             ) from error
         yield Record(question, {}, carried)
+
+
+def _contexts(record: dict, name: str) -> list:
+    found = record.get(name) or []
+    if not isinstance(found, list):
+        raise _Malformed(f'"{name}" is no list')
+    return found
 
 
 def _dpr_questions(path: Path) -> Iterator[Record]:

@@ -192,6 +192,13 @@ def _write_questions(
                 "an id of its own."
             )
         seen.add(question.id)
+        try:
+            " ".join([question.id, question.text, *question.answers]).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"The question '{ascii(question.id)}' of {name} holds half a character "
+                f"({error.reason}): correct or remove it."
+            ) from error
         grades = dict(grades)
         for passage, grade in carried:
             content = _content_id(passage)

@@ -6,8 +6,9 @@ the tokenizer.json itself says (RoBERTa has its own marks).
 
 import json
 import os
+import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class TextTokenizer:
     mask_id: int
     content: str
     _tokenizer: Any
+    # How long rows may be is a setting of the tokenizer, which threads share.
+    _lock: Any = field(default_factory=threading.Lock, compare=False, repr=False)
 
     @property
     def fingerprint(self) -> str:
@@ -73,20 +76,21 @@ class TextTokenizer:
                 f"Rows of {max_length} tokens leave no room beside the marks; choose "
                 "a longer length."
             )
-        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        # Cut before tokenizing: a token is at least a character, and a passage of a
-        # megabyte should not cost a megabyte's work. Words are not longer than this.
+        # Cut before tokenizing, far beyond what the tokens need: a megabyte of text
+        # should not cost a megabyte's work.
         limit = 64 * max_length
-        cut = (
-            [x[:limit] for x in inputs]
-            if pairs is None
-            else [(a[:limit], b[:limit]) for a, b in inputs]
-        )
-        if pairs is not None:
-            return self._encode_pairs(cut, max_length)
-        tokenizer = self._tokenizer
-        tokenizer.enable_truncation(max_length)
-        rows = tokenizer.encode_batch_fast(cut)
+
+        def short(text: str) -> str:
+            return text.lstrip()[:limit]
+
+        firsts = [short(text) for text in texts]
+        with self._lock:
+            if pairs is not None:
+                seconds = [short(text) for text in pairs]
+                both = list(zip(firsts, seconds, strict=True))
+                return self._encode_pairs(both, max_length)
+            self._tokenizer.enable_truncation(max_length)
+            rows = self._tokenizer.encode_batch_fast(firsts)
         return [np.asarray(row.ids, np.int32) for row in rows]
 
     def _encode_pairs(self, pairs, max_length: int) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 from rlm_jax.errors import UserError
 
 DEPTHS = (1, 5, 20, 100)
+_LONG = 20_000  # characters of a text that is not remembered
 
 
 def tokens(text: str) -> list[str]:
@@ -41,8 +42,9 @@ def has_answer(text: str, answers: Iterable[str]) -> bool:
     Source: Chen et al. 2017, DrQA; Karpukhin et al. 2020, section 5, whose released
     code calls this string matching.
     """
-    joined = _fenced(text)
-    return any(_fenced(answer) in joined for answer in answers)
+    fenced = _remembered if len(text) < _LONG else _fenced
+    joined = fenced(text)
+    return any(_remembered(answer) in joined for answer in answers)
 
 
 def matches_pattern(text: str, patterns: Iterable[str]) -> bool:
@@ -107,8 +109,12 @@ def _first(
     return next((rank for rank, t in enumerate(texts) if holds(t, answers)), np.inf)
 
 
-# A memo: the same passages are found for many questions.
-@functools.lru_cache(maxsize=1 << 15)
+# The same passages are found for many questions; 16,384 of them take some 30 MB.
+@functools.lru_cache(maxsize=1 << 14)
+def _remembered(text: str) -> str:
+    return _fenced(text)
+
+
 def _fenced(text: str) -> str:
     words = tokens(text)
     # No token holds a space, so a substring between spaces is a run of whole tokens.

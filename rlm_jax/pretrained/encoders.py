@@ -7,6 +7,7 @@ it. DPR's encoders are BERT with the vector of [CLS] and no pooler.
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +35,7 @@ class _Tokenizer(Protocol):
 
 
 def load_encoder(
-    folder: str | os.PathLike, **changes: Any
+    folder: str | os.PathLike, *, otherwise: Mapping[str, Any] = {}, **changes: Any
 ) -> tuple[EncoderConfig, Params]:
     """An encoder that makes one vector a text.
 
@@ -42,8 +43,9 @@ def load_encoder(
       folder: config.json and model.safetensors (or its shards) of a BERT, RoBERTa or
         DPR encoder; modules.json and 1_Pooling of sentence-transformers where there
         are.
-      **changes: fields of the configuration that shall differ, as ``pooling="cls"``;
-        without sentence-transformers' word BERT and RoBERTa pool by the mean.
+      otherwise: pooling and normalise for a folder that does not say: a plain BERT or
+        RoBERTa; by default the mean, not normalised.
+      **changes: fields of the configuration that shall differ, as ``pooling="cls"``.
 
     Returns:
       (configuration, parameters as nested dicts of float32).
@@ -52,9 +54,10 @@ def load_encoder(
       UserError: no such folder, another architecture, or weights that do not fit.
     """
     published = folders.read_config(folder)
-    told = _pooling(Path(folder)) | changes
+    told = _pooling(Path(folder), published)
+    told = (told or dict(otherwise)) | changes
     config = dataclasses.replace(_config(published, folder), **told)
-    arrays = folders.read_arrays(folder)
+    arrays = _read_arrays(folder)
     prefix = _prefix(arrays, folder)
     entries = _encoder_entries(config, prefix)
     if config.projection:
@@ -77,12 +80,7 @@ def save_encoder(
       UserError: it has a projection, for which that layout has no place, or the folder
         cannot be written.
     """
-    check(config)
-    if config.projection:
-        raise UserError(
-            "An encoder with a projection has no place in Hugging Face's BERT layout; "
-            "train it with projection=0 to save it there."
-        )
+    check_layout(config)
     folder = Path(folder)
     arrays = folders.from_params(params, _encoder_entries(config, ""))
     folders.write(folder, _published(config), arrays)
@@ -114,6 +112,16 @@ def save_encoder(
         tokenizer.save(folder)
 
 
+def check_layout(config: EncoderConfig) -> None:
+    """Raises UserError for an encoder that `save_encoder` has no place for."""
+    check(config)
+    if config.projection:
+        raise UserError(
+            "An encoder with a projection has no place in Hugging Face's BERT layout; "
+            "train it with projection=0 to save it there."
+        )
+
+
 def load_masked_lm(folder: str | os.PathLike) -> tuple[EncoderConfig, Params]:
     """A masked language model (RoBERTa's or BERT's head), for `models.MaskedLM`.
 
@@ -121,7 +129,7 @@ def load_masked_lm(folder: str | os.PathLike) -> tuple[EncoderConfig, Params]:
       UserError: as `load_encoder`, or there is no such head.
     """
     config = _config(folders.read_config(folder), folder)
-    arrays = folders.read_arrays(folder)
+    arrays = _read_arrays(folder)
     prefix = _prefix(arrays, folder)
     entries = [
         entry._replace(path=f"encoder/{entry.path}")
@@ -178,7 +186,6 @@ def _config(published: dict[str, Any], folder: str | os.PathLike) -> EncoderConf
             first_position=first,
             pad_id=pad_id,
             norm_epsilon=published.get("layer_norm_eps", 1e-12),
-            pooling="cls" if kind == "dpr" else "mean",
             projection=published.get("projection_dim", 0) if kind == "dpr" else 0,
             dropout=published.get("hidden_dropout_prob", 0.1),
         )
@@ -208,11 +215,22 @@ def _published(config: EncoderConfig) -> dict[str, Any]:
     }
 
 
-def _pooling(folder: Path) -> dict[str, Any]:
-    """What sentence-transformers' files say; nothing where there are none."""
+def _read_arrays(folder: str | os.PathLike) -> folders.Arrays:
+    """The folder's arrays; early checkpoints have TensorFlow's names for norms."""
+    arrays = {}
+    for name, x in folders.read_arrays(folder).items():
+        for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+            if name.endswith(f"LayerNorm{old}"):
+                name = name.removesuffix(old) + new
+        arrays[name] = x
+    return arrays
+
+
+def _pooling(folder: Path, published: Mapping[str, Any]) -> dict[str, Any]:
+    """How vectors are made of hidden states; nothing where no file says it."""
     modules = folders.read_json(folder / "modules.json")
     if modules is None:
-        return {}
+        return {"pooling": "cls"} if published.get("model_type") == "dpr" else {}
     kinds = {module["type"].split(".")[-1]: module["path"] for module in modules}
     unknown = kinds.keys() - {"Transformer", "Pooling", "Normalize"}
     pooling = folders.read_json(folder / kinds.get("Pooling", "") / "config.json") or {}

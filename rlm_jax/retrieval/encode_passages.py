@@ -50,6 +50,11 @@ def plan(
     Raises:
       UserError: ``batch_tokens`` does not hold the longest text.
     """
+    if lengths.max(initial=0) > max_length:
+        raise UserError(
+            f"A text has {lengths.max()} tokens and batches are at most {max_length} "
+            "wide; cut texts shorter."
+        )
     if batch_tokens < max_length:
         raise UserError(
             f"Batches of {batch_tokens} tokens do not hold a text of {max_length}; "
@@ -69,7 +74,7 @@ def plan(
 
 
 def widths(max_length: int) -> np.ndarray:
-    """The widths of batches, in steps of a quarter to an eighth: 16, 24, 32, 40, ..."""
+    """The widths of batches, in small steps: 16, 24, 32, 40, ..., 64, 80, ..."""
     steps = [16]
     while steps[-1] < max_length:
         last = steps[-1]
@@ -101,7 +106,7 @@ def pad(
     return {"ids": ids, "mask": mask.astype(np.int32)}
 
 
-class Encoder:
+class TextEncoder:
     """An embedding function on this process's devices, with its parameters there."""
 
     def __init__(
@@ -185,7 +190,7 @@ class Encoder:
 
 
 def build(
-    encoder: Encoder,
+    encoder: TextEncoder,
     passages: Sequence[Any],
     tokenise: Tokenise,
     directory: str | os.PathLike,
@@ -193,6 +198,7 @@ def build(
     dtype: str = "float32",
     identity: Mapping[str, Any],
     shard_size: int = 1 << 15,
+    share: tuple[int, int] | None = None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> datastore.Datastore:
     """The vectors of all passages on disk; entry i, with the value i, is passage i's.
@@ -210,6 +216,8 @@ def build(
       dtype: of the stored vectors: float16, float32 or int8.
       identity: what the vectors are: the encoder's fingerprint, the passages'.
       shard_size: passages a shard.
+      share: this process's number among those that encode, and their count; by default
+        JAX's own. (0, 1) where the others have left.
       advance: called with a number of passages when they are done, for a progress bar.
 
     Raises:
@@ -222,14 +230,15 @@ def build(
     identity = dict(identity) | {"entries": len(passages), "dtype": dtype}
     if directory.exists():
         return datastore.open(directory, identity=identity)
-    ends = _ends(len(passages), shard_size, jax.process_count())
+    index, count = share or (jax.process_index(), jax.process_count())
+    ends = _ends(len(passages), shard_size, count)
     shares = [
         _Share(directory.with_name(f"{directory.name}.part-{i}-of-{len(ends)}"), *end)
         for i, end in enumerate(ends)
     ]
     if len(shares) == 1:
         shares = [shares[0]._replace(directory=directory)]
-    own = shares[jax.process_index()]
+    own = shares[index]
     if own.directory.exists():
         datastore.open(own.directory, identity=identity, verify=False)
     elif own.start < own.stop:
@@ -239,7 +248,7 @@ def build(
         )  # fmt: skip
     if len(shares) > 1:
         multihost_utils.sync_global_devices("passages encoded")
-        if jax.process_index() == 0:
+        if index == 0:
             made = [x.directory for x in shares if x.start < x.stop]
             parts.join(made, directory)
         multihost_utils.sync_global_devices("passages joined")
@@ -265,7 +274,7 @@ def _ends(total: int, shard_size: int, num_parts: int) -> list[tuple[int, int]]:
 
 
 def _encode_share(
-    encoder: Encoder,
+    encoder: TextEncoder,
     passages: Sequence[Any],
     tokenise: Tokenise,
     share: _Share,

@@ -3,6 +3,7 @@
 The first round of DPR takes them from BM25, the second from the model of the first.
 """
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def _negatives(question, found, positives, num, excluded):
 def save(
     folder: str | Path, negatives: np.ndarray, identity: Mapping[str, Any]
 ) -> None:
-    """Writes mined negatives with what they were mined from, replacing older ones.
+    """Writes mined negatives with what they were mined from, whole or not at all.
 
     Args:
       folder: is made if absent.
@@ -95,17 +96,21 @@ def save(
       UserError: the disk is full or may not be written to.
     """
     folder = Path(folder)
+    partial = folder.with_name(f"{folder.name}.partial")
     with checked_files.full_disk_named(folder, "which mines again what is missing"):
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         data = np.ascontiguousarray(negatives, "<i4")
-        checksum = checked_files.write_bytes(folder / _FILE, data.tobytes())
+        checksum = checked_files.write_bytes(partial / _FILE, data.tobytes())
         manifest = {
             "format": _FORMAT,
             "identity": checked_files.as_json(identity),
             "shape": list(data.shape),
             "crc32": checksum,
         }
-        checked_files.write_manifest(folder, manifest)
+        checked_files.write_manifest(partial, manifest)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
 
 
 def load(folder: str | Path, identity: Mapping[str, Any]) -> np.ndarray:

@@ -196,17 +196,19 @@ def build(
 
 
 def sample_queries(datastore: Datastore, queries: np.ndarray | None) -> np.ndarray:
-    """At most 1,000 queries [N, D] to tune on: of those given, or moved keys.
+    """About 1,000 queries [N, D] to tune on: those given, and moved keys beyond them.
 
     Drawn with a fixed seed; see `build`.
     """
     rng = np.random.default_rng(0)
-    if queries is not None and len(queries):
-        return queries[rng.permutation(len(queries))[:_SAMPLE]]
-    some = min(_SAMPLE, datastore.num_entries)
+    given = np.zeros((0, datastore.dim), np.float32)
+    if queries is not None:
+        given = queries[rng.permutation(len(queries))[:_SAMPLE]]
+    some = min(_SAMPLE - len(given), datastore.num_entries)
     ids = rng.integers(0, datastore.num_entries, (3, some))
     keys, plus, minus = datastore.gather_keys(ids)
-    return keys + np.float32(0.75) * (plus - minus)
+    # A handful of questions would say little of the recall of others.
+    return np.concatenate([given, keys + np.float32(0.75) * (plus - minus)])
 
 
 def _train(

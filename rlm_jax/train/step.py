@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from rlm_jax.errors import UserError
@@ -39,8 +40,10 @@ def init(
     """
     moved = ()
     if moving is not None:
-        # Not the key itself: the parameters and every step's key come from that one.
-        moved = moving.init(params, jax.random.split(jax.random.key(seed))[1])
+        # A number that no step has: parameters come from the key itself, and the keys
+        # of steps are folded with theirs.
+        key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1))
+        moved = moving.init(params, key)
     return State(jnp.int32(step), params, optimizer.init(params), moved)
 
 

@@ -4,12 +4,13 @@ import dataclasses
 import io
 import json
 import pathlib
+import shutil
 import sys
 
 import numpy as np
 import pytest
 
-from experiments import bm25, contriever, dpr, encode, retrievers, search
+from experiments import bm25, contriever, dpr, encode, retrievers, search, searcher
 from experiments.retrievers import CollectionConfig
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import ranking
@@ -226,3 +227,72 @@ def test_a_dry_run_leaves_nothing(
     shown = capsys.readouterr().err
     assert "40 passages" in shown and "questions" in shown and "total" in shown
     assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_belongs_to_its_text(trained, collection, tmp_path):
+    """The same names, another collection behind them."""
+    stored = json.loads((trained / "config.json").read_text())
+    assert stored["fingerprint"] and stored["text"]["titles"] == "join"
+    folder = tmp_path / "toy"
+    shutil.copytree(collection.partition(":")[2], folder)
+    config = small_dpr(f"beir:{folder}", rounds=0)
+    dpr.execute(config, shrunken.run_in(tmp_path / "run", "dpr"))
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "new", "title": "", "text": "more"}) + "\n")
+    with pytest.raises(UserError, match="fingerprint is"):
+        dpr.execute(config, shrunken.run_in(tmp_path / "run", "dpr"))
+
+
+def test_more_training_is_judged_and_asked_anew(collection, tmp_path):
+    config = small_dpr(collection, rounds=0)
+    run = shrunken.run_in(tmp_path, "dpr")
+    dpr.execute(config, run)
+    config.train.steps = 3
+    assert dpr.execute(config, run) is not None
+    assert len(list((tmp_path / "vectors").glob("real-*"))) == 2
+    record = json.loads((tmp_path / searcher.FILE).read_text())
+    assert (tmp_path / record["vectors"]).is_dir()
+    assert searcher.open_run(tmp_path)[1](["which cat sees ?"], 2).ids.shape == (1, 2)
+
+
+def test_another_encoder_cannot_ask(trained, collection, tmp_path):
+    workdir = tmp_path / "dpr"
+    shutil.copytree(trained, workdir)
+    config = small_dpr(collection, rounds=0)
+    dpr.execute(config, shrunken.run_in(tmp_path / "other", "dpr"))
+    shutil.rmtree(workdir / "encoder")
+    shutil.copytree(tmp_path / "other" / "encoder", workdir / "encoder")
+    with pytest.raises(UserError, match="is not the one that"):
+        searcher.open_run(workdir)
+
+
+def test_texts_are_cut_to_the_encoders_positions(trained, collection, tmp_path):
+    config = encode.tiny()
+    config.encoder = str(trained / "encoder")  # 32 positions; the preset has 256 tokens
+    config.collection.passages = collection
+    assert encode.execute(config, shrunken.run_in(tmp_path, "encode"))
+
+
+def test_an_encoder_that_cannot_be_saved_is_not_trained(collection, tmp_path):
+    config = small_dpr(collection)
+    config.method.encoder.projection = 4
+    with pytest.raises(UserError, match="projection=0"):
+        dpr.execute(config, shrunken.run_in(tmp_path, "dpr"))
+    assert not (tmp_path / "round_1").exists()
+
+
+def test_measures_beyond_the_depth_are_left_out(collection, tmp_path):
+    config = shrink(bm25.tiny(), collection)
+    config.k = 5
+    made = bm25.execute(config, shrunken.run_in(tmp_path, "bm25"))
+    assert made is not None
+    assert set(made["metrics"]) == {"recall@1", "recall@5"}
+
+
+def test_questions_that_nobody_judged_are_refused(collection, tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"question": "why ?"}) + "\n")
+    config = shrink(bm25.tiny(), collection)
+    config.collection.questions = f"jsonl:{path}"
+    with pytest.raises(UserError, match="neither passages that answer them nor"):
+        bm25.execute(config, shrunken.run_in(tmp_path / "run", "bm25"))

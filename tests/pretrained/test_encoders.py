@@ -215,6 +215,33 @@ def test_half_precision_is_widened(folder):
     )
 
 
+def test_tensorflows_names_of_norms_are_known(folder):
+    """As in the first BERT checkpoints."""
+
+    def rename(arrays):
+        for name in [n for n in arrays if "LayerNorm" in n]:
+            new = name.replace(".weight", ".gamma").replace(".bias", ".beta")
+            arrays[new] = arrays.pop(name)
+
+    _, params = pretrained.load_encoder(folder)
+    change_weights(folder, rename)
+    jax.tree.map(
+        np.testing.assert_array_equal, params, pretrained.load_encoder(folder)[1]
+    )
+
+
+def test_pooling_is_the_folders_if_it_says_one(folder):
+    otherwise = {"pooling": "cls", "normalise": True}
+    config, _ = pretrained.load_encoder(folder, otherwise=otherwise)
+    assert config.pooling == "cls" and config.normalise
+    pretrained.save_encoder(folder, *pretrained.load_encoder(folder))
+    config, _ = pretrained.load_encoder(folder, otherwise=otherwise)
+    assert config.pooling == "mean" and not config.normalise
+    question = GOLDEN / "hf" / "dpr_question_encoder"
+    config, _ = pretrained.load_encoder(question, otherwise={"pooling": "mean"})
+    assert config.pooling == "cls"
+
+
 def truncate(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])

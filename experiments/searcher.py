@@ -1,0 +1,107 @@
+"""How a run is asked: what launchers write down, and `experiments.search` reads."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from experiments import retrievers
+from experiments.retrievers import SearchConfig, TextConfig, Tower
+from rlm_jax.data import passages as passages_lib
+from rlm_jax.data.passages import Passages
+from rlm_jax.errors import UserError
+from rlm_jax.method import Neighbours
+from rlm_jax.report import report
+from rlm_jax.retrieval import bm25, datastore
+
+FILE = "searcher.json"
+
+
+def publish(
+    workdir: pathlib.Path, passages: Passages, searcher: dict[str, Any]
+) -> None:
+    """Writes down how the workdir is searched, for `open_run`.
+
+    Args:
+      searcher: {"bm25": configuration}, or what `publish_dense` gives.
+    """
+    kind, colon, path = passages.name.partition(":")
+    record = {
+        # A run may be asked from another folder than it was made in.
+        "passages": f"{kind}:{pathlib.Path(path).resolve()}" if colon else kind,
+        "fingerprint": passages.fingerprint,
+        **searcher,
+    }
+    report.write(workdir / FILE, record)
+
+
+def publish_dense(
+    workdir: pathlib.Path,
+    passages: Passages,
+    config: Any,
+    *,
+    encoder: str,
+    questions: Tower,
+    vectors: str,
+) -> None:
+    """The same for a datastore of vectors and the encoder of questions.
+
+    Args:
+      config: has ``text`` and ``search``.
+      encoder: folder of the questions' encoder, in the workdir or elsewhere.
+      questions: that encoder.
+      vectors: the datastore's folder in the workdir.
+    """
+    searcher = {
+        "encoder": encoder,
+        "questions": retrievers.fingerprints(questions),
+        "vectors": vectors,
+        "text": dataclasses.asdict(config.text),
+        "search": dataclasses.asdict(config.search),
+    }
+    publish(workdir, passages, searcher)
+
+
+def open_run(
+    workdir: pathlib.Path,
+) -> tuple[Passages, Callable[[list[str], int], Neighbours]]:
+    """What a launcher has made searchable: the passages, and (texts, k) -> passages.
+
+    Raises:
+      UserError: nothing was, or the passages are others today.
+    """
+    try:
+        record = json.loads((workdir / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"There is nothing to search in {workdir}; name the workdir of a "
+            "run of experiments.bm25, .dpr, .contriever or .encode."
+        ) from error
+    passages = passages_lib.load(record["passages"])
+    if passages.fingerprint != record["fingerprint"]:
+        raise UserError(
+            f"The passages {record['passages']} have changed since {workdir} was made; "
+            "index them again in another workdir."
+        )
+    if "bm25" in record:
+        config = bm25.BM25Config(**record["bm25"])
+        return passages, retrievers.open_bm25(passages, workdir / "bm25", config).search
+    tower = retrievers.load_tower(workdir / record["encoder"])
+    if retrievers.fingerprints(tower) != record["questions"]:
+        raise UserError(
+            f"The encoder {workdir / record['encoder']} is not the one that {workdir} "
+            "was made with; put it back, or encode the passages again."
+        )
+    text, search = TextConfig(**record["text"]), SearchConfig(**record["search"])
+    found = retrievers.open_index(datastore.open(workdir / record["vectors"]), search)
+    length = retrievers.cut(text, tower.config).question_length
+    # Questions come one at a time: a batch of one, whose few shapes are compiled once.
+    encoder = retrievers.encoder_of(tower, search, length, max_rows=1)
+
+    def answer(texts: list[str], k: int) -> Neighbours:
+        return found.search(
+            encoder(tower.tokenizer.encode(texts, max_length=length)), k
+        )
+
+    return passages, answer
