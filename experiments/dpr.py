@@ -2,8 +2,9 @@
 
 python -m experiments.dpr --preset tiny --workdir runs/dpr
 
-Round 1 takes its hard negatives from BM25, every later round from the model of the
-round before, whose parameters it goes on from.
+Round 1 takes its hard negatives from BM25 (or, as `pairs.miner` says, from the encoder
+that it starts from), every later round from the model of the round before, whose
+parameters it goes on from.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from rlm_jax import pretrained
 from rlm_jax.data import contrastive, questions, text_encoding
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.batching import Batches
+from rlm_jax.errors import UserError
 from rlm_jax.evaluate.answers import has_answer
 from rlm_jax.method import Method, Params
 from rlm_jax.methods import dpr
@@ -41,7 +43,8 @@ class PairsConfig:
     hard_negatives: int = 1  # of each question, in a batch
     mined: int = 16  # of each question, to draw from
     passage_length: int = 0  # tokens, while training; 0: as text.passage_length
-    rounds: int = 1  # 0: in-batch negatives alone; 2: the second mined by the model
+    rounds: int = 1  # 0: in-batch negatives alone; from the second on the model mines
+    miner: str = "bm25"  # of round 1: bm25, or model, the encoder as it starts
     validation: str = ""  # other questions, for the loss while training; empty: none
 
 
@@ -280,15 +283,18 @@ def _mined(config: Config, there: pathlib.Path, number, material, params):
     """
     if number == 0:
         return None
+    miners = {"bm25": _by_words, "model": _by_model}
+    miner = config.pairs.miner if number == 1 else "model"
+    if miner not in miners:
+        raise UserError(f"pairs.miner is {miner!r}; choose one of {', '.join(miners)}.")
     identity: dict[str, Any] = {
         "questions": material.fingerprint,
         "mined": config.pairs.mined,
-        "model": "bm25" if number == 1 else encode.fingerprint(params),
+        "model": miner if miner == "bm25" else encode.fingerprint(params),
     }
     folder = there / "negatives"
     if not folder.exists():
-        search = _by_model if number > 1 else _by_words
-        negatives = search(config, material, params, there)
+        negatives = miners[miner](config, material, params, there)
         if parallel.is_first_process():
             mining.save(folder, negatives, identity)
         if jax.process_count() > 1:

@@ -245,19 +245,20 @@ class Decoder(nn.Module):
         visible = valid[:, None] & reached
         x = self.vocabulary.embed(tokens)
         if c.positions == "learned":
-            table = self.position_embedding.astype(x.dtype)
-            x = x + table.at[positions].get(mode="fill", fill_value=jnp.nan)
+            table = jnp.asarray(self.position_embedding, x.dtype)
+            x = x + table.at[positions].get(mode="clip")
         elif c.positions == "sinusoidal":
             x = x + layers.sinusoids(positions, c.width).astype(x.dtype)
         key, extended = x, []
         for block, old in zip(self.blocks, cache.layers, strict=True):
             x, key, new = block.extend(x, positions, old, cache.length, visible)
             extended.append(new)
-        features = self.final_norm(x)
+        # NaN here and not in the cache, whose slots may be used again.
         fits = cache.length + length <= capacity
-        output = DecoderOutput(
-            jnp.where(fits, features, jnp.nan), key.astype(jnp.float32)
-        )
+        if c.positions == "learned":
+            fits = fits & (positions < c.max_length)[..., None]
+        features = jnp.where(fits, self.final_norm(x), jnp.nan)
+        output = DecoderOutput(features, key.astype(jnp.float32))
         return output, Cache(tuple(extended), valid, cache.length + length)
 
     def extend_and_score(self, tokens, targets, mask, cache: Cache):

@@ -81,7 +81,7 @@ class Generator(NamedTuple):
 
 
 def generator(config: DecoderConfig) -> Generator:
-    """The functions of a decoder that generate text; `decode` and `generate` are jitted.
+    """The functions that continue texts; `decode` and `generate` are jitted.
 
     Options of both:
       max_new_tokens: N.
@@ -122,71 +122,33 @@ def generator(config: DecoderConfig) -> Generator:
         end_ids=(),
         log_weights=None,
     ):
-        _require_room(config, cache.valid.shape[1], max_new_tokens)
-        mixed = _mixed(log_probs, log_weights)
-        batch, copies = len(mixed), len(log_probs) // len(mixed)
+        first = _mixed(log_probs, log_weights)
+        batch, copies = len(first), len(log_probs) // len(first)
         keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
-        cache = with_room(cache, max_new_tokens)
-        ends = jnp.asarray(end_ids, jnp.int32)
-
-        class State(NamedTuple):
-            step: jax.Array
-            done: jax.Array
-            last: jax.Array
-            log_probs: jax.Array
-            cache: Cache
-            generated: Generated
-
-        def going_on(state):
-            return (state.step < max_new_tokens) & ~state.done.all()
-
-        def choose(state):
-            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
-            drawn = draw(step_keys, state.log_probs, sampling)
-            token = jnp.where(state.done, state.last, drawn)
-            log_p = jnp.take_along_axis(state.log_probs, token[:, None], axis=1)
-            old = state.generated
-            new = Generated(
-                jax.lax.dynamic_update_slice(
-                    old.tokens, token[:, None], (0, state.step)
-                ),
-                old.lengths + ~state.done,
-                jax.lax.dynamic_update_slice(
-                    old.log_probs,
-                    jnp.where(state.done[:, None], 0.0, log_p),
-                    (0, state.step),
-                ),
-            )
-            done = state.done | (token[:, None] == ends).any(axis=1)
-            return token, done, new
+        choose = partial(_choose, keys=keys, sampling=sampling, end_ids=end_ids)
 
         def one_step(state):
-            token, done, generated = choose(state)
-            ids = jnp.repeat(token, copies)[:, None]
-            log_probs, cache = predict(params, ids, jnp.ones_like(ids), state.cache)
-            return State(
-                state.step + 1,
-                done,
-                token,
-                _mixed(log_probs, log_weights),
-                cache,
-                generated,
-            )
+            generation, cache = state
+            ids = jnp.repeat(generation.token, copies)[:, None]
+            log_probs, cache = predict(params, ids, jnp.ones_like(ids), cache)
+            return choose(generation, _mixed(log_probs, log_weights)), cache
 
-        blank = Generated(
-            jnp.zeros((batch, max_new_tokens), jnp.int32),
-            jnp.zeros(batch, jnp.int32),
-            jnp.zeros((batch, max_new_tokens), jnp.float32),
-        )
-        done = jnp.zeros(batch, bool)
-        zero = jnp.zeros((), jnp.int32)
-        start = State(zero, done, jnp.zeros(batch, jnp.int32), mixed, cache, blank)
-        return jax.lax.while_loop(going_on, one_step, start).generated
+        def goes_on(state):
+            generation, _ = state
+            return (generation.step < max_new_tokens) & ~generation.done.all()
 
-    def generate(params, tokens, mask, key, **options):
+        # The first token is drawn before the loop, so that the last is not extended by.
+        start = choose(_blank(batch, max_new_tokens), first)
+        state = start, with_room(cache, max_new_tokens)
+        return jax.lax.while_loop(goes_on, one_step, state)[0].generated
+
+    def generate(params, tokens, mask, key, *, max_new_tokens, **options):
+        _require_positions(config, tokens.shape[1], max_new_tokens)
         cache = empty(*tokens.shape)
         log_probs, cache = predict(params, tokens, mask, cache)
-        return decode(params, cache, log_probs, key, **options)
+        return decode(
+            params, cache, log_probs, key, max_new_tokens=max_new_tokens, **options
+        )
 
     static = ("max_new_tokens", "sampling", "end_ids")
     return Generator(
@@ -197,3 +159,102 @@ def generator(config: DecoderConfig) -> Generator:
         decode=jax.jit(decode, static_argnames=static),
         generate=jax.jit(generate, static_argnames=static),
     )
+
+
+def with_room(cache: Cache, more: int) -> Cache:
+    """The cache with ``more`` slots at its end."""
+    widths = ((0, 0), (0, 0), (0, more), (0, 0))
+    return cache._replace(
+        layers=jax.tree.map(lambda x: jnp.pad(x, widths), cache.layers),
+        valid=jnp.pad(cache.valid, ((0, 0), (0, more))),
+    )
+
+
+def rewind(cache: Cache, length: int | jax.Array) -> Cache:
+    """The cache as it was when ``length`` of its slots were used."""
+    kept = jnp.arange(cache.valid.shape[1]) < length
+    return cache._replace(
+        valid=cache.valid & kept, length=jnp.asarray(length, jnp.int32)
+    )
+
+
+def draw(keys: jax.Array, log_probs: jax.Array, sampling: Sampling) -> jax.Array:
+    """A token of each row's distribution, int32 [B].
+
+    Args:
+      keys: one a row, [B].
+      log_probs: float32 [B, V].
+      sampling: of equally likely tokens at the edge of ``top_k`` or ``top_p`` the
+        lower ids stay.
+    """
+    if sampling.temperature == 0:
+        # On a CPU argmax takes several times as long.
+        return jax.lax.top_k(log_probs, 1)[1][:, 0]
+    categorical = jax.vmap(jax.random.categorical)
+    logits = log_probs / sampling.temperature
+    size = logits.shape[-1]
+    if sampling.top_p == 1 and sampling.top_k in (0, size):
+        return categorical(keys, logits).astype(jnp.int32)
+    kept, ids = jax.lax.top_k(logits, min(sampling.top_k or size, size))
+    if sampling.top_p < 1:
+        p = jax.nn.softmax(kept)
+        above = jnp.cumsum(p, axis=-1) - p
+        kept = jnp.where(above < sampling.top_p, kept, -jnp.inf)
+    chosen = categorical(keys, kept)
+    return jnp.take_along_axis(ids, chosen[:, None], axis=-1)[:, 0]
+
+
+class _Generation(NamedTuple):
+    """Where the loop stands."""
+
+    step: jax.Array  # int32 []
+    token: jax.Array  # int32 [B], the last one
+    done: jax.Array  # bool [B]
+    generated: Generated
+
+
+def _blank(batch: int, max_new_tokens: int) -> _Generation:
+    zeros = jnp.zeros(batch, jnp.int32)
+    shape = (batch, max_new_tokens)
+    return _Generation(
+        jnp.zeros((), jnp.int32),
+        zeros,
+        zeros > 0,
+        Generated(jnp.zeros(shape, jnp.int32), zeros, jnp.zeros(shape, jnp.float32)),
+    )
+
+
+def _choose(state: _Generation, log_probs, *, keys, sampling, end_ids) -> _Generation:
+    """The next token of the rows that go on; the others' last one again."""
+    step, token, done, generated = state
+    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+    token = jnp.where(done, token, draw(step_keys, log_probs, sampling))
+    log_p = jnp.take_along_axis(log_probs, token[:, None], axis=1)
+    column = (0, step)
+    generated = Generated(
+        jax.lax.dynamic_update_slice(generated.tokens, token[:, None], column),
+        generated.lengths + ~done,
+        jax.lax.dynamic_update_slice(
+            generated.log_probs, jnp.where(done[:, None], 0, log_p), column
+        ),
+    )
+    ends = jnp.asarray(end_ids, jnp.int32)
+    done = done | (token[:, None] == ends).any(axis=1)
+    return _Generation(step + 1, token, done, generated)
+
+
+def _mixed(log_probs, log_weights):
+    """log sum_i exp(log_weights_i + log p_i) over the rows of a prompt, [B / k, V]."""
+    if log_weights is None:
+        return log_probs
+    each = log_probs.reshape(*log_weights.shape, -1)
+    return jax.nn.logsumexp(each + log_weights[..., None], axis=1)
+
+
+def _require_positions(config: DecoderConfig, length: int, more: int) -> None:
+    if config.positions == "learned" and length + more > config.max_length:
+        raise UserError(
+            f"Prompts of {length} tokens, padding counted, and {more} new ones go past "
+            f"max_length, {config.max_length}, where learned positions end; shorten "
+            "the prompts or ask for fewer."
+        )

@@ -109,6 +109,17 @@ def test_the_second_round_mines_with_the_model_of_the_first(trained):
     assert all(m["shape"] == [20, 3] for m in manifests)
 
 
+def test_the_encoder_as_it_starts_can_mine(collection, tmp_path):
+    config = small_dpr(collection, miner="model")
+    config.pairs.miner = "grep"
+    with pytest.raises(UserError, match="pairs.miner is 'grep'"):
+        dpr.execute(config, shrunken.run_in(tmp_path / "a", "dpr"))
+    config.pairs.miner = "model"
+    dpr.execute(config, shrunken.run_in(tmp_path / "b", "dpr"))
+    manifest = tmp_path / "b/round_1/negatives/manifest.json"
+    assert json.loads(manifest.read_text())["identity"]["model"] != "bm25"
+
+
 def test_a_finished_run_is_judged_again_without_training(trained, collection, capsys):
     before = json.loads((trained / "report.json").read_text())
     config = small_dpr(collection, rounds=2)

@@ -108,6 +108,51 @@ def test_a_rotation_depends_on_the_distance_alone():
     np.testing.assert_array_equal(layers.rotate(q, jnp.array([0])), q)
 
 
+def test_heads_that_share_keys_and_values():
+    """As a head of keys and values for each, every one of them repeated."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(1, 5, 8)).astype(np.float32)
+    shared, alone = (
+        layers.SelfAttention(
+            num_heads=4, num_kv_heads=n, head_width=6, bias=False, dtype="float32",
+            rotary=True, rotary_base=50.0,
+        )
+        for n in (2, 4)
+    )  # fmt: skip
+    q, k, v = (random.normal(size=(8, n, 6)) for n in (4, 2, 2))
+    out = {"kernel": random.normal(size=(24, 8))}
+
+    def run(attention, *heads):
+        kernel = np.concatenate(heads, axis=1).reshape(8, -1)
+        params = {"qkv": {"kernel": kernel}, "out": out}
+        return np.asarray(attention.apply({"params": params}, x, jnp.arange(5)))
+
+    found = run(shared, q, k, v)
+    wanted = run(alone, q, k.repeat(2, axis=1), v.repeat(2, axis=1))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_slower_rotation_has_a_higher_base():
+    """Pair j of d / 2 turns by base^(-2j / d) a position; the first always by 1."""
+    x = jnp.zeros((1, 1, 1, 4)).at[..., :2].set(1.0)
+    for base in (16.0, 10000.0):
+        turned = layers.rotate(x, jnp.array([3]), base)[0, 0, 0]
+        angles = np.array([3.0, 3.0 * base**-0.5])
+        wanted = np.concatenate([np.cos(angles), np.sin(angles)])
+        np.testing.assert_allclose(turned, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "usual"), [("layer", 1e-5), ("rms", 1e-6)], ids=["layer", "rms"]
+)
+def test_epsilon_of_a_norm(kind, usual):
+    x = np.array([[1e-3, -1e-3]], np.float32)  # mean 0, mean of squares 1e-6
+    for told, epsilon in ((0.0, usual), (3e-6, 3e-6)):
+        norm = layers.norm(kind, "float32", epsilon=told)
+        found, _ = norm.init_with_output(jax.random.key(0), x)
+        np.testing.assert_allclose(found, x / np.sqrt(1e-6 + epsilon), rtol=1e-4)
+
+
 def layer_norm(x, params):
     x = x - x.mean(-1, keepdims=True)
     x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
@@ -265,6 +310,11 @@ def test_learned_positions_end_at_max_length():
         (dict(num_heads=3), "width 8 does not divide into 3 heads"),
         (dict(num_heads=8), "a head is 1 wide"),
         (dict(width=2, num_heads=1, positions="sinusoidal"), "width is 2"),
+        (dict(num_kv_heads=3), "2 heads cannot share 3 of keys and values"),
+        (dict(num_kv_heads=-1), "num_kv_heads is -1; choose 0 or more"),
+        (dict(head_width=3), "a head is 3 wide"),
+        (dict(rotary_base=1.0), "rotary_base is 1.0; choose one above 1"),
+        (dict(norm_epsilon=-1e-5), "norm_epsilon is -1e-05; choose 0 or more"),
         (dict(vocab_size=0), "vocab_size is 0"),
         (dict(cutoffs=(14, 6)), r"cutoffs are \(14, 6\) .* choose cutoffs that rise"),
         (dict(cutoffs=(6, 6)), "choose cutoffs that rise"),

@@ -27,7 +27,7 @@ def expected(rows, params=0):
 
 
 def encoder(params: float = 0, **changes):
-    return encode_passages.Encoder(embed, params, pad_id=0, **(SIZES | changes))
+    return encode_passages.TextEncoder(embed, params, pad_id=0, **(SIZES | changes))
 
 
 def build(directory, *, rows=PASSAGES, made=None, identity=None, **options):

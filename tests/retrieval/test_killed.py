@@ -29,7 +29,7 @@ def tokenise(some):
     time.sleep(float(sys.argv[2]))
     return list(some)
 
-encoder = encode_passages.Encoder(
+encoder = encode_passages.TextEncoder(
     embed, np.float32(0.5), max_length=32, batch_tokens=64, pad_id=0
 )
 encode_passages.build(
