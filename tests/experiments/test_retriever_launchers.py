@@ -250,7 +250,7 @@ def test_a_workdir_belongs_to_its_text(trained, collection, tmp_path):
     dpr.execute(config, shrunken.run_in(tmp_path / "run", "dpr"))
     with (folder / "corpus.jsonl").open("a") as file:
         file.write(json.dumps({"_id": "new", "title": "", "text": "more"}) + "\n")
-    with pytest.raises(UserError, match="fingerprint is"):
+    with pytest.raises(UserError, match="belongs to another run"):
         dpr.execute(config, shrunken.run_in(tmp_path / "run", "dpr"))
 
 
