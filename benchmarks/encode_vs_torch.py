@@ -113,15 +113,19 @@ def theirs(argument: dict):
 SIDES = {"sentence_transformers": theirs, "rlm_jax": ours}
 
 
-def measure(quick: bool, encoder: str, collection: str, limit: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
+def measure(
+    quick: bool, encoder: str, collection: str, limit: int, vectors: str
+) -> dict[str, Any]:
+    with contextlib.ExitStack() as stack:
+        folder = vectors or stack.enter_context(tempfile.TemporaryDirectory())
+        Path(folder).mkdir(parents=True, exist_ok=True)
         argument = {
             "encoder": encoder, "collection": collection, "folder": folder,
             "slice": 8 if quick else SLICE, "limit": 16 if quick else limit,
         }  # fmt: skip
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as inner:
             sides = {
-                name: stack.enter_context(
+                name: inner.enter_context(
                     workers.worker("benchmarks.encode_vs_torch", name, argument)
                 )
                 for name in SIDES
@@ -212,9 +216,12 @@ if __name__ == "__main__":
     parser.add_argument("--encoder", required=True)
     parser.add_argument("--collection", required=True)
     parser.add_argument("--limit", type=int, default=0, help="passages; 0: all")
+    parser.add_argument("--vectors", default="", help="empty folder that keeps them")
     own, others = parser.parse_known_args()
     command, sys.argv = sys.argv, [sys.argv[0], *others]
     record.main(
         "encode_vs_torch",
-        lambda quick: measure(quick, own.encoder, own.collection, own.limit),
+        lambda quick: measure(
+            quick, own.encoder, own.collection, own.limit, own.vectors
+        ),
     )

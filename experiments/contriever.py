@@ -9,8 +9,8 @@ import functools
 import jax
 
 from experiments import dry_run, launch, ranking_report, retrievers
-from experiments.ranking_report import JudgeConfig, Towers
-from experiments.retrievers import CollectionConfig, SearchConfig, TextConfig, Tower
+from experiments.ranking_report import Experiment, Towers
+from experiments.retrievers import CollectionConfig, TextConfig, Tower
 from rlm_jax import pretrained
 from rlm_jax.data import contrastive, corpora, text_encoding, token_store, tokenizers
 from rlm_jax.errors import UserError
@@ -36,20 +36,12 @@ class CropsConfig:
 
 
 @dataclasses.dataclass
-class Config:
+class Config(Experiment):
     """Training on crops, and the collection on which the retriever is judged."""
 
     crops: CropsConfig = dataclasses.field(default_factory=CropsConfig)
     method: ContrieverConfig = dataclasses.field(default_factory=ContrieverConfig)
     negatives: str = "queue"  # queue (MoCo) or batch
-    init_from: str = ""  # folder of an encoder to start from; empty: from scratch
-    batch_size: int = 64  # windows of a step, over all devices
-    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    collection: CollectionConfig = dataclasses.field(default_factory=CollectionConfig)
-    text: TextConfig = dataclasses.field(default_factory=TextConfig)
-    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
-    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
 
 
 def tiny() -> Config:

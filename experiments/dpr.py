@@ -16,8 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments import dry_run, launch, ranking_report, retrievers
-from experiments.ranking_report import JudgeConfig, Towers
-from experiments.retrievers import CollectionConfig, SearchConfig, TextConfig, Tower
+from experiments.ranking_report import Experiment, Towers
+from experiments.retrievers import CollectionConfig, TextConfig, Tower
 from rlm_jax import pretrained
 from rlm_jax.data import contrastive, questions, text_encoding
 from rlm_jax.data import passages as passages_lib
@@ -49,20 +49,12 @@ class PairsConfig:
 
 
 @dataclasses.dataclass
-class Config:
+class Config(Experiment):
     """Training on pairs, and the collection on which the retriever is judged."""
 
     pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
     method: DPRConfig = dataclasses.field(default_factory=DPRConfig)
-    init_from: str = ""  # folder of an encoder to start from; empty: from scratch
     vocab_size: int = 8192  # of the WordPiece trained on the passages, from scratch
-    batch_size: int = 32  # questions of a step, over all devices
-    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)  # of a round
-    collection: CollectionConfig = dataclasses.field(default_factory=CollectionConfig)
-    text: TextConfig = dataclasses.field(default_factory=TextConfig)
-    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
-    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
 
 
 def tiny() -> Config:
@@ -78,6 +70,7 @@ def tiny() -> Config:
     )  # fmt: skip
     return Config(
         method=DPRConfig(encoder, scale=20.0, negatives="distinct"),
+        batch_size=32,
         optim=OptimConfig(learning_rate=5e-4, warmup_steps=50),
         train=TrainConfig(steps=400, log_every=20, checkpoint_every=200),
         text=TextConfig(question_length=48, passage_length=128),

@@ -10,12 +10,20 @@ import numpy as np
 
 from experiments import launch, retrievers, searcher
 from experiments.launch import Run
-from experiments.retrievers import Collection, CollectionConfig, Tower
+from experiments.retrievers import (
+    Collection,
+    CollectionConfig,
+    SearchConfig,
+    TextConfig,
+    Tower,
+)
 from rlm_jax.evaluate import answers, ranking
 from rlm_jax.method import Neighbours
 from rlm_jax.report import plots, report, tables
 from rlm_jax.retrieval import encode
 from rlm_jax.train import metrics, progress
+from rlm_jax.train.loop import TrainConfig
+from rlm_jax.train.optim import OptimConfig
 
 REAL = "real"
 SHUFFLED = "shuffled"
@@ -91,6 +99,20 @@ def shuffled(found: Neighbours) -> Neighbours:
     """Every question is given what was found for another, half the list away."""
     turned = np.roll(np.arange(len(found.ids)), len(found.ids) // 2)
     return Neighbours(found.scores[turned], found.ids[turned])
+
+
+@dataclasses.dataclass
+class Experiment:
+    """A run that trains a retriever: a launcher adds what it is trained on."""
+
+    init_from: str = ""  # folder of an encoder to start from; empty: from scratch
+    batch_size: int = 64  # examples of a step, over all devices
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    collection: CollectionConfig = dataclasses.field(default_factory=CollectionConfig)
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
 
 
 class Towers(NamedTuple):

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -185,28 +184,12 @@ def save(index: BM25Index, directory: str | os.PathLike) -> None:
     Raises:
       UserError: something is there already, or it cannot be written.
     """
-    directory = Path(directory)
-    if directory.exists():
-        raise UserError(
-            f"There is something at {directory} already; delete it or choose another "
-            "folder."
-        )
-    partial_directory = directory.with_name(directory.name + ".partial")
-    with checked_files.full_disk_named(directory, "the index is built again"):
-        shutil.rmtree(partial_directory, ignore_errors=True)
-        partial_directory.mkdir(parents=True)
-        index.library.save(partial_directory, allow_pickle=False, show_progress=False)
-        manifest = {
-            "format": _FORMAT,
-            "config": dataclasses.asdict(index.config),
-            "source": index.source,
-            "files": {
-                path.name: checked_files.checksum(path)
-                for path in partial_directory.iterdir()
-            },
-        }
-        checked_files.write_manifest(partial_directory, manifest)
-        os.rename(partial_directory, directory)
+    fields = {"config": dataclasses.asdict(index.config), "source": index.source}
+
+    def write(folder: Path) -> None:
+        index.library.save(folder, allow_pickle=False, show_progress=False)
+
+    checked_files.publish(Path(directory), _FORMAT, fields, write)
 
 
 def load(
@@ -235,15 +218,7 @@ def load(
         checked_files.require_equal(dataclasses.asdict(config), stored, directory)
     if source is not None:
         checked_files.require_equal({"source": source}, manifest, directory)
-    names = {path.name for path in directory.iterdir()} - {checked_files.MANIFEST}
-    files = manifest["files"]
-    if names != set(files) or any(
-        checked_files.checksum(directory / name) != files[name] for name in files
-    ):
-        raise UserError(
-            f"The files of the index {directory} are not those it was saved with; "
-            "delete it and build it again."
-        )
+    checked_files.verify_files(directory, manifest)
     config = BM25Config(**manifest["config"])
     analyser(config)  # names what is not installed before the first search
     library = _import_bm25s().BM25.load(directory, mmap=True, allow_pickle=False)

@@ -9,8 +9,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,62 @@ def read_manifest(directory: Path, form: str) -> dict[str, Any]:
             "; delete its folder and build it again."
         )
     return manifest
+
+
+def refuse_existing(directory: Path) -> None:
+    """Raises UserError where there is something already."""
+    if directory.exists():
+        raise UserError(
+            f"There is something at {directory} already; open it, delete it, or choose "
+            "another folder."
+        )
+
+
+def publish(
+    directory: Path,
+    form: str,
+    fields: Mapping[str, Any],
+    write: Callable[[Path], object],
+) -> None:
+    """A new folder of files and a manifest, which has its name when it is whole.
+
+    Args:
+      directory: the folder.
+      form: what it is, for `read_manifest`.
+      fields: of the manifest, beside the files' checksums.
+      write: makes the files in the folder it is given.
+
+    Raises:
+      UserError: something is there already, or it cannot be written.
+    """
+    refuse_existing(directory)
+    partial = directory.with_name(directory.name + ".partial")
+    with full_disk_named(directory, "it is built again"):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write(partial)
+        files = {path.name: checksum(path) for path in partial.iterdir()}
+        write_manifest(partial, {"format": form, **fields, "files": files})
+        os.rename(partial, directory)
+
+
+def verify_files(
+    directory: Path, manifest: Mapping[str, Any], *, checksums: bool = True
+) -> None:
+    """Compares a folder's files with what `publish` wrote down.
+
+    Raises:
+      UserError: a file is missing, was added or, unless ``checksums`` is off, changed.
+    """
+    files = manifest["files"]
+    names = {path.name for path in directory.iterdir()} - {MANIFEST}
+    if names != set(files) or any(
+        checksums and checksum(directory / name) != files[name] for name in files
+    ):
+        raise UserError(
+            f"The files of {directory} are not those it was saved with; delete it and "
+            "build it again."
+        )
 
 
 def as_json(identity: Mapping[str, Any]) -> dict[str, Any]:

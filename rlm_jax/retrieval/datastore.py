@@ -171,7 +171,7 @@ class Writer:
                 f"Datastore {self.directory} has {self.num_written + self._rows} of "
                 f"{total} entries; append the rest before publishing it."
             )
-        refuse_existing(self.directory)
+        checked_files.refuse_existing(self.directory)
         with self._disk_errors():
             os.rename(self.partial, self.directory)
             checked_files.sync_directory(self.directory.parent)
@@ -272,7 +272,7 @@ def create(
     form = {"format": _FORMAT, "dim": dim, "dtype": dtype, "num_entries": num_entries}
     form["shard_size"] = shard_size = min(shard_size, num_entries)
     form["identity"] = checked_files.as_json(identity)
-    refuse_existing(directory)
+    checked_files.refuse_existing(directory)
     partial = partial_of(directory)
     with checked_files.full_disk_named(directory, "nothing was written yet"):
         if not (partial / checked_files.MANIFEST).exists():
@@ -330,15 +330,6 @@ def open(
 def partial_of(directory: Path) -> Path:
     """The folder of a datastore that is still being built."""
     return directory.with_name(directory.name + ".partial")
-
-
-def refuse_existing(directory: Path) -> None:
-    """Raises UserError where there is something already."""
-    if directory.exists():
-        raise UserError(
-            f"There is something at {directory} already; open it, delete it, or choose "
-            "another folder."
-        )
 
 
 def shard_path(directory: Path, number: int, part: str) -> Path:

@@ -3,7 +3,6 @@
 The first round of DPR takes them from BM25, the second from the model of the first.
 """
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,29 +87,21 @@ def save(
     """Writes mined negatives with what they were mined from, whole or not at all.
 
     Args:
-      folder: is made if absent.
+      folder: a new one.
       negatives: int32 [Q, H].
       identity: plain JSON: the questions', passages' and index's fingerprints.
 
     Raises:
-      UserError: the disk is full or may not be written to.
+      UserError: something is there already, or it cannot be written.
     """
     folder = Path(folder)
-    partial = folder.with_name(f"{folder.name}.partial")
-    with checked_files.full_disk_named(folder, "which mines again what is missing"):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        data = np.ascontiguousarray(negatives, "<i4")
-        checksum = checked_files.write_bytes(partial / _FILE, data.tobytes())
-        manifest = {
-            "format": _FORMAT,
-            "identity": checked_files.as_json(identity),
-            "shape": list(data.shape),
-            "crc32": checksum,
-        }
-        checked_files.write_manifest(partial, manifest)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+    data = np.ascontiguousarray(negatives, "<i4")
+    checked_files.publish(
+        folder,
+        _FORMAT,
+        {"identity": checked_files.as_json(identity), "shape": list(data.shape)},
+        lambda there: checked_files.write_bytes(there / _FILE, data.tobytes()),
+    )
 
 
 def load(folder: str | Path, identity: Mapping[str, Any]) -> np.ndarray:
@@ -123,9 +114,6 @@ def load(folder: str | Path, identity: Mapping[str, Any]) -> np.ndarray:
     manifest = checked_files.read_manifest(folder, _FORMAT)
     wanted = checked_files.as_json(identity)
     checked_files.require_equal(wanted, manifest["identity"], folder)
+    checked_files.verify_files(folder, manifest)
     array = checked_files.map_array(folder / _FILE, tuple(manifest["shape"]), "<i4")
-    if checked_files.checksum(folder / _FILE) != manifest["crc32"]:
-        raise UserError(
-            f"File {folder / _FILE} is damaged; delete its folder and mine again."
-        )
     return np.array(array, np.int32)

@@ -24,7 +24,7 @@ def join(parts: Sequence[str | os.PathLike], directory: str | os.PathLike) -> No
       UserError: parts that do not fit together, or something at ``directory`` already.
     """
     directory = Path(directory)
-    datastore.refuse_existing(directory)
+    checked_files.refuse_existing(directory)
     opened = [datastore.open(part, verify=False) for part in parts]
     first, *others = (part.manifest for part in opened)
     size = first["shard_size"]

@@ -7,7 +7,6 @@ memory as float32 while the index is built, and as `Parameters.kept` while it is
 """
 
 import os
-import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +36,7 @@ _DISTANCES = {"ip": "dot_product", "l2": "squared_l2"}
 KEPT = {"float32": 4, "bfloat16": 2, "int8": 1}
 _FEWEST = 30  # candidates that are scored exactly, however small k is
 _SAMPLE = 1000  # queries on which an index is tuned
+_ENOUGH = 30  # given queries that are tuned on alone
 
 
 class Parameters(NamedTuple):
@@ -196,7 +196,7 @@ def build(
 
 
 def sample_queries(datastore: Datastore, queries: np.ndarray | None) -> np.ndarray:
-    """About 1,000 queries [N, D] to tune on: those given, and moved keys beyond them.
+    """About 1,000 queries [N, D] to tune on: of those given, or moved keys if few are.
 
     Drawn with a fixed seed; see `build`.
     """
@@ -204,10 +204,12 @@ def sample_queries(datastore: Datastore, queries: np.ndarray | None) -> np.ndarr
     given = np.zeros((0, datastore.dim), np.float32)
     if queries is not None:
         given = queries[rng.permutation(len(queries))[:_SAMPLE]]
-    some = min(_SAMPLE - len(given), datastore.num_entries)
+    # A handful of questions would say little of the recall of others.
+    if len(given) >= _ENOUGH:
+        return given
+    some = min(_SAMPLE, datastore.num_entries)
     ids = rng.integers(0, datastore.num_entries, (3, some))
     keys, plus, minus = datastore.gather_keys(ids)
-    # A handful of questions would say little of the recall of others.
     return np.concatenate([given, keys + np.float32(0.75) * (plus - minus)])
 
 
@@ -298,40 +300,28 @@ def save(index: ScannIndex, directory: str | os.PathLike) -> None:
     Raises:
       UserError: something is there already, or it cannot be written.
     """
-    directory = Path(directory)
-    if directory.exists():
-        raise UserError(
-            f"There is something at {directory} already; delete it or choose another "
-            "folder."
-        )
-    partial = directory.with_name(directory.name + ".partial")
-    with checked_files.full_disk_named(directory, "the index is built again"):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    fields = {
+        "metric": index.metric,
+        "dim": index.dim,
+        "num_entries": index.num_entries,
+        "parameters": list(index.parameters),
+        "datastore": index.datastore_checksum,
+        "first": index.first,
+        "target_recall": index.target_recall,
+        "tuned_k": index.tuned_k,
+        "recall": index.recall,
+        "seconds": index.seconds,
+    }
+
+    def write(folder: Path) -> None:
         try:
-            index.searcher.serialize(str(partial), relative_path=True)
+            index.searcher.serialize(str(folder), relative_path=True)
         except RuntimeError as error:  # how ScaNN reports any failure to write
             raise UserError(
-                f"ScaNN cannot write {partial} ({error}); free some space there."
+                f"ScaNN cannot write {folder} ({error}); free some space there."
             ) from error
-        manifest = {
-            "format": _FORMAT,
-            "metric": index.metric,
-            "dim": index.dim,
-            "num_entries": index.num_entries,
-            "parameters": list(index.parameters),
-            "datastore": index.datastore_checksum,
-            "first": index.first,
-            "target_recall": index.target_recall,
-            "tuned_k": index.tuned_k,
-            "recall": index.recall,
-            "seconds": index.seconds,
-            "files": {
-                path.name: checked_files.checksum(path) for path in partial.iterdir()
-            },
-        }
-        checked_files.write_manifest(partial, manifest)
-        os.rename(partial, directory)
+
+    checked_files.publish(Path(directory), _FORMAT, fields, write)
 
 
 def load(
@@ -356,16 +346,7 @@ def load(
     checked_files.require_equal(wanted, manifest, directory)
     # ScaNN would unpickle a file of its own that we never write, so nothing may be
     # there that the manifest does not name.
-    names = {path.name for path in directory.iterdir()} - {checked_files.MANIFEST}
-    files = manifest["files"]
-    if names != set(files) or any(
-        verify and checked_files.checksum(directory / name) != files[name]
-        for name in files
-    ):
-        raise UserError(
-            f"The files of the index {directory} are not those it was saved with; "
-            "delete it and build it again."
-        )
+    checked_files.verify_files(directory, manifest, checksums=verify)
     return ScannIndex(
         manifest["metric"],
         manifest["dim"],

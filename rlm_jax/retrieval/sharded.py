@@ -20,7 +20,7 @@ import numpy as np
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 from rlm_jax.retrieval import checked_files, scann
-from rlm_jax.retrieval.datastore import Datastore, partial_of, refuse_existing
+from rlm_jax.retrieval.datastore import Datastore, partial_of
 from rlm_jax.retrieval.index import (
     SHARD_ENTRIES,
     TARGET_RECALL,
@@ -136,7 +136,7 @@ def build(
         "tuned_k": k,
         "bounds": bounds,
     }
-    refuse_existing(directory)
+    checked_files.refuse_existing(directory)
     partial = partial_of(directory)
     with checked_files.full_disk_named(directory, "finished indexes are kept"):
         partial.mkdir(parents=True, exist_ok=True)
