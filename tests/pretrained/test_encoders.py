@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -60,11 +61,12 @@ def test_bert_hidden_states():
 
 def test_contriever_vectors():
     arrays = golden("hf_contriever")
-    for changes, name in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({}, "emb"),
         ({"normalise": True}, "emb_norm"),
         ({"pooling": "cls"}, "emb_cls"),
-    ):
+    )
+    for changes, name in cases:
         config, params = pretrained.load_encoder(GOLDEN / "hf" / "bert", **changes)
         found = embedder(config).embed(params, batch(arrays))
         assert worst(found, arrays[name]) < 2e-5
