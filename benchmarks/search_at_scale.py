@@ -250,7 +250,10 @@ def main() -> None:
     parser.add_argument("--embeddings", default="")
     parser.add_argument("--queries", default="")
     files, others = parser.parse_known_args()
-    command = " ".join(["python -m benchmarks.search_at_scale", *sys.argv[1:]])
+    # Without the folders, which say something of this machine alone.
+    named = {k: Path(v).name for k, v in vars(files).items() if v}
+    given = [f"--{k} {v}" for k, v in named.items()]
+    command = " ".join(["python -m benchmarks.search_at_scale", *others, *given])
     sys.argv[1:] = others
     record.main(
         "search_at_scale",

@@ -52,7 +52,7 @@ class SearchConfig:
 
     k: int = 100  # passages a question
     index: str = "auto"  # auto (by the number of passages), exact or scann
-    target_recall: float = 0.95  # of ScaNN's ten nearest
+    target_recall: float = index.TARGET_RECALL  # of ScaNN's ten nearest
     kept: str = "float32"  # what ScaNN scores its best with: float32, bfloat16 or int8
     dtype: str = "float32"  # of the stored vectors: float32, float16 or int8
     batch_tokens: int = 8192  # of an encoder's batch, padding included

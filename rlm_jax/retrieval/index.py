@@ -22,7 +22,9 @@ EXACT_BELOW = 16_384
 # Keys of width 768 as float32, and the copy that ScaNN makes, take 25 GB at this size.
 SHARD_ENTRIES = 4_000_000
 
-TARGET_RECALL = 0.95
+# At 0.95 a sentence encoder lost 0.02 of nDCG@10 to exact search on SciFact, at 0.995
+# nothing: what an index misses is as often a relevant passage as any other.
+TARGET_RECALL = 0.995
 
 
 class Index(Protocol):

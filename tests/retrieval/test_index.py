@@ -44,7 +44,7 @@ def test_choose_goes_by_size_and_keeps_what_it_built(tmp_path, monkeypatch):
     monkeypatch.setattr(scann, "build", None)
     again = index.choose(store, "ip", exact_below=50)
     assert (again.search(keys, 3).ids == first.search(keys, 3).ids).all()
-    with pytest.raises(UserError, match="target_recall = 0.95"):
+    with pytest.raises(UserError, match="target_recall = 0.995"):
         index.choose(store, "ip", exact_below=50, target_recall=0.9)
     with pytest.raises(UserError, match="kept = 'float32'"):
         index.choose(store, "ip", exact_below=50, kept="int8")
