@@ -119,10 +119,10 @@ def test_a_report_counts_only_for_its_own_configuration(demonstration, corpus):
     config = shrunken.shrink(lm.tiny(), corpus)
     config.optim.decay_steps = theirs["optim"]["decay_steps"]
     config.continue_from = theirs["continue_from"]
-    assert launch.finished(run, config, theirs["text"]) is not None
+    assert launch.finished(run, config, theirs["fingerprint"]) is not None
     assert launch.finished(run, config, "another text") is None
     config.train.steps = 3
-    assert launch.finished(run, config, theirs["text"]) is None
+    assert launch.finished(run, config, theirs["fingerprint"]) is None
 
 
 def test_several_runs_in_one_table(demonstration, tmp_path, capsys):
