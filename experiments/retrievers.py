@@ -23,6 +23,7 @@ from rlm_jax.errors import UserError
 from rlm_jax.method import Method, Neighbours, Params
 from rlm_jax.models.encoder import EncoderConfig, embedder
 from rlm_jax.retrieval import bm25, datastore, encode, encode_passages, index
+from rlm_jax.retrieval.index import TARGET_RECALL
 from rlm_jax.train import loop, metrics, optim, parallel, progress, step
 
 TITLES = ("join", "pair", "none")
@@ -52,7 +53,7 @@ class SearchConfig:
 
     k: int = 100  # passages a question
     index: str = "auto"  # auto (by the number of passages), exact or scann
-    target_recall: float = index.TARGET_RECALL  # of ScaNN's ten nearest
+    target_recall: float = TARGET_RECALL  # of ScaNN's ten nearest
     kept: str = "float32"  # what ScaNN scores its best with: float32, bfloat16 or int8
     dtype: str = "float32"  # of the stored vectors: float32, float16 or int8
     batch_tokens: int = 8192  # of an encoder's batch, padding included

@@ -88,15 +88,16 @@ def test_partitioned_indexes_keep_the_target_and_report_it(tmp_path):
     writer.append(keys, np.arange(9000))
     store = writer.publish()
     index = sharded.build(
-        store, tmp_path / "index", metric="ip", shard_entries=4500, kept="bfloat16"
-    )
+        store, tmp_path / "index", metric="ip", shard_entries=4500, kept="bfloat16",
+        target_recall=0.95,
+    )  # fmt: skip
     sample = scann.sample_queries(store, None)
     truth = exact.build(store, metric="ip")
     assert scann.measure_recall(index, truth, sample, 10) >= 0.94
     report = sharded.report(index)
     assert report["entries"] == 9000 and report["shards"] == 2 and report["resident"]
     assert report["kept_bytes"] == 9000 * 16 * 2
-    assert report["recall"] >= report["target_recall"] == 0.995
+    assert report["recall"] >= report["target_recall"] == 0.95
 
 
 @pytest.mark.multi
