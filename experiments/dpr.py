@@ -72,7 +72,7 @@ def tiny() -> Config:
         method=DPRConfig(encoder, scale=20.0, negatives="distinct"),
         batch_size=32,
         optim=OptimConfig(learning_rate=5e-4, warmup_steps=50),
-        train=TrainConfig(steps=400, log_every=20, checkpoint_every=200),
+        train=TrainConfig(steps=300, log_every=20, checkpoint_every=150),
         text=TextConfig(question_length=48, passage_length=128),
     )
 
