@@ -8,7 +8,7 @@ import functools
 
 import jax
 
-from experiments import dry_run, launch, ranking_report, retrievers
+from experiments import dry_run, launch, presets, ranking_report, retrievers
 from experiments.ranking_report import Experiment, Towers
 from experiments.retrievers import CollectionConfig, TextConfig, Tower
 from rlm_jax import pretrained
@@ -51,13 +51,9 @@ def tiny() -> Config:
     Corpus: stdlib, WordPiece of 8,192. Hardware: 2 CPU cores. Time: under 3 minutes.
     Figure: docs/results.md.
     """
-    encoder = EncoderConfig(
-        num_layers=2, width=128, num_heads=2, feed_forward_width=512, max_length=128,
-        normalise=True, dropout=0.0,
-    )  # fmt: skip
     return Config(
         crops=CropsConfig(window=128),
-        method=ContrieverConfig(encoder, queue_size=4096, momentum=0.99),
+        method=ContrieverConfig(presets.tiny_encoder(), queue_size=4096, momentum=0.99),
         batch_size=64,
         optim=OptimConfig(learning_rate=5e-4, warmup_steps=50),
         train=TrainConfig(

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import dry_run, launch, ranking_report, retrievers
+from experiments import dry_run, launch, presets, ranking_report, retrievers
 from experiments.ranking_report import Experiment, Towers
 from experiments.retrievers import CollectionConfig, TextConfig, Tower
 from rlm_jax import pretrained
@@ -64,12 +64,8 @@ def tiny() -> Config:
     Corpus: stdlib, WordPiece of 8,192. Hardware: 2 CPU cores. Time: under 3 minutes.
     Figure: docs/results.md.
     """
-    encoder = EncoderConfig(
-        num_layers=2, width=128, num_heads=2, feed_forward_width=512, max_length=128,
-        normalise=True, dropout=0.0,
-    )  # fmt: skip
     return Config(
-        method=DPRConfig(encoder, scale=20.0, negatives="distinct"),
+        method=DPRConfig(presets.tiny_encoder(), scale=20.0, negatives="distinct"),
         batch_size=32,
         optim=OptimConfig(learning_rate=5e-4, warmup_steps=50),
         train=TrainConfig(steps=300, log_every=20, checkpoint_every=150),

@@ -131,7 +131,8 @@ def leave_to_first() -> None:
 def finished(run: Run, config: Any, text: str) -> report.Report | None:
     """The report of this configuration and text in the workdir, if there is one."""
     written = run.workdir / "report.json"
-    if not written.exists() or _stored(run.workdir) != _fields(run, config, text):
+    ours = _fields(run, config, text)
+    if not written.exists() or _completed(run, config) != ours:
         return None
     return report.read(written)
 
@@ -167,7 +168,7 @@ def claim(run: Run, config: Any, text: str, *, same: tuple[str, ...]) -> None:
     Raises:
       UserError: the workdir holds another run, or cannot be written.
     """
-    ours, theirs = _fields(run, config, text), _stored(run.workdir)
+    ours, theirs = _fields(run, config, text), _completed(run, config)
     for field in ("system", *same, "fingerprint"):
         if theirs is None:
             break
@@ -217,6 +218,20 @@ def _stored(workdir: pathlib.Path) -> dict[str, Any] | None:
     if not isinstance(stored, dict):
         raise UserError(f"{path} is no configuration; choose another --workdir.")
     return stored
+
+
+def _completed(run: Run, config: Any) -> dict[str, Any] | None:
+    """The stored configuration; a field it is too old to have is as its default."""
+    stored = _stored(run.workdir)
+    if stored is None or stored.get("system") != run.system:
+        return stored
+
+    def fill(theirs: Any, default: Any) -> Any:
+        if not isinstance(theirs, dict) or not isinstance(default, dict):
+            return theirs
+        return default | {k: fill(v, default.get(k)) for k, v in theirs.items()}
+
+    return fill(stored, _fields(run, type(config)(), ""))
 
 
 def _difference(name: str, theirs: Any, ours: Any) -> str | None:

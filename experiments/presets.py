@@ -1,12 +1,13 @@
 """Sizes, corpora and optimisers that several launchers' presets have in common.
 
-Each function gives the fields of `language_model.Experiment`, or a decoder.
+Each function gives the fields of `language_model.Experiment`, a decoder or an encoder.
 """
 
 from typing import Any
 
 from experiments.language_model import DataConfig, EvaluateConfig
 from rlm_jax.models import decoder
+from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
@@ -27,6 +28,19 @@ def tiny() -> dict[str, Any]:
 
 def tiny_decoder() -> decoder.DecoderConfig:
     return decoder.modern(num_layers=2, width=128, feed_forward_width=384)
+
+
+def tiny_encoder() -> EncoderConfig:
+    """From scratch: unit vectors, or products would be in the thousands."""
+    return EncoderConfig(
+        num_layers=2,
+        width=128,
+        num_heads=2,
+        feed_forward_width=512,
+        max_length=128,
+        normalise=True,
+        dropout=0.0,
+    )
 
 
 def wikitext2() -> dict[str, Any]:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 from rlm_jax.retrieval import checked_files
+from rlm_jax.retrieval.index import none_found
 
 _FORMAT = "rlm_jax bm25 1"
 _METHODS = ("lucene", "robertson", "atire", "bm25l", "bm25+")
@@ -106,8 +107,7 @@ class BM25Index:
             )
         if isinstance(queries, str) or not all(isinstance(q, str) for q in queries):
             raise UserError("BM25 searches for texts; give a list of strings.")
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        ids = np.full((len(queries), k), -1, np.int32)
+        scores, ids = none_found(len(queries), k)
         analyse = analyser(self.config)
         # One thread: NumPy's scatter-add holds the interpreter's lock.
         for row, query in enumerate(tqdm(queries, desc="BM25", disable=not progress)):

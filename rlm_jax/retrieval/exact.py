@@ -18,7 +18,7 @@ import numpy as np
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 from rlm_jax.retrieval.datastore import Datastore
-from rlm_jax.retrieval.index import check_metric, check_search, check_target
+from rlm_jax.retrieval.index import check_metric, check_search, check_target, none_found
 
 _QUERY_CHUNK = 1024
 
@@ -59,13 +59,10 @@ class Exact:
         """
         queries = check_search(queries, k, self.dim)
         if not len(queries):
-            return Neighbours(np.zeros((0, k), np.float32), np.zeros((0, k), np.int32))
+            return none_found(0, k)
         chunks = _pad_and_split(queries - self.centre)
         copies = [[jax.device_put(c, d) for c in chunks] for d in self.devices]
-        empty = (
-            np.full((len(chunks[0]), k), -np.inf, np.float32),
-            np.full((len(chunks[0]), k), -1, np.int32),
-        )
+        empty = tuple(none_found(len(chunks[0]), k))
         best = [[jax.device_put(empty, d) for _ in chunks] for d in self.devices]
         num_blocks = -(-self.num_entries // self.block_size)
         for number in range(num_blocks):

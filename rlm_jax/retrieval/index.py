@@ -168,6 +168,12 @@ def check_search(queries: np.ndarray, k: int, dim: int) -> np.ndarray:
     return queries
 
 
+def none_found(num_queries: int, k: int) -> Neighbours:
+    """What a search returns where nothing was found."""
+    shape = num_queries, k
+    return Neighbours(np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32))
+
+
 def recall(approximate: Neighbours, exact: Neighbours) -> float:
     """The share of the exact neighbours that an approximate search found as well.
 

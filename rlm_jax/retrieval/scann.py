@@ -25,6 +25,7 @@ from rlm_jax.retrieval.index import (
     check_metric,
     check_search,
     check_target,
+    none_found,
     recall,
 )
 
@@ -91,7 +92,7 @@ class ScannIndex:
         """
         queries = check_search(queries, k, self.dim)
         if not len(queries):
-            return Neighbours(np.zeros((0, k), np.float32), np.zeros((0, k), np.int32))
+            return none_found(0, k)
         limits = {}
         if self.parameters.num_leaves:
             num_leaves, to_search, factor, _ = self.parameters

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from experiments import compare, demo, dry_run, knn_lm, launch, lm, trime
+from rlm_jax.errors import UserError
 from rlm_jax.report import report
 from rlm_jax.train import checkpoint
 from tests.experiments import shrunken
@@ -131,3 +132,19 @@ def test_several_runs_in_one_table(demonstration, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].startswith("| plain") and lines[3].startswith("| trime")
     assert (tmp_path / "controls.png").stat().st_size > 1000
+
+
+def test_a_workdir_older_than_a_field_goes_on(demonstration, corpus, tmp_path):
+    workdir = shrunken.copy_of(demonstration, tmp_path / "demo")
+    path = workdir / "lm" / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["method"]["decoder"]["num_kv_heads"]
+    path.write_text(json.dumps(stored))
+    config = shrunken.shrink(demo.tiny(), corpus)
+    run = shrunken.run_in(workdir, "demo")
+    its = demo.runs(config, run)["lm"][1]
+    there = run._replace(system="lm", workdir=workdir / "lm")
+    launch.claim(there, its, stored["fingerprint"], same=("method",))
+    its.method.decoder.num_kv_heads = 1
+    with pytest.raises(UserError, match="num_kv_heads is 0 there and 1 here"):
+        launch.claim(there, its, stored["fingerprint"], same=("method",))
