@@ -1,0 +1,354 @@
+"""A text under a language model that is given documents, stride by stride.
+
+The text is cut into strides of s tokens. For stride i documents d_1..d_K are retrieved
+by the tokens before it, and the language model, taken as it is, says
+
+    log p(x_t | d_k, x_{<t}),   t in stride i
+
+for each of them. All systems of the family are a line over these numbers: in-context
+RALM takes one document (the retriever's first, or the one under which the tokens before
+the stride were most likely), REPLUG mixes them, the oracle takes the best.
+
+Sources: Ram et al. 2023, "In-Context Retrieval-Augmented Language Models", sections 3
+to 5, whose windows are those of the released ``eval_lm.py``; Shi et al. 2023, "REPLUG",
+section 3.2.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rlm_jax.errors import UserError
+from rlm_jax.ops import mixtures
+
+LogProbs = Callable[[np.ndarray, np.ndarray, int], Any]
+"""``log_probs(tokens, lengths, last)`` -> float32 [B, last]: log p, in nats, of the
+``last`` tokens of each row given all before them. ``tokens`` is int32 [B, T], rows from
+the left, of which ``lengths``, int32 [B], count; any Python function will do."""
+
+PLACEMENTS = ("overwrite", "prepend")
+
+
+@dataclasses.dataclass
+class Protocol:
+    """How a text meets its documents; the default is in-context RALM's."""
+
+    window: int = 256  # tokens of the text that the model sees, the scored ones included
+    stride: int = 16  # tokens between two retrievals
+    query_length: int = 32  # tokens before a stride that ask
+    document_length: int = 96  # tokens of a document, at most
+    placement: str = "overwrite"  # the window's start, or prepend: before the window
+    rank_tokens: int = 16  # tokens before a stride by which documents are reranked
+    reuse: int = 4  # strides in a pass while their document stays the same
+    batch_size: int = 32  # windows at a time
+
+    def check(self) -> None:
+        """Raises UserError where the numbers do not fit together."""
+        for name in ("window", "stride", "document_length", "reuse", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; choose 1 or more.")
+        if min(self.query_length, self.rank_tokens) < 0:
+            raise UserError(
+                f"query_length is {self.query_length} and rank_tokens "
+                f"{self.rank_tokens}; choose 0 or more."
+            )
+        if self.placement not in PLACEMENTS:
+            raise UserError(
+                f"placement is {self.placement!r}; choose {' or '.join(PLACEMENTS)}."
+            )
+        document = self.document_length if self.placement == "overwrite" else 0
+        if document + self.last >= self.window:
+            raise UserError(
+                f"A window of {self.window} tokens does not hold a document of "
+                f"{document} and the {self.last} scored ones (rank_tokens + reuse * "
+                "stride) with a token to spare; make it longer, or one of them shorter."
+            )
+
+    @property
+    def last(self) -> int:
+        """Tokens at a pass's end that are scored."""
+        return self.rank_tokens + self.reuse * self.stride
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of the longest input."""
+        more = self.document_length if self.placement == "prepend" else 0
+        return self.window + more
+
+
+class Strides(NamedTuple):
+    """Where a text's windows, scored tokens and queries lie, int64 [S] each."""
+
+    begin: np.ndarray  # of the window
+    end: np.ndarray  # of the window and of the scored tokens
+    first: np.ndarray  # the first scored token
+    query: np.ndarray  # of the query, which ends at `first`; `first` itself: no query
+
+
+def strides(num_tokens: int, *, window: int, stride: int, query_length: int) -> Strides:
+    """The windows of a text of ``num_tokens``.
+
+    The first window scores all its tokens but the first, and has no query; each later
+    one scores what the one before did not reach. As in the released code a window that
+    is scored whole (the first, and with ``stride == window`` every one) leaves out its
+    first token, which has nothing before it.
+
+    Raises:
+      UserError: fewer than two tokens, or not 1 <= stride <= window.
+    """
+    if num_tokens < 2:
+        raise UserError(
+            f"The text to evaluate has {num_tokens} tokens; give at least 2."
+        )
+    if not 1 <= stride <= window:
+        raise UserError(
+            f"stride is {stride} and window {window}; choose 1 <= stride <= window."
+        )
+    count = 1 + max(0, -(-(num_tokens - window) // stride))
+    begin = np.arange(count, dtype=np.int64) * stride
+    end = np.minimum(begin + window, num_tokens)
+    reached = np.concatenate([[0], end[:-1]])
+    query = np.where(np.arange(count) > 0, np.maximum(reached - query_length, 0), 0)
+    first = np.maximum(reached, begin + 1)
+    # The query ends where the scored range begins, whether its first token counts or
+    # not; the first window has none.
+    query = np.where(np.arange(count) > 0, query, first)
+    return Strides(begin, end, first, query)
+
+
+def queries(tokens: np.ndarray, at: Strides) -> list[np.ndarray]:
+    """The tokens of each stride's query; none for the first."""
+    ends = np.minimum(at.first, np.concatenate([[0], at.end[:-1]]))
+    return [tokens[low:high] for low, high in zip(at.query, ends, strict=True)]
+
+
+class Passes(NamedTuple):
+    """Which document a pass puts before which run of strides, int64 [P] each."""
+
+    document: np.ndarray
+    first: np.ndarray  # stride
+    last: np.ndarray  # stride, included
+
+
+def passes(documents: np.ndarray, reuse: int) -> Passes:
+    """One pass for each document and run of up to ``reuse`` strides that retrieve it.
+
+    A run's strides share one window, which ends with the last of them: what a
+    key-value cache would keep while the document stays the same is computed once. The
+    earlier strides of a run see up to ``(reuse - 1) * stride`` fewer old tokens.
+
+    Args:
+      documents: int [S, K], the rows of each stride's documents; -1 = absent.
+    """
+    open_runs: dict[int, list[int]] = {}
+    runs: list[list[int]] = []
+    for stride, row in enumerate(documents.tolist()):
+        found = {document for document in row if document >= 0}
+        open_runs = {d: run for d, run in open_runs.items() if d in found}
+        for document in sorted(found):
+            run = open_runs.get(document)
+            if run is None or stride - run[1] >= reuse:
+                run = [document, stride, stride]
+                open_runs[document] = run
+                runs.append(run)
+            run[2] = stride
+    runs.sort(key=lambda run: run[2])
+    return Passes(*np.array(runs, np.int64).reshape(-1, 3).T)
+
+
+def score(
+    log_probs: LogProbs,
+    tokens: np.ndarray,
+    at: Strides,
+    documents: np.ndarray,
+    document_tokens: Callable[[int], np.ndarray],
+    protocol: Protocol,
+    *,
+    wrap: Callable[[Iterable], Iterable] = iter,
+) -> np.ndarray:
+    """log p of each stride's tokens, and of those before it, under each document.
+
+    Args:
+      log_probs: the language model.
+      tokens: int [N], the text.
+      at: its `strides`, with the protocol's window and stride.
+      documents: int [S, K], the documents of each stride; -1 = absent.
+      document_tokens: row -> int [n], a document's tokens; cut at ``document_length``.
+      wrap: what to put around the batches' iterator, such as a progress bar.
+
+    Returns:
+      float32 [S, K, rank_tokens + stride], nats, aligned at the end: a shorter last
+      stride has NaN before it, an absent document NaN everywhere.
+    """
+    protocol.check()
+    return _score(
+        log_probs, tokens, at, documents, document_tokens, protocol,
+        protocol.row_length, wrap,
+    )  # fmt: skip
+
+
+def without(
+    log_probs: LogProbs,
+    tokens: np.ndarray,
+    at: Strides,
+    protocol: Protocol,
+    *,
+    wrap: Callable[[Iterable], Iterable] = iter,
+) -> np.ndarray:
+    """log p of each token of a text without documents, float32 [N - 1], nats.
+
+    The windows are those of `score`, whole.
+    """
+    protocol.check()
+    values = np.full(len(tokens) - 1, np.nan, np.float32)
+    head = tokens[: at.end[0]]
+    values[: len(head) - 1] = _log_probs(
+        log_probs, [head], protocol.window, len(head) - 1, 1
+    )[0]
+    # A document of no tokens, the same for every stride with one before it.
+    nothing = np.where(np.arange(len(at.end)) > 0, 0, -1)[:, None]
+    found = _score(
+        log_probs, tokens, at, nothing, lambda _: tokens[:0], protocol,
+        protocol.window, wrap,
+    )  # fmt: skip
+    return replaced(values, at, found[:, 0, protocol.rank_tokens :])
+
+
+def replaced(plain: np.ndarray, at: Strides, chosen: np.ndarray) -> np.ndarray:
+    """A text's log-probabilities, those of strides with documents put in their place.
+
+    Args:
+      plain: float32 [N - 1], as `without` gives them.
+      at: the text's `strides`.
+      chosen: float32 [S, stride], aligned at the end; NaN where there is no document,
+        and there ``plain`` stays.
+
+    Returns:
+      float32 [N - 1].
+    """
+    values = plain.copy()
+    # The first window has no documents; prediction i has token i + 1 as its target.
+    for low, high, row in zip(at.first[1:], at.end[1:], chosen[1:], strict=True):
+        row = row[len(row) - (high - low) :]
+        part = values[low - 1 : high - 1]
+        part[:] = np.where(np.isnan(row), part, row)
+    return values
+
+
+def first(values: np.ndarray, rank_tokens: int) -> np.ndarray:
+    """Under each stride's first document, float32 [S, stride]."""
+    return values[:, 0, rank_tokens:]
+
+
+def reranked(values: np.ndarray, rank_tokens: int) -> np.ndarray:
+    """Under the document that makes the tokens before a stride most likely.
+
+    Zero-shot reranking, Ram et al. 2023, section 6.1.
+    """
+    return _best(values, values[..., :rank_tokens], rank_tokens)
+
+
+def oracle(values: np.ndarray, rank_tokens: int) -> np.ndarray:
+    """Under the document that makes the stride itself most likely: a control.
+
+    It has seen the answer: no way of choosing among these documents does better.
+    """
+    return _best(values, values[..., rank_tokens:], rank_tokens)
+
+
+def ranked_by(values: np.ndarray, scores: np.ndarray, rank_tokens: int) -> np.ndarray:
+    """Under the document with the largest of ``scores``, float [S, K]."""
+    scores = np.where(absent(values), -np.inf, scores)
+    chosen = scores.argmax(axis=1)
+    return values[np.arange(len(values)), chosen, rank_tokens:]
+
+
+def ensemble(
+    values: np.ndarray,
+    scores: np.ndarray,
+    rank_tokens: int,
+    *,
+    k: int,
+    temperature: float = 1.0,
+) -> np.ndarray:
+    """REPLUG: the mixture of the first ``k`` documents by their scores, per token.
+
+        log p(x_t) = log sum_i softmax_i(s / temperature) p(x_t | d_i, x_{<t})
+
+    Args:
+      values: as `score` gives them.
+      scores: float [S, K], the retriever's; as released the temperature is 1.
+
+    Returns:
+      float32 [S, stride]; NaN where a stride has no document.
+    """
+    gone = absent(values)[:, :k]
+    weights = mixtures.log_weights(scores[:, :k], ~gone, temperature=temperature)
+    each = np.where(gone[..., None], -np.inf, values[:, :k, rank_tokens:])
+    mixed = np.asarray(mixtures.ensemble(weights, np.nan_to_num(each, nan=0.0)))
+    # A shorter last stride stays aligned at the end.
+    unscored = np.isnan(values[:, :k, rank_tokens:]).all(axis=1)
+    return np.where(unscored, np.nan, mixed)
+
+
+def absent(values: np.ndarray) -> np.ndarray:
+    """Which documents there are not, bool [S, K]."""
+    return np.isnan(values[..., -1])
+
+
+def likelihood(values: np.ndarray, rank_tokens: int) -> np.ndarray:
+    """log p of each stride under each document, float32 [S, K]; -inf where absent."""
+    return _sums(values, values[..., rank_tokens:])
+
+
+def _best(values, judged, rank_tokens):
+    return ranked_by(values, _sums(values, judged), rank_tokens)
+
+
+def _sums(values, judged):
+    sums = np.nansum(judged, axis=-1, dtype=np.float64)
+    return np.where(absent(values), -np.inf, sums).astype(np.float32)
+
+
+def _score(
+    log_probs, tokens, at, documents, document_tokens, protocol, row_length, wrap
+):
+    plan = passes(documents, protocol.reuse)
+    rank_tokens, size = protocol.rank_tokens, protocol.batch_size
+    width = rank_tokens + protocol.stride
+    values = np.full((*documents.shape, width), np.nan, np.float32)
+    for start in wrap(range(0, len(plan.document), size)):
+        rows = [x[start : start + size].tolist() for x in plan]
+        inputs = [
+            _input(tokens, at, stride, document_tokens(document), protocol)
+            for document, stride in zip(rows[0], rows[2], strict=True)
+        ]
+        found = _log_probs(log_probs, inputs, row_length, protocol.last, size)
+        for document, begin, last, row in zip(*rows, found, strict=True):
+            for stride in range(begin, last + 1):
+                low = at.end[last] - at.first[stride] + rank_tokens
+                high = at.end[last] - at.end[stride]
+                part = row[len(row) - low : len(row) - high]
+                here = documents[stride] == document
+                values[stride, here, width - len(part) :] = part
+    return values
+
+
+def _input(tokens, at, stride, document, protocol):
+    """What the model reads: a window and its document."""
+    text = tokens[at.begin[stride] : at.end[stride]]
+    document = document[: protocol.document_length]
+    kept = text[len(document) :] if protocol.placement == "overwrite" else text
+    return np.concatenate([document, kept])
+
+
+def _log_probs(log_probs, inputs, length, last, size):
+    """float32 [rows, last]; every batch has one shape, so the model compiles once."""
+    ids = np.zeros((size, length), np.int32)
+    lengths = np.full(size, length, np.int32)
+    for row, found in enumerate(inputs):
+        ids[row, : len(found)] = found
+        lengths[row] = len(found)
+    return np.asarray(log_probs(ids, lengths, last), np.float32)[: len(inputs)]
