@@ -4,38 +4,31 @@ A collection is copied once into the cache: one file of UTF-8 (id, title, text o
 passage in turn), the int64 offsets of these fields, and the hashes of the ids in
 ascending order. The files are memory-mapped, so 21 million passages cost no
 memory; opening them reads the files once, for their checksums, and building them takes
-12 bytes of memory a passage.
+12 bytes of memory a passage, or about 100 a document where a corpus is cut.
 """
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 from tqdm import tqdm
 
-from rlm_jax.data import cache, docstrings, files
+from rlm_jax.data import cache, passage_files
+from rlm_jax.data.passage_files import Passage
 from rlm_jax.errors import UserError
 
 _FORMAT = 1
-NAMES = "stdlib, beir:FOLDER, dpr:FILE, jsonl:FILE or jsonl:FOLDER"
-
-
-class Passage(NamedTuple):
-    """A text with an id that is unique in its collection; the title may be empty."""
-
-    id: str
-    title: str
-    text: str
-
-    @property
-    def joined(self) -> str:
-        """Title and text as one text, which is what BM25 indexes."""
-        return f"{self.title} {self.text}" if self.title else self.text
+NAMES = (
+    "stdlib, beir:FOLDER, dpr:FILE, jsonl:FILE, jsonl:FOLDER, corpus:NAME or several "
+    "joined by +"
+)
+_JOINT = re.compile(r"\+(?=stdlib(?:\+|$)|(?:beir|dpr|jsonl|corpus):)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +113,19 @@ def load(
       ``{"id" or "_id", "text", "title" where there is one}``. Without an id it is the
       line's number, after the file's name where there are several.
 
+    * ``corpus:NAME`` or ``corpus:NAME#SPLIT``: the documents of a split (train, where
+      none is named) of a corpus that `corpora.load` knows, cut into disjoint blocks of
+      100 words (Karpukhin et al. 2020, section 4.1), the last of a document shorter.
+      Words are what white space parts; a block is the document from its first word to
+      its last, as it stands. (In DPR's released file the last block of an article is
+      filled up from the article's start, and the first begins with the title.) The
+      title is the document's name, the id ``<name>#<number of the block>``; where an
+      earlier document has the name, ``#<number of the document>`` follows it. A split
+      is lower-case letters, so a path that ends in a ``#`` and such needs its split.
+    * ``NAME+NAME``: several of these, one after another. Only a ``+`` before one of
+      these kinds joins, so a path may hold others. A collection that shares an id with
+      an earlier one has its place before each of its ids, such as ``2/<id>``.
+
     An empty text is kept (collections in BEIR's form have some); a missing one is not.
 
     Arguments:
@@ -128,24 +134,62 @@ def load(
       progress: whether to show a progress bar while copying.
 
     Raises:
-      UserError: an unknown name, a file that is missing, damaged or not UTF-8, a record
-        without a text, an id that occurs twice, no passage at all, or a full disk.
+      UserError: an unknown name or split, a file that is missing, damaged or not UTF-8,
+        a record without a text, an id that occurs twice, no passage at all, or a full
+        disk.
     """
-    kind, _, path = name.partition(":")
-    readers = {"beir": _from_beir, "dpr": _from_dpr, "jsonl": _from_jsonl}
-    if name == "stdlib":
-        content = docstrings.fingerprint()
-        records = (Passage(d.id, d.module, d.source) for d in docstrings.extract())
-    elif kind in readers and path:
-        content, records = readers[kind](Path(path))
+    parts = _JOINT.split(name)
+    if len(parts) > 1:
+        loaded = [load(part, cache_dir=cache_dir, progress=progress) for part in parts]
+        kind, content = "joined", [part.fingerprint for part in loaded]
+        records = _joined(loaded)
     else:
-        raise UserError(f"There are no passages '{name}': choose one of {NAMES}.")
+        kind, content, records = _read_named(name, cache_dir)
     key = cache.fingerprint(_FORMAT, kind, content)
     directory = cache.root(cache_dir) / "passages" / key[:32]
     cache.once(
         directory, lambda folder: write(folder, records, name, progress=progress)
     )
     return read(directory, name, key)
+
+
+def _read_named(
+    name: str, cache_dir: str | os.PathLike | None
+) -> tuple[str, Any, Iterator[Passage]]:
+    """The kind of one collection, what tells it apart, and its passages."""
+    kind, _, path = name.partition(":")
+    readers = {
+        "beir": passage_files.beir,
+        "dpr": passage_files.dpr,
+        "jsonl": passage_files.jsonl,
+    }
+    if name == "stdlib":
+        return kind, *passage_files.stdlib()
+    if kind in readers and path:
+        return kind, *readers[kind](Path(path))
+    if kind == "corpus" and path:
+        return kind, *passage_files.corpus(path, cache_dir)
+    raise UserError(f"There are no passages '{name}': choose one of {NAMES}.")
+
+
+def _joined(parts: Sequence[Passages]) -> Iterator[Passage]:
+    """Collections one after another; ids that an earlier one has get a prefix."""
+    taken: list[np.ndarray] = []
+    for place, part in enumerate(parts, 1):
+        prefix, hashes = "", part._hashes
+        # A shared hash is nearly always a shared id, and a prefix too many is harmless.
+        while any(_intersect(hashes, earlier) for earlier in taken):
+            prefix = f"{place}/{prefix}"
+            ids = (prefix + part._id(row) for row in range(len(part)))
+            hashes = np.sort(np.fromiter(map(_hash, ids), np.uint64, len(part)))
+        taken.append(hashes)
+        for passage in part:
+            yield passage._replace(id=prefix + passage.id)
+
+
+def _intersect(some: np.ndarray, ascending: np.ndarray) -> bool:
+    places = np.searchsorted(ascending, some)
+    return bool((ascending[np.minimum(places, len(ascending) - 1)] == some).any())
 
 
 def write(
@@ -236,58 +280,3 @@ def _refuse_twins(passages: Passages) -> None:
 def _hash(id_: str) -> int:
     data = id_.encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-
-
-# --- readers: (content, stream of passages) ------------------------------------------
-
-
-def _from_beir(folder: Path) -> tuple[Any, Iterator[Passage]]:
-    file = files.either(folder / "corpus.jsonl")
-    return files.digest(file), _jsonl_passages(file, "")
-
-
-def _from_jsonl(path: Path) -> tuple[Any, Iterator[Passage]]:
-    if not path.is_dir():
-        return files.digest(path), _jsonl_passages(path, "")
-    found = sorted(
-        p for p in path.iterdir() if p.name.endswith((".jsonl", ".jsonl.gz"))
-    )
-    # A file beside its own compressed copy is one collection, not two.
-    found = [p for p in found if p.suffix != ".gz" or p.with_suffix("") not in found]
-    if not found:
-        raise UserError(f"The folder {path} holds no .jsonl or .jsonl.gz files.")
-    stems = [p.name.removesuffix(".gz").removesuffix(".jsonl") for p in found]
-    content = [[s, files.digest(p)] for s, p in zip(stems, found, strict=True)]
-    prefixes = [f"{stem}/" if len(found) > 1 else "" for stem in stems]
-    return content, (
-        passage
-        for file, prefix in zip(found, prefixes, strict=True)
-        for passage in _jsonl_passages(file, prefix)
-    )
-
-
-def _jsonl_passages(path: Path, prefix: str) -> Iterator[Passage]:
-    for number, record in files.json_records(path):
-        id_ = record.get("_id")
-        id_ = record.get("id") if id_ is None else id_
-        title = record.get("title") or ""
-        text = record.get("text")
-        if not isinstance(text, str) or not isinstance(title, str):
-            raise files.bad_record(path, number, 'a JSON object with a string "text"')
-        if id_ is not None and not isinstance(id_, str | int):
-            raise files.bad_record(path, number, 'a JSON object with a plain "id"')
-        yield Passage(f"{prefix}{number}" if id_ is None else str(id_), title, text)
-
-
-def _from_dpr(path: Path) -> tuple[Any, Iterator[Passage]]:
-    return files.digest(path), _dpr_passages(path)
-
-
-def _dpr_passages(path: Path) -> Iterator[Passage]:
-    for number, row in files.rows(path):
-        if number == 1 and row[:1] == ["id"]:
-            continue
-        if len(row) != 3:
-            raise files.bad_record(path, number, "an id, a text and a title, by tabs")
-        id_, text, title = row
-        yield Passage(id_, title, text)
