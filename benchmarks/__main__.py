@@ -13,6 +13,7 @@ from benchmarks import record
 NAMES = (
     "memory_op",
     "trime_step",
+    "replug_ensemble",
     "lm_vs_torch",
     "datastore_build",
     "search_crossover",

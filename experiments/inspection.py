@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from experiments import language_model
+from experiments import documents, language_model
 from experiments.reporting import piece
-from rlm_jax.evaluate import knn, token_memory
+from rlm_jax.evaluate import in_context, knn, token_memory
 from rlm_jax.report.inspector import Neighbour, Position
 
 CONTEXT = 24
@@ -76,13 +76,45 @@ def of_datastore(
     return _positions(text, scored, log_probs, chosen, p_knn, neighbours)
 
 
+def of_documents(
+    text: language_model.Text,
+    asked: documents.Asked,
+    log_probs: dict[str, np.ndarray],
+    values: np.ndarray,
+    shelf: documents.Library,
+    rank_tokens: int,
+) -> list[Position]:
+    """The documents of a stride, weighed by how likely they make the whole stride."""
+    chosen = choose(log_probs)
+    strides = np.searchsorted(asked.at.end, chosen + 1, side="right")
+    likelihood = in_context.likelihood(values, rank_tokens)
+
+    def neighbours(row):
+        stride = strides[row]
+        ids, scores = (x[stride] for x in (asked.found.ids, asked.found.scores))
+        here = np.flatnonzero(ids >= 0)[:NEIGHBOURS]
+        weights = np.exp(likelihood[stride] - likelihood[stride].max(initial=-np.inf))
+        return [
+            Neighbour(
+                context=text.tokenizer.decode(shelf.tokens(int(ids[k]))),
+                value=None,
+                score=float(scores[k]),
+                weight=float(weights[k] / weights[ids >= 0].sum()),
+                source=shelf.passages[int(ids[k])].id,
+            )
+            for k in here
+        ]
+
+    return _positions(text, asked, log_probs, chosen, None, neighbours)
+
+
 def _positions(text, scored, log_probs, chosen, p_memory, neighbours):
     return [
         Position(
             context=_context(text, scored.tokens, at),
             target=piece(text, scored.tokens[at + 1]),
             p_lm=float(np.exp(log_probs["off"][at])),
-            p_knn=float(p_memory[row]),
+            p_knn=None if p_memory is None else float(p_memory[row]),
             p=float(np.exp(log_probs["real"][at])),
             neighbours=neighbours(row),
             source=f"token {at + 1:,}",

@@ -221,9 +221,8 @@ def score_split(
     limit: int = 0,
 ) -> Scored:
     """Every token of a split, or of its first ``limit``, in the configured windows."""
-    split = text.store.split(name)
-    limits = (limit, config.evaluate.max_tokens, len(split.tokens))
-    tokens = split.tokens[: min(x for x in limits if x)]
+    limits = [x for x in (limit, config.evaluate.max_tokens) if x]
+    tokens, size = head(text, name, min(limits, default=0))
     assert method.score is not None
     stream = perplexity.score_stream(
         method.score,
@@ -234,7 +233,14 @@ def score_split(
         batch_size=config.evaluate.batch_size,
         wrap=launch.bar(f"scoring {name}", "batch"),
     )
-    return Scored(stream, tokens, *_size(text, split, tokens))
+    return Scored(stream, tokens, *size)
+
+
+def head(text: Text, name: str, limit: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """A split's first ``limit`` tokens, 0 = all, and their bytes and words."""
+    split = text.store.split(name)
+    tokens = split.tokens[: limit or len(split.tokens)]
+    return tokens, _size(text, split, tokens)
 
 
 def _size(text: Text, split: token_store.TokenSplit, tokens) -> tuple[int, int]:

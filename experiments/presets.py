@@ -5,7 +5,9 @@ Each function gives the fields of `language_model.Experiment`, a decoder or an e
 
 from typing import Any
 
+from experiments.documents import DocumentsConfig
 from experiments.language_model import DataConfig, EvaluateConfig
+from rlm_jax.methods.lm import LMConfig
 from rlm_jax.models import decoder
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.train.loop import TrainConfig
@@ -28,6 +30,16 @@ def tiny() -> dict[str, Any]:
 
 def tiny_decoder() -> decoder.DecoderConfig:
     return decoder.modern(num_layers=2, width=128, feed_forward_width=384)
+
+
+def tiny_documents() -> dict[str, Any]:
+    """The same, evaluated in short strides with documents."""
+    return {
+        **tiny(),
+        "evaluate": EvaluateConfig(window=128, stride=16, max_tokens=2**14),
+        "method": LMConfig(tiny_decoder()),
+        "documents": DocumentsConfig(length=48, reuse=2),
+    }
 
 
 def tiny_encoder() -> EncoderConfig:
@@ -65,6 +77,17 @@ def wikitext2() -> dict[str, Any]:
 
 def wikitext2_decoder() -> decoder.DecoderConfig:
     return decoder.modern(feed_forward_width=768, cutoffs=(2000, 10000), dropout=0.2)
+
+
+def wikitext2_documents() -> dict[str, Any]:
+    """The same text with its training articles and SQuAD's paragraphs as documents."""
+    return {
+        **wikitext2(),
+        "evaluate": EvaluateConfig(stride=16, batch_size=32, max_tokens=2**15),
+        "documents": DocumentsConfig(
+            "corpus:text:data/wikitext-2+jsonl:data/squad/dev_passages.jsonl", num=10
+        ),
+    }
 
 
 def wikitext103() -> dict[str, Any]:
@@ -118,6 +141,14 @@ def wikitext103_decoder() -> decoder.DecoderConfig:
         dtype="bfloat16",
         remat=True,
     )
+
+
+def paper_documents(corpus: str, *, stride: int, window: int = 1024) -> dict[str, Any]:
+    """A published language model over a text of one's own."""
+    return {
+        "data": DataConfig(corpus=corpus),
+        "evaluate": EvaluateConfig(window=window, stride=stride, batch_size=64),
+    }
 
 
 def enwik8() -> dict[str, Any]:

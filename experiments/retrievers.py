@@ -265,6 +265,30 @@ def search_dense(
     return open_index(store, search, vectors).search(vectors, search.k)
 
 
+def searcher(
+    questions: Tower,
+    store: datastore.Datastore,
+    text: TextConfig,
+    search: SearchConfig,
+    *,
+    max_rows: int = 0,
+) -> Callable[[Sequence[str], int], Neighbours]:
+    """(texts, k) -> passages, for many calls: the index is opened once, and no bar.
+
+    ``max_rows`` is as for `TextEncoder`: 1 for questions that come one at a time, whose
+    few shapes are compiled once.
+    """
+    found = open_index(store, search)
+    length = cut(text, questions.config).question_length
+    encoder = encoder_of(questions, search, length, max_rows=max_rows)
+
+    def answer(texts: Sequence[str], k: int) -> Neighbours:
+        rows = questions.tokenizer.encode(list(texts), max_length=length)
+        return found.search(encoder(rows), k)
+
+    return answer
+
+
 def search_bm25(
     passages: Passages,
     texts: Sequence[str],

@@ -94,14 +94,5 @@ def open_run(
             "was made with; put it back, or encode the passages again."
         )
     text, search = TextConfig(**record["text"]), SearchConfig(**record["search"])
-    found = retrievers.open_index(datastore.open(workdir / record["vectors"]), search)
-    length = retrievers.cut(text, tower.config).question_length
-    # Questions come one at a time: a batch of one, whose few shapes are compiled once.
-    encoder = retrievers.encoder_of(tower, search, length, max_rows=1)
-
-    def answer(texts: list[str], k: int) -> Neighbours:
-        return found.search(
-            encoder(tower.tokenizer.encode(texts, max_length=length)), k
-        )
-
-    return passages, answer
+    store = datastore.open(workdir / record["vectors"])
+    return passages, retrievers.searcher(tower, store, text, search, max_rows=1)

@@ -82,7 +82,7 @@ def crops(
                 side.append(draw(rng, starts[example], stops[example]))
         batch = {"weight": np.ones(len(rows), np.float32)}
         for name, side in zip(("query", "key"), sides, strict=True):
-            batch |= _padded(name, side, length, pad_id)
+            batch |= padded(name, side, length, pad_id)
         return batch
 
     return _batches(make, len(starts), batch_size, "windows of text")
@@ -144,15 +144,18 @@ def pairs(
         passage = np.stack([draw(seed, epoch, question) for question in chosen])
         own = passage[rows]
         texts = lookup(np.where(own < 0, own[:, :1], own).reshape(-1))
-        padded = _padded("passage", texts, passage_length, pad_id)
+        passage_side = padded("passage", texts, passage_length, pad_id)
         return {
-            **_padded(
+            **padded(
                 "question",
                 [questions[question] for question in chosen[rows]],
                 question_length,
                 pad_id,
             ),
-            **{k: x.reshape(len(rows), -1, passage_length) for k, x in padded.items()},
+            **{
+                name: x.reshape(len(rows), -1, passage_length)
+                for name, x in passage_side.items()
+            },
             "passage": own.astype(np.int32),
             "known": _known(
                 own[:, 0], [positives[q] for q in chosen[rows]], passage, known
@@ -206,7 +209,7 @@ def _batches(make, num_examples: int, batch_size: int, noun: str) -> Batches:
     return Batches(batch_at, num_examples, num_batches)
 
 
-def _padded(name: str, rows: TokenRows, length: int, pad_id: int) -> Batch:
+def padded(name: str, rows: TokenRows, length: int, pad_id: int) -> Batch:
     """Ids and mask [N, length]; a row that is cut keeps its last token, the [SEP]."""
     ids = np.full((len(rows), length), pad_id, np.int32)
     mask = np.zeros((len(rows), length), np.int32)

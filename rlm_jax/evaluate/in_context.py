@@ -35,7 +35,7 @@ PLACEMENTS = ("overwrite", "prepend")
 class Protocol:
     """How a text meets its documents; the default is in-context RALM's."""
 
-    window: int = 256  # tokens of the text that the model sees, the scored ones included
+    window: int = 256  # tokens of the text, the scored ones among them
     stride: int = 16  # tokens between two retrievals
     query_length: int = 32  # tokens before a stride that ask
     document_length: int = 96  # tokens of a document, at most
@@ -84,7 +84,8 @@ class Strides(NamedTuple):
     begin: np.ndarray  # of the window
     end: np.ndarray  # of the window and of the scored tokens
     first: np.ndarray  # the first scored token
-    query: np.ndarray  # of the query, which ends at `first`; `first` itself: no query
+    query: np.ndarray  # of the query
+    query_end: np.ndarray  # where it ends; its own begin: no query
 
 
 def strides(num_tokens: int, *, window: int, stride: int, query_length: int) -> Strides:
@@ -110,18 +111,14 @@ def strides(num_tokens: int, *, window: int, stride: int, query_length: int) -> 
     begin = np.arange(count, dtype=np.int64) * stride
     end = np.minimum(begin + window, num_tokens)
     reached = np.concatenate([[0], end[:-1]])
-    query = np.where(np.arange(count) > 0, np.maximum(reached - query_length, 0), 0)
     first = np.maximum(reached, begin + 1)
-    # The query ends where the scored range begins, whether its first token counts or
-    # not; the first window has none.
-    query = np.where(np.arange(count) > 0, query, first)
-    return Strides(begin, end, first, query)
+    query = np.maximum(reached - query_length, 0)
+    return Strides(begin, end, first, query, reached)
 
 
 def queries(tokens: np.ndarray, at: Strides) -> list[np.ndarray]:
     """The tokens of each stride's query; none for the first."""
-    ends = np.minimum(at.first, np.concatenate([[0], at.end[:-1]]))
-    return [tokens[low:high] for low, high in zip(at.query, ends, strict=True)]
+    return [tokens[x:y] for x, y in zip(at.query, at.query_end, strict=True)]
 
 
 class Passes(NamedTuple):
@@ -173,8 +170,10 @@ def score(
     Args:
       log_probs: the language model.
       tokens: int [N], the text.
-      at: its `strides`, with the protocol's window and stride.
-      documents: int [S, K], the documents of each stride; -1 = absent.
+      at: its `strides`, or any others of the protocol's window and stride; these
+        with ``reuse`` 1, unless they follow each other.
+      documents: int [S, K], the documents of each stride; -1 = absent, as all of the
+        first stride's are, which fills its window.
       document_tokens: row -> int [n], a document's tokens; cut at ``document_length``.
       wrap: what to put around the batches' iterator, such as a progress bar.
 
@@ -183,6 +182,9 @@ def score(
       stride has NaN before it, an absent document NaN everywhere.
     """
     protocol.check()
+    long = at.end - at.first > protocol.stride
+    if (documents[long] >= 0).any():
+        raise ValueError("a window that is scored whole has no room for a document")
     return _score(
         log_probs, tokens, at, documents, document_tokens, protocol,
         protocol.row_length, wrap,
@@ -286,11 +288,8 @@ def ensemble(
     """
     gone = absent(values)[:, :k]
     weights = mixtures.log_weights(scores[:, :k], ~gone, temperature=temperature)
-    each = np.where(gone[..., None], -np.inf, values[:, :k, rank_tokens:])
-    mixed = np.asarray(mixtures.ensemble(weights, np.nan_to_num(each, nan=0.0)))
-    # A shorter last stride stays aligned at the end.
-    unscored = np.isnan(values[:, :k, rank_tokens:]).all(axis=1)
-    return np.where(unscored, np.nan, mixed)
+    mixed = mixtures.ensemble(weights, values[:, :k, rank_tokens:])
+    return np.where(gone.all(axis=1, keepdims=True), np.nan, np.asarray(mixed))
 
 
 def absent(values: np.ndarray) -> np.ndarray:

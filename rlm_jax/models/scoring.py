@@ -1,4 +1,4 @@
-"""Log-probabilities of the last tokens of rows, which alone meet the vocabulary."""
+"""Log-probabilities of some tokens of each row, which alone meet the vocabulary."""
 
 from functools import partial
 from typing import Any
@@ -28,21 +28,33 @@ def last_log_probs(config: DecoderConfig):
 
     @partial(jax.jit, static_argnames="last")
     def log_probs(params: Any, tokens, lengths, last: int) -> jax.Array:
-        def score(module):
-            at = lengths[:, None] - last + jnp.arange(last)
-            features = module(tokens).features
-            context = jnp.take_along_axis(features, at[..., None] - 1, axis=1)
-            targets = jnp.take_along_axis(tokens, at, axis=1)
-            target_score, log_normaliser = module.vocabulary.scores(context, targets)
-            return target_score - log_normaliser
-
         if config.positions == "learned" and tokens.shape[1] > config.max_length:
             raise UserError(
                 f"Rows of {tokens.shape[1]} tokens go past max_length, "
                 f"{config.max_length}, where learned positions end; make the window or "
                 "the documents shorter."
             )
-        scored: Any = decoder.apply({"params": params}, method=score)
-        return scored
+        start = lengths - last - 1
+        at = start[:, None] + 1 + jnp.arange(last)
+        targets = jnp.take_along_axis(tokens, at, axis=1)
+        scores: Any = decoder.apply(
+            {"params": params}, tokens, targets, start, method=score_from
+        )
+        target_score, log_normaliser = scores
+        return target_score - log_normaliser
 
     return log_probs
+
+
+def score_from(
+    decoder: Decoder, tokens, targets, start, *, deterministic: bool = True
+) -> tuple[jax.Array, jax.Array]:
+    """(target_score, log_normaliser) of some targets of each row, float32 [B, N] both.
+
+    For ``decoder.apply(..., method=score_from)``: ``targets`` int32 [B, N] follow the
+    inputs at ``start`` [B], ``start`` + 1, and so on, of ``tokens`` [B, T].
+    """
+    features = decoder(tokens, deterministic=deterministic).features
+    at = start[:, None] + jnp.arange(targets.shape[1])
+    features = jnp.take_along_axis(features, at[..., None], axis=1)
+    return decoder.vocabulary.scores(features, targets)

@@ -1,4 +1,4 @@
-"""Distributions made of neighbours, and their mixture with a language model's."""
+"""Distributions made of neighbours, and mixtures with and of language models'."""
 
 import jax
 import jax.numpy as jnp
@@ -84,3 +84,44 @@ def interpolate(log_p: Array, log_q: Array, weight: float | Array) -> jax.Array:
     """
     weight = jnp.asarray(weight, jnp.float32)
     return jnp.logaddexp(jnp.log1p(-weight) + log_p, jnp.log(weight) + log_q)
+
+
+def log_weights(
+    scores: Array, present: Array, *, temperature: float | Array = 1.0
+) -> jax.Array:
+    """log softmax(scores / t) over those present: what retrieved documents weigh.
+
+    Args:
+      scores: float32 [..., K]; those of absent documents may be anything.
+      present: bool [..., K].
+      temperature: t.
+
+    Returns:
+      float32 [..., K]; minus infinity where absent, hence everywhere where none is
+      present.
+    """
+    present = present.astype(bool)
+    logits = jnp.where(present, scores, 0.0).astype(jnp.float32) / temperature
+    normaliser = _log_sum_exp(logits, present)[..., None]
+    return jnp.where(present, logits - normaliser, -jnp.inf)
+
+
+def ensemble(log_weights: Array, log_probs: Array) -> jax.Array:
+    """log sum_i w_i p(y_t | d_i): one distribution out of one for each document.
+
+    REPLUG (Shi et al. 2023), section 3.2, token by token, as released.
+
+    Args:
+      log_weights: float32 [..., K]; minus infinity for an absent document, whose
+        ``log_probs`` may be anything.
+      log_probs: float32 [..., K, T].
+
+    Returns:
+      float32 [..., T]; minus infinity, with zero gradients, where no document is
+      present: there is no distribution then, and a loss over it is infinite.
+    """
+    # Not "> -inf", which would take NaN, a fault to be seen, for an absent document.
+    present = jnp.broadcast_to(log_weights[..., None] != -jnp.inf, log_probs.shape)
+    joint = log_weights[..., None] + jnp.where(present, log_probs, 0.0)
+    joint, present = (jnp.moveaxis(x, -2, -1) for x in (joint, present))
+    return jnp.where(present.any(-1), _log_sum_exp(joint, present), -jnp.inf)

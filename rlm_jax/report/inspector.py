@@ -16,8 +16,8 @@ class Neighbour(NamedTuple):
 
     context: str
     """Text to the left of the stored token: what the key saw."""
-    value: str
-    """The stored token, the one the neighbour votes for."""
+    value: str | None
+    """The stored token, the one the neighbour votes for; None for a whole document."""
     score: float
     """Similarity before temperature; larger is nearer."""
     weight: float
@@ -34,8 +34,8 @@ class Position(NamedTuple):
     target: str
     p_lm: float
     """Probability of the target by the language model alone."""
-    p_knn: float
-    """Probability of the target by the neighbours (or the memory) alone."""
+    p_knn: float | None
+    """By the neighbours (or the memory) alone; None where they do not predict alone."""
     p: float
     """Probability of the target by both together."""
     neighbours: Sequence[Neighbour]
@@ -115,6 +115,7 @@ def _card(number: int, position: Position) -> str:
             ("neighbours alone", "knn", position.p_knn),
             ("together", "both", position.p),
         )
+        if p is not None
     )
     rows = "\n".join(
         _row(rank, neighbour, position.target)
@@ -140,13 +141,16 @@ def _card(number: int, position: Position) -> str:
 
 
 def _row(rank: int, neighbour: Neighbour, target: str) -> str:
-    kind = "hit" if neighbour.value == target else "miss"
+    value = ""
+    if neighbour.value is not None:
+        kind = "hit" if neighbour.value == target else "miss"
+        value = f"<b class={kind}>{_token(neighbour.value)}</b>"
     source = html.escape(neighbour.source)
     source = f"<small>{source}</small>" if source else ""
     width = 100 * min(max(neighbour.weight, 0.0), 1.0)
     return (
         f"<tr><td>{rank}</td><td class=text>{_visible(neighbour.context)}"
-        f"<b class={kind}>{_token(neighbour.value)}</b>{source}</td>"
+        f"{value}{source}</td>"
         f"<td>{neighbour.score:.2f}</td>"
         f"<td class=weight><i style='width:{width:.1f}%'></i>"
         f"<span>{100 * neighbour.weight:.1f}%</span></td></tr>"

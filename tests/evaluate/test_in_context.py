@@ -94,7 +94,9 @@ def released(z):
         query_length=protocol.query_length,
     )
     lengths = z["doc_len"]
-    documents = np.where(lengths > 0, np.arange(lengths.size).reshape(lengths.shape), -1)
+    documents = np.where(
+        lengths > 0, np.arange(lengths.size).reshape(lengths.shape), -1
+    )
     documents[0] = -1  # the first window never has one
     ids = z["doc_ids"].reshape(lengths.size, -1).astype(np.int32)
 
@@ -109,9 +111,7 @@ def test_losses_and_choices_of_the_released_code(golden, gpt2):
     tokens, at, documents, document_tokens, protocol = released(z)
     plain = in_context.without(gpt2[2], tokens, at, protocol)
     np.testing.assert_allclose(-plain, z["none_nll"], atol=1e-4)
-    values = in_context.score(
-        gpt2[2], tokens, at, documents, document_tokens, protocol
-    )
+    values = in_context.score(gpt2[2], tokens, at, documents, document_tokens, protocol)
     for name, choose in {
         "first": in_context.first,
         "logprob": in_context.reranked,
@@ -235,6 +235,7 @@ def test_the_oracle_is_never_worse(text, collection):
     )  # fmt: skip
     at = in_context.strides(len(text), window=40, stride=4, query_length=8)
     documents = np.tile(np.arange(5), (len(at.end), 1))
+    documents[0] = -1
     values = in_context.score(
         bag, text, at, documents, collection.__getitem__, protocol
     )

@@ -136,3 +136,58 @@ def test_interpolate_at_the_ends_is_exact(other):
     np.testing.assert_array_equal(mixtures.interpolate(log_q, log_p, 1.0), log_p)
     slopes = jax.grad(lambda p, q: mixtures.interpolate(p, q, 0.0).sum(), (0, 1))
     np.testing.assert_array_equal(slopes(log_p, log_q), [[1, 1], [0, 0]])
+
+
+def expected_ensemble(weights, log_probs):
+    """Loops over the documents and tokens, in probabilities."""
+    mixed = np.zeros(log_probs.shape[-1])
+    for weight, row in zip(weights, log_probs, strict=True):
+        for t, log_p in enumerate(row):
+            mixed[t] += weight * np.exp(float(log_p))
+    return np.log(mixed)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_ensemble(temperature):
+    random = np.random.default_rng(1)
+    scores = random.normal(size=(2, 3, K)).astype(np.float32)
+    log_probs = -random.exponential(2, (2, 3, K, 4)).astype(np.float32)
+    present = random.random((2, 3, K)) < 0.7
+    assert not present.all() and present.any(-1).all()
+    scores = np.where(present, scores, np.nan)  # of the absent ones nothing is asked
+    log_probs = np.where(present[..., None], log_probs, np.nan)
+    log_w = mixtures.log_weights(scores, present, temperature=temperature)
+    got = mixtures.ensemble(log_w, log_probs)
+    for i in np.ndindex(2, 3):
+        kept = np.exp(scores[i][present[i]].astype(np.float64) / temperature)
+        wanted = expected_ensemble(kept / kept.sum(), log_probs[i][present[i]])
+        np.testing.assert_allclose(got[i], wanted, rtol=1e-5)
+        np.testing.assert_allclose(
+            np.exp(log_w[i])[present[i]], kept / kept.sum(), 1e-5
+        )
+        assert np.isneginf(log_w[i])[~present[i]].all()
+
+
+def test_one_document_is_the_model_itself():
+    log_probs = np.array([[-3.25, -700.5], [-1, -1]], np.float32)
+    log_w = mixtures.log_weights(np.array([5, 9], np.float32), np.array([True, False]))
+    np.testing.assert_array_equal(mixtures.ensemble(log_w, log_probs), log_probs[0])
+
+
+def test_ensemble_of_nothing_has_probability_zero():
+    def total(scores, log_probs, present):
+        log_w = mixtures.log_weights(scores, present)
+        mixed = mixtures.ensemble(log_w, log_probs)
+        return jnp.where(present.any(-1)[:, None], mixed, 0.0).sum(), mixed
+
+    scores = np.full((2, K), -np.inf, np.float32)
+    scores[1, 0] = 2
+    log_probs = np.full((2, K, 3), -2, np.float32)
+    present = np.isfinite(scores)
+    gradient = jax.jit(jax.grad(total, (0, 1), has_aux=True))
+    (d_scores, d_log_probs), mixed = gradient(scores, log_probs, present)
+    np.testing.assert_array_equal(mixed, [[-np.inf] * 3, [-2] * 3])
+    np.testing.assert_array_equal(d_scores, np.zeros_like(scores))
+    np.testing.assert_array_equal(
+        d_log_probs, np.where(present[..., None], 1, 0) + 0 * log_probs
+    )

@@ -1,0 +1,361 @@
+"""What launchers of language models with documents share: collections to candidates."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import given_model, language_model, launch, retrievers
+from experiments.given_model import Given
+from experiments.language_model import Scored, Text
+from experiments.launch import Run
+from experiments.retrievers import SearchConfig, TextConfig, Tower
+from rlm_jax.data import overlap
+from rlm_jax.data import passages as passages_lib
+from rlm_jax.data.passages import Passages
+from rlm_jax.data.tokenizers import Tokenizer
+from rlm_jax.errors import UserError
+from rlm_jax.evaluate import in_context
+from rlm_jax.evaluate.in_context import Protocol, Strides
+from rlm_jax.evaluate.perplexity import StreamScores
+from rlm_jax.method import Neighbours
+from rlm_jax.methods import lm
+from rlm_jax.retrieval.bm25 import BM25Config
+from rlm_jax.retrieval.datastore import Datastore
+from rlm_jax.train import progress
+
+BM25 = "bm25"
+
+
+@dataclasses.dataclass
+class DocumentsConfig:
+    """Which documents there are, how they are found, and where they go.
+
+    Window, stride and batch size are ``evaluate``'s.
+    """
+
+    passages: str = ""  # a collection; empty: the corpus' training split, cut up
+    retriever: str = BM25  # or the folder of an encoder
+    num: int = 8  # documents of a stride
+    query_length: int = 32  # tokens before a stride that ask
+    length: int = 96  # tokens of a document, at most
+    placement: str = "overwrite"  # the window's start, or prepend: before the window
+    rank_tokens: int = 16  # tokens before a stride by which documents are reranked
+    reuse: int = 4  # strides in a pass while their document stays the same
+    overlap: int = 13  # words in a row that no document shares with the text; 0: any
+    own_titles: bool = False  # whether documents titled as one of the text may stay
+
+
+@dataclasses.dataclass
+class Experiment(language_model.Experiment):
+    """A run over a given language model and a collection of documents."""
+
+    method: lm.LMConfig = dataclasses.field(default_factory=lm.LMConfig)
+    model: str = ""  # workdir, Hugging Face folder or call:..; empty: trained here
+    documents: DocumentsConfig = dataclasses.field(default_factory=DocumentsConfig)
+    text: TextConfig = dataclasses.field(
+        default_factory=lambda: TextConfig(passage_length=128)
+    )
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+
+
+SAME = (*language_model.SAME, "model")
+
+
+class Setting(NamedTuple):
+    """What a run begins with."""
+
+    config: Any  # with the model's tokenizer and decoder
+    model: Given
+    text: Text
+    passages: Passages
+
+
+class Asked(NamedTuple):
+    """A text in strides, and what was found for each of them."""
+
+    tokens: np.ndarray
+    at: Strides
+    found: Neighbours  # [S, K]
+    size: tuple[int, int]  # bytes and words of the text
+
+
+class Library(NamedTuple):
+    """A collection, made searchable and readable for a language model."""
+
+    passages: Passages
+    search: Callable[[Sequence[str], int], Neighbours]
+    tokens: Callable[[int], np.ndarray]  # a passage as the model reads it
+
+
+def prepare(config: Any, run: Run, phases: launch.Phases) -> Setting | None:
+    """The language model, trained here where none is named, the text, the passages.
+
+    None after a dry run, which shows them and trains nothing.
+    """
+    protocol(config)
+    with phases("data"):
+        if config.model:
+            model = given_model.load(
+                config.model, config.data, dtype=config.method.decoder.dtype
+            )
+            text = given_model.text_of(model, config.data)
+        else:
+            model, text = None, language_model.load_text(config.data)
+        passages = collection(config)
+    launch.claim(run, config, text.fingerprint, same=SAME)
+    if model is not None:
+        config = given_model.with_tokenizer(config, model)
+    else:
+        config = language_model.with_vocabulary(config, text)
+    if run.dry_run:
+        if model is None:
+            language_model.describe(lm.lm(config.method), config, text)
+        return _describe(config, text, passages)
+    if model is not None:
+        return Setting(config, model, text, passages)
+    with phases("train"):
+        params = language_model.train(
+            lm.lm(config.method), config, text, run, steps=config.train.steps
+        )
+    model = given_model.of_decoder(config.method.decoder, params, text.tokenizer)
+    return Setting(config, model, text, passages)
+
+
+def _describe(config: Any, text: Text, passages: Passages) -> None:
+    lengths = passages.lengths()
+    progress.say(
+        f"{len(passages):,} passages of {lengths.mean():,.0f} bytes on average"
+    )
+    tokens, _ = language_model.head(text, "test", config.evaluate.max_tokens)
+    places = -(-len(tokens) // config.evaluate.stride) * config.documents.num
+    progress.say(
+        f"{len(tokens):,} tokens in strides of {config.evaluate.stride}: up to "
+        f"{places:,} passes of {protocol(config).row_length} tokens, once more shuffled"
+    )
+
+
+def collection(config: Experiment) -> Passages:
+    """The configured passages."""
+    return passages_lib.load(
+        config.documents.passages or f"corpus:{config.data.corpus}"
+    )
+
+
+def library(
+    config: Experiment,
+    passages: Passages,
+    tokenizer: Tokenizer,
+    folder: pathlib.Path,
+    tower: Tower | None = None,
+) -> Library:
+    """The passages with the configured retriever, or with ``tower``."""
+    tokens = document_tokens(config, passages, tokenizer)
+    if tower is None and config.documents.retriever == BM25:
+        index = retrievers.open_bm25(passages, folder / BM25, BM25Config())
+
+        def by_words(texts: Sequence[str], k: int) -> Neighbours:
+            return index.search(list(texts), k, progress=True)
+
+        return Library(passages, by_words, tokens)
+    tower = tower or retrievers.load_tower(config.documents.retriever)
+    key = retrievers.fingerprints(tower)["encoder"][:8]
+    store = encoded(config, passages, tower, folder / f"vectors-{key}")
+    return Library(
+        passages, retrievers.searcher(tower, store, config.text, config.search), tokens
+    )
+
+
+def encoded(
+    config: Experiment, passages: Passages, tower: Tower, folder: pathlib.Path
+) -> Datastore:
+    """The passages' vectors, in ``folder``."""
+    store, _ = retrievers.encode_collection(
+        tower, passages, passages.fingerprint, config.text, config.search, folder
+    )
+    return store
+
+
+def document_tokens(
+    config: Experiment, passages: Passages, tokenizer: Tokenizer
+) -> Callable[[int], np.ndarray]:
+    """Passage -> its title and text as the language model reads them, cut."""
+    length = config.documents.length
+
+    @functools.lru_cache(maxsize=1 << 16)
+    def tokens(row: int) -> np.ndarray:
+        _, title, text = passages[row]
+        whole = f"{title}\n{text}" if title else text
+        # Its first tokens are those of its first characters, amply counted.
+        return tokenizer.encode(whole[: 16 * length])[:length]
+
+    return tokens
+
+
+def protocol(config: Experiment) -> Protocol:
+    """How the text meets its documents, from the configuration."""
+    chosen = config.documents
+    made = Protocol(
+        window=config.evaluate.window,
+        stride=config.evaluate.stride,
+        query_length=chosen.query_length,
+        document_length=chosen.length,
+        placement=chosen.placement,
+        rank_tokens=chosen.rank_tokens,
+        reuse=chosen.reuse,
+        batch_size=config.evaluate.batch_size,
+    )
+    made.check()
+    if chosen.num < 1:
+        raise UserError(f"documents.num is {chosen.num}; choose 1 or more.")
+    return made
+
+
+def excluded(
+    config: Experiment, passages: Passages, text: Text, name: str
+) -> tuple[np.ndarray, dict[str, int]]:
+    """The passages that may not be given to a split, bool [P], and how many by why."""
+    split = text.store.split(name)
+    out = np.zeros(len(passages), bool)
+    why = {"own_titles": 0, "overlapping": 0}
+    if not config.documents.own_titles:
+        names = set(split.document_names)
+        own = np.fromiter((p.title in names for p in passages), bool, len(passages))
+        why["own_titles"] = int(own.sum())
+        out |= own
+    if config.documents.overlap:
+        shared = overlap.overlapping(
+            (p.text for p in passages),
+            [text.tokenizer.decode(split.tokens)],
+            n=config.documents.overlap,
+        )
+        why["overlapping"] = int((shared & ~out).sum())
+        out |= shared
+    return out, why
+
+
+def ask(
+    config: Experiment,
+    text: Text,
+    name: str,
+    shelf: Library,
+    out: np.ndarray,
+    *,
+    limit: int = 0,
+) -> Asked:
+    """The documents of every stride of a split, but those that ``out`` marks."""
+    tokens, size = language_model.head(text, name, limit or config.evaluate.max_tokens)
+    chosen = protocol(config)
+    at = in_context.strides(
+        len(tokens),
+        window=chosen.window,
+        stride=chosen.stride,
+        query_length=chosen.query_length,
+    )
+    questions = [text.tokenizer.decode(x) for x in in_context.queries(tokens, at)[1:]]
+    if not questions:
+        raise UserError(
+            f"The text ends within its first window of {chosen.window} tokens, where "
+            "nothing is retrieved; give more of it, or a shorter window."
+        )
+    num = config.documents.num
+    # The first stride asks nothing.
+    none = Neighbours(
+        np.full((1, num), -np.inf, np.float32), np.full((1, num), -1, np.int32)
+    )
+    found = find(questions, shelf, out, num)
+    both = (np.concatenate(x) for x in zip(none, found, strict=True))
+    return Asked(tokens, at, Neighbours(*both), size)
+
+
+def find(
+    questions: Sequence[str], shelf: Library, out: np.ndarray, num: int
+) -> Neighbours:
+    """The best ``num`` passages of each question but those that ``out`` marks."""
+    return first_kept(search_deep(questions, shelf, num), lambda ids: ~out[ids], num)
+
+
+def search_deep(questions: Sequence[str], shelf: Library, num: int) -> Neighbours:
+    """More passages of each question than ``num``, some of which may not do."""
+    return shelf.search(questions, min(max(100, 4 * num), len(shelf.passages)))
+
+
+def first_kept(
+    found: Neighbours, keep: Callable[[np.ndarray], np.ndarray], num: int
+) -> Neighbours:
+    """The best ``num`` of what was found that ``keep(ids [Q, N])`` says may stay."""
+    kept = (found.ids >= 0) & keep(np.maximum(found.ids, 0))
+    order = np.argsort(~kept, axis=1, kind="stable")[:, :num]
+    ids = np.take_along_axis(np.where(kept, found.ids, -1), order, axis=1)
+    scores = np.take_along_axis(found.scores, order, axis=1)
+    scores = np.where(ids >= 0, scores, -np.inf).astype(np.float32)
+    if ids.shape[1] < num:
+        more = ((0, 0), (0, num - ids.shape[1]))
+        ids = np.pad(ids, more, constant_values=-1)
+        scores = np.pad(scores, more, constant_values=-np.inf)
+    return Neighbours(scores, ids)
+
+
+def shuffled(found: Neighbours) -> Neighbours:
+    """Every stride but the first is given what was found for another of them."""
+    turned = 1 + np.roll(np.arange(len(found.ids) - 1), (len(found.ids) - 1) // 2)
+    order = np.concatenate([[0], turned])
+    return Neighbours(found.scores[order], found.ids[order])
+
+
+def scores(
+    config: Experiment, model: Given, asked: Asked, shelf: Library, found: Neighbours
+) -> np.ndarray:
+    """log p of a text's strides under some documents; see `in_context.score`."""
+    return in_context.score(
+        model.log_probs,
+        asked.tokens,
+        asked.at,
+        found.ids,
+        shelf.tokens,
+        protocol(config),
+        wrap=launch.bar("scoring with documents", "batch"),
+    )
+
+
+def plain(config: Experiment, model: Given, asked: Asked) -> np.ndarray:
+    """log p of a text's tokens without documents."""
+    return in_context.without(
+        model.log_probs,
+        asked.tokens,
+        asked.at,
+        protocol(config),
+        wrap=launch.bar("scoring without", "batch"),
+    )
+
+
+def scored(asked: Asked, log_probs: np.ndarray) -> Scored:
+    """A text's own scores in the form that reports want."""
+    targets = np.asarray(asked.tokens[1:], np.int32)
+    none = np.zeros_like(log_probs)
+    stream = StreamScores(log_probs, none, np.zeros((len(targets), 0)), targets)
+    return Scored(stream, asked.tokens, *asked.size)
+
+
+def facts(asked: Asked, why: dict[str, int], shelf: Library, config) -> dict[str, Any]:
+    """What a report says of the documents."""
+    empty = float((asked.found.ids[1:] < 0).mean())
+    progress.say(
+        f"{len(shelf.passages):,} passages; {why['overlapping']:,} are left out for "
+        f"sharing {config.documents.overlap} words in a row with the text and "
+        f"{why['own_titles']:,} for their title; {empty:.1%} of the places for "
+        "documents are empty"
+    )
+    return {
+        "passages": len(shelf.passages),
+        **{f"excluded_{name}": count for name, count in why.items()},
+        "empty_places": empty,
+        "retrievals": len(asked.at.end) - 1,
+        "passes": len(
+            in_context.passes(asked.found.ids, config.documents.reuse).document
+        ),
+        "documents": dataclasses.asdict(config.documents),
+    }

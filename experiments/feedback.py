@@ -1,0 +1,119 @@
+"""What a frozen language model says of retrieved documents, as examples to learn from.
+
+An example is a place of the training text: the words before it ask, the documents that
+are found there are put before the window, and the language model tells how likely each
+of them makes the stride that follows.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments import documents
+from experiments.documents import Library
+from experiments.given_model import Given
+from experiments.language_model import Text
+from rlm_jax.errors import UserError
+from rlm_jax.evaluate import in_context
+from rlm_jax.evaluate.in_context import Strides
+from rlm_jax.method import Neighbours
+
+
+class Examples(NamedTuple):
+    """B places of a text, each with K documents."""
+
+    questions: list[str]
+    found: Neighbours  # [B, K]
+    log_likelihoods: np.ndarray  # float32 [B, K], of the stride; 0 where absent
+
+    @property
+    def present(self) -> np.ndarray:
+        """Which documents there are, bool [B, K]."""
+        return self.found.ids >= 0
+
+
+class OwnDocuments:
+    """Which passages come from the document that a place of the text is in.
+
+    A document's own words are the best help to predict it, and the one that teaches
+    nothing: it will not be there when another text is read.
+    """
+
+    def __init__(self, shelf: Library, text: Text, split: str):
+        self._offsets = text.store.split(split).document_offsets
+        numbers: dict[str, int] = {}
+        names = text.store.split(split).document_names
+        self._documents = np.array(
+            [numbers.setdefault(name, len(numbers)) for name in names], np.int64
+        )
+        titles = (numbers.get(p.title, -1) for p in shelf.passages)
+        self._passages = np.fromiter(titles, np.int64, len(shelf.passages))
+
+    def of(self, places: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """bool [B, K]: passage ids[b, k] is from the document of token places[b]."""
+        document = np.searchsorted(self._offsets, places, side="right") - 1
+        return self._passages[ids] == self._documents[document][:, None]
+
+
+def examples(
+    config: documents.Experiment,
+    model: Given,
+    text: Text,
+    shelf: Library,
+    own: OwnDocuments,
+    places: np.ndarray,
+    num: int,
+) -> Examples:
+    """The documents at some places of the training text, and what they are worth.
+
+    Args:
+      places: int [B], first tokens of windows; `draw` gives some.
+      num: K, documents of a place.
+    """
+    tokens, at = text.store.split("train").tokens, _strides(config, places)
+    asked = questions(config, text, places)
+    found = documents.first_kept(
+        documents.search_deep(asked, shelf, num),
+        lambda ids: ~own.of(at.first, ids),
+        num,
+    )
+    protocol = dataclasses.replace(
+        documents.protocol(config), reuse=1, rank_tokens=0, batch_size=len(places)
+    )
+    values = in_context.score(
+        model.log_probs, tokens, at, found.ids, shelf.tokens, protocol
+    )
+    likelihoods = in_context.likelihood(values, 0)
+    return Examples(asked, found, np.where(found.ids >= 0, likelihoods, 0.0))
+
+
+def questions(
+    config: documents.Experiment, text: Text, places: np.ndarray
+) -> list[str]:
+    """What is asked at some places of the training text."""
+    tokens = text.store.split("train").tokens
+    asked = in_context.queries(tokens, _strides(config, places))
+    return [text.tokenizer.decode(x) for x in asked]
+
+
+def _strides(config: documents.Experiment, places: np.ndarray) -> Strides:
+    """The last stride of the window that begins at each place."""
+    end = places + config.evaluate.window
+    first = end - config.evaluate.stride
+    asked = np.maximum(first - config.documents.query_length, 0)
+    return Strides(places, end, first, asked, first)
+
+
+def draw(
+    config: documents.Experiment, text: Text, seed: int, step: int, num: int
+) -> np.ndarray:
+    """First tokens of ``num`` windows of the training text, a function of the step."""
+    window = config.evaluate.window
+    room = len(text.store.split("train").tokens) - window
+    if room < 1:
+        raise UserError(
+            f"The training text is shorter than a window of {window} tokens; give more "
+            "of it, or a smaller evaluate.window."
+        )
+    return np.random.default_rng((seed, step)).integers(0, room, num)

@@ -1,0 +1,143 @@
+"""A language model that is taken as it is: ours, a published one, or any function."""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import language_model, launch
+from experiments.language_model import DataConfig, Text
+from rlm_jax import pretrained
+from rlm_jax.data import corpora, token_store, tokenizers
+from rlm_jax.data.tokenizers import Tokenizer
+from rlm_jax.errors import UserError
+from rlm_jax.evaluate.in_context import LogProbs
+from rlm_jax.method import Params
+from rlm_jax.models import scoring
+from rlm_jax.models.decoder import DecoderConfig
+from rlm_jax.retrieval import encode, placement
+from rlm_jax.train import checkpoint
+
+CALL = "call:"
+
+
+class Decoding(NamedTuple):
+    """A decoder that can be run in every way, not only asked."""
+
+    config: DecoderConfig
+    params: Params
+
+
+class Given(NamedTuple):
+    """A language model with its tokenizer."""
+
+    log_probs: LogProbs
+    tokenizer: Tokenizer
+    fingerprint: str
+    decoding: Decoding | None  # of a function nothing more is known
+
+
+def load(name: str, data: DataConfig, *, dtype: str = "float32") -> Given:
+    """The model of that name.
+
+    Args:
+      name: the workdir of a run whose decoder was trained; a folder in Hugging Face's
+        layout with a tokenizer.json; or call:MODULE:FUNCTION, a `LogProbs`.
+      data: its tokenizer is a function's; the others bring theirs.
+
+    Raises:
+      UserError: there is nothing of that name, or nothing that fits.
+    """
+    if name.startswith(CALL):
+        return _function(name, data)
+    folder = pathlib.Path(name)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"There is no language model in {name}; name the workdir of a run, a "
+            "folder with config.json and model.safetensors, or call:MODULE:FUNCTION."
+        )
+    if (folder / "checkpoints").exists():
+        return _trained(folder, dtype)
+    config, params = pretrained.load_decoder(folder, dtype=dtype)
+    tokenizer = tokenizers.build(
+        f"hf:{folder / 'tokenizer.json'}", corpora.load("stdlib"), vocab_size=0
+    )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"The tokenizer in {folder} has {tokenizer.vocab_size} ids and the model "
+            f"{config.vocab_size}; put the model's own tokenizer.json there."
+        )
+    return of_decoder(config, params, tokenizer)
+
+
+def of_decoder(config: DecoderConfig, params: Params, tokenizer: Tokenizer) -> Given:
+    """A decoder on all local devices, rows spread over them."""
+    run = scoring.last_log_probs(config)
+    held = placement.replicated(params)
+
+    def log_probs(tokens: np.ndarray, lengths: np.ndarray, last: int) -> np.ndarray:
+        more = placement.whole_rows(len(tokens)) - len(tokens)
+        tokens, lengths = (
+            np.concatenate([x, np.repeat(x[:1], more, 0)]) for x in (tokens, lengths)
+        )
+        rows = run(held, *placement.spread((tokens, lengths)), last)
+        return np.asarray(rows)[: len(rows) - more]
+
+    print_ = encode.fingerprint(params)
+    return Given(log_probs, tokenizer, print_, Decoding(config, params))
+
+
+def _trained(workdir: pathlib.Path, dtype: str) -> Given:
+    try:
+        stored = json.loads((workdir / "config.json").read_text())
+        data = DataConfig(**stored["data"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"The config.json in {workdir} is not that of a language model's run "
+            f"({error}); name a run of experiments.lm, .knn_lm or .trime."
+        ) from error
+    text = language_model.load_text(data)
+    stored = launch.configuration(workdir, text.fingerprint)
+    config = DecoderConfig(
+        **stored["method"]["decoder"]
+        | {"vocab_size": text.tokenizer.vocab_size, "dtype": dtype, "dropout": 0.0}
+    )
+    return of_decoder(config, checkpoint.load_params(workdir), text.tokenizer)
+
+
+def _function(name: str, data: DataConfig) -> Given:
+    module, _, function = name.removeprefix(CALL).partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{name} names no function ({error}); give call:MODULE:FUNCTION, with the "
+            "module on PYTHONPATH."
+        ) from error
+    if not callable(found):
+        raise UserError(f"{name} is no function; give one.")
+    tokenizer = language_model.load_text(data).tokenizer
+    return Given(found, tokenizer, name, None)
+
+
+def text_of(given: Given, data: DataConfig) -> Text:
+    """The configured corpus in the model's tokens."""
+    store = token_store.build(corpora.load(data.corpus), given.tokenizer)
+    return Text(given.tokenizer, store)
+
+
+def with_tokenizer(config: Any, given: Given) -> Any:
+    """The run's configuration with the model's tokenizer and decoder in it."""
+    data = dataclasses.replace(
+        config.data,
+        tokenizer=given.tokenizer.kind,
+        vocab_size=given.tokenizer.vocab_size,
+    )
+    config = dataclasses.replace(config, data=data)
+    if given.decoding is None:
+        return config
+    method = dataclasses.replace(config.method, decoder=given.decoding.config)
+    return dataclasses.replace(config, method=method)

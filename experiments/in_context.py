@@ -1,0 +1,131 @@
+"""In-context RALM: a language model reads a retrieved document before each stride.
+
+    python -m experiments.in_context --preset tiny --workdir runs/in_context
+
+trains a small language model first, unless ``--config.model`` names one: the workdir of
+a run, a folder in Hugging Face's layout (GPT-2, Llama), or call:MODULE:FUNCTION.
+Documents come by BM25 or, with ``--config.documents.retriever=FOLDER``, by an encoder.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from experiments import (
+    documents,
+    inspection,
+    launch,
+    presets,
+    reporting,
+)
+from experiments.documents import DocumentsConfig
+from rlm_jax.errors import UserError
+from rlm_jax.evaluate import in_context
+
+CHOICES = {"first": in_context.first, "reranked": in_context.reranked}
+
+
+@dataclasses.dataclass
+class Config(documents.Experiment):
+    """A run of in-context RALM."""
+
+    choice: str = "first"  # the retriever's first document, or reranked by the model
+
+
+def tiny() -> Config:
+    """The embedded corpus: modules of the library help to predict others.
+
+    Command: python -m experiments.in_context --preset tiny --workdir runs/in_context
+    Corpus: stdlib, BPE of 4,096; documents: its training split in passages of 100
+    words. Hardware: 2 CPU cores. Time: under 3 minutes. Figure: docs/results.md.
+    """
+    return Config(**presets.tiny_documents(), choice="reranked")
+
+
+def wikitext2() -> Config:
+    """WikiText-2's test articles with its training articles and SQuAD's paragraphs.
+
+    Command: python -m experiments.in_context --preset wikitext2 --workdir runs/wt2_ralm
+      --config.data.corpus=text:FOLDER --config.model=runs/wt2_lm
+      --config.documents.passages=corpus:text:FOLDER+jsonl:FILE
+    Corpus: WikiText-2. Hardware: 2 CPU cores. Time: 30 minutes.
+    """
+    return Config(
+        **presets.wikitext2_documents(), model="runs/wt2_lm", choice="reranked"
+    )
+
+
+def paper() -> Config:
+    """Ram et al. 2023: WikiText-103, GPT-2, Wikipedia in 21 million passages.
+
+    Command: python -m experiments.in_context --preset paper --workdir runs/ralm
+      --config.model=FOLDER (GPT-2) --config.data.corpus=text:FOLDER
+      --config.documents.passages=dpr:psgs_w100.tsv.gz
+    Corpus: WikiText-103, raw. Hardware: an accelerator, and 64 GB for the BM25 index.
+    Figure: the paper's word perplexity of GPT-2 small, 37.5 -> 29.6; not run here.
+    """
+    return Config(
+        **presets.paper_documents("text:data/wikitext-103-raw", stride=4),
+        documents=DocumentsConfig(
+            passages="dpr:data/dpr/psgs_w100.tsv.gz", num=16, length=256, reuse=1
+        ),
+        model="data/gpt2",
+    )
+
+
+PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "paper": paper}
+
+
+def execute(config: Config, run: launch.Run):
+    """Retrieve for every stride of the test split, score, choose, report."""
+    if config.choice not in CHOICES:
+        raise UserError(
+            f"choice is {config.choice!r}; choose one of {', '.join(CHOICES)}."
+        )
+    phases = launch.Phases()
+    setting = documents.prepare(config, run, phases)
+    if setting is None:
+        return None
+    config, model, text, passages = setting
+    launch.leave_to_first()
+    with phases("index"):
+        shelf = documents.library(config, passages, text.tokenizer, run.workdir)
+        out, why = documents.excluded(config, passages, text, "test")
+    with phases("retrieve"):
+        asked = documents.ask(config, text, "test", shelf, out)
+    with phases("score"):
+        plain = documents.plain(config, model, asked)
+        values = documents.scores(config, model, asked, shelf, asked.found)
+    with phases("controls"):
+        others = documents.shuffled(asked.found)
+        foreign = documents.scores(config, model, asked, shelf, others)
+    rank_tokens = config.documents.rank_tokens
+
+    def whole(chosen: np.ndarray) -> np.ndarray:
+        return in_context.replaced(plain, asked.at, chosen)
+
+    choose = CHOICES[config.choice]
+    ways = {"real": choose, **CHOICES, "oracle": in_context.oracle}
+    del ways[config.choice]
+    log_probs = {name: whole(f(values, rank_tokens)) for name, f in ways.items()}
+    log_probs |= {"shuffled": whole(choose(foreign, rank_tokens)), "off": plain}
+    return reporting.finish(
+        run,
+        config,
+        text,
+        documents.scored(asked, plain),
+        log_probs,
+        phases.seconds,
+        protocol={
+            "choice": config.choice,
+            "model": config.model or "trained here",
+            **documents.facts(asked, why, shelf, config),
+        },
+        positions=inspection.of_documents(
+            text, asked, log_probs, values, shelf, rank_tokens
+        ),
+    )
+
+
+if __name__ == "__main__":
+    launch.main("in_context", PRESETS, execute)

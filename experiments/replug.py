@@ -1,0 +1,222 @@
+"""REPLUG: a language model's distributions after each of k documents, mixed.
+
+    python -m experiments.replug --preset tiny --workdir runs/replug
+
+The language model and the retriever are named as in experiments.in_context. Every k of
+``ks`` is told beside the configured one, from the same passes.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments import (
+    documents,
+    inspection,
+    launch,
+    presets,
+    reporting,
+)
+from experiments.documents import DocumentsConfig
+from experiments.given_model import Given
+from rlm_jax.errors import UserError
+from rlm_jax.evaluate import in_context
+from rlm_jax.evaluate.perplexity import text_metrics
+from rlm_jax.report import report
+
+
+@dataclasses.dataclass
+class EnsembleConfig:
+    """How many documents are mixed, and how unequally."""
+
+    ks: tuple[int, ...] = (1, 2, 5, 10)  # told beside documents.num, those below it
+    # Of the scores; the best on validation is taken. Released: 1.
+    temperatures: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    tune_tokens: int = 8192  # of the validation split; 0: the first temperature
+
+
+@dataclasses.dataclass
+class Config(documents.Experiment):
+    """A run of REPLUG."""
+
+    ensemble: EnsembleConfig = dataclasses.field(default_factory=EnsembleConfig)
+
+
+def tiny() -> Config:
+    """The embedded corpus: modules of the library help to predict others.
+
+    Command: python -m experiments.replug --preset tiny --workdir runs/replug
+    Corpus: stdlib, BPE of 4,096; documents: its training split in passages of 100
+    words. Hardware: 2 CPU cores. Time: under 3 minutes. Figure: docs/results.md.
+    """
+    return Config(
+        **presets.tiny_documents(),
+        ensemble=EnsembleConfig(ks=(1, 2, 5), tune_tokens=4096),
+    )
+
+
+def wikitext2() -> Config:
+    """WikiText-2's test articles with its training articles and SQuAD's paragraphs.
+
+    Command: python -m experiments.replug --preset wikitext2 --workdir runs/wt2_replug
+      --config.data.corpus=text:FOLDER --config.model=runs/wt2_lm
+      --config.documents.passages=corpus:text:FOLDER+jsonl:FILE
+    Corpus: WikiText-2. Hardware: 2 CPU cores. Time: 30 minutes.
+    """
+    return Config(**presets.wikitext2_documents(), model="runs/wt2_lm")
+
+
+def paper() -> Config:
+    """Shi et al. 2023: 128 tokens of context, 768 to predict, 10 documents of 128.
+
+    Command: python -m experiments.replug --preset paper --workdir runs/replug
+      --config.model=FOLDER (GPT-2) --config.documents.retriever=FOLDER (Contriever)
+      --config.data.corpus=jsonl:FOLDER --config.documents.passages=corpus:jsonl:FOLDER
+    Corpus: the Pile. Hardware: accelerators. Figure: the paper's bits per byte of GPT-2
+    small, 1.33 -> 1.26; not run here.
+    """
+    return Config(
+        **presets.paper_documents("jsonl:data/pile", stride=768, window=896),
+        documents=DocumentsConfig(
+            passages="corpus:jsonl:data/pile",
+            retriever="data/contriever",
+            num=10,
+            query_length=128,
+            length=128,
+            placement="prepend",
+            rank_tokens=0,
+            reuse=1,
+        ),
+        model="data/gpt2",
+        ensemble=EnsembleConfig(temperatures=(1.0,), tune_tokens=0),
+    )
+
+
+PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "paper": paper}
+
+
+def execute(config: Config, run: launch.Run):
+    """Retrieve for every stride of the test split, score, mix, report."""
+    check(config.ensemble)
+    phases = launch.Phases()
+    setting = documents.prepare(config, run, phases)
+    if setting is None:
+        return None
+    config, model, text, passages = setting
+    launch.leave_to_first()
+    with phases("index"):
+        shelf = documents.library(config, passages, text.tokenizer, run.workdir)
+    return evaluate(config, run, phases, model, text, shelf, {}, {})
+
+
+def evaluate(
+    config: Config,
+    run: launch.Run,
+    phases: launch.Phases,
+    model: Given,
+    text,
+    shelf: documents.Library,
+    before: Mapping[str, documents.Library],
+    facts: Mapping[str, Any],
+) -> report.Report:
+    """REPLUG over a library, beside its controls and other libraries; the report.
+
+    Args:
+      before: control -> the same collection with another retriever.
+      facts: for the report's protocol.
+    """
+    with phases("tune"):
+        temperature = tuned(config, model, text, shelf)
+    with phases("retrieve"):
+        out, why = documents.excluded(config, shelf.passages, text, "test")
+        asked = documents.ask(config, text, "test", shelf, out)
+    with phases("score"):
+        plain = documents.plain(config, model, asked)
+        values = documents.scores(config, model, asked, shelf, asked.found)
+    num, rank_tokens = config.documents.num, config.documents.rank_tokens
+
+    def mixed(values, scores, k=num, t=temperature) -> np.ndarray:
+        chosen = in_context.ensemble(values, scores, rank_tokens, k=k, temperature=t)
+        return in_context.replaced(plain, asked.at, chosen)
+
+    scores = asked.found.scores
+    log_probs = {"real": mixed(values, scores)}
+    with phases("controls"):
+        for name, other in before.items():
+            theirs = documents.ask(config, text, "test", other, out)
+            log_probs[name] = mixed(
+                documents.scores(config, model, asked, other, theirs.found),
+                theirs.found.scores,
+                t=tuned(config, model, text, other),
+            )
+        others = documents.shuffled(asked.found)
+        foreign = documents.scores(config, model, asked, shelf, others)
+        log_probs["shuffled"] = mixed(foreign, others.scores)
+    best = in_context.oracle(values, rank_tokens)
+    log_probs |= {
+        "oracle": in_context.replaced(plain, asked.at, best),
+        "off": plain,
+        **{f"k={k}": mixed(values, scores, k) for k in config.ensemble.ks if k < num},
+    }
+    return reporting.finish(
+        run,
+        config,
+        text,
+        documents.scored(asked, plain),
+        log_probs,
+        phases.seconds,
+        protocol={
+            "temperature": temperature,
+            "model": config.model or "trained here",
+            **documents.facts(asked, why, shelf, config),
+            **facts,
+        },
+        positions=inspection.of_documents(
+            text, asked, log_probs, values, shelf, rank_tokens
+        ),
+    )
+
+
+def tuned(config: Config, model: Given, text, shelf: documents.Library) -> float:
+    """The temperature that is best on the head of the validation split."""
+    chosen = config.ensemble
+    if not chosen.tune_tokens or len(chosen.temperatures) == 1:
+        return chosen.temperatures[0]
+    out, _ = documents.excluded(config, shelf.passages, text, "validation")
+    asked = documents.ask(
+        config, text, "validation", shelf, out, limit=chosen.tune_tokens
+    )
+    plain = documents.plain(config, model, asked)
+    values = documents.scores(config, model, asked, shelf, asked.found)
+
+    def bits(temperature: float) -> float:
+        mixed = in_context.ensemble(
+            values,
+            asked.found.scores,
+            config.documents.rank_tokens,
+            k=config.documents.num,
+            temperature=temperature,
+        )
+        whole = in_context.replaced(plain, asked.at, mixed)
+        num_bytes, num_words = asked.size
+        made = text_metrics(whole, num_bytes=num_bytes, num_words=num_words)
+        return made["bits_per_byte"]
+
+    return min(chosen.temperatures, key=bits)
+
+
+def check(config: EnsembleConfig) -> None:
+    """Raises UserError where a number is out of range."""
+    if not config.temperatures or min(config.temperatures) <= 0:
+        raise UserError(
+            f"ensemble.temperatures are {config.temperatures}; give at least one, all "
+            "above 0."
+        )
+    if config.ks and min(config.ks) < 1:
+        raise UserError(f"ensemble.ks are {config.ks}; choose 1 or more for each.")
+
+
+if __name__ == "__main__":
+    launch.main("replug", PRESETS, execute)

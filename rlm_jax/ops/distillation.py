@@ -1,0 +1,46 @@
+"""What a retriever learns from a language model's likelihoods of K documents.
+
+Both take log-probabilities over the documents, as `ops.mixtures.log_weights` makes them
+of scores: minus infinity for an absent document.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rlm_jax.ops import Array, mixtures
+
+
+def kl(log_p: Array, log_q: Array) -> jax.Array:
+    """KL(p || q) = sum_i p_i (log p_i - log q_i), in nats.
+
+    Systems differ in the direction: REPLUG-LSR has the retriever as p, FiD and Atlas
+    as q. Stopping the gradient of the teacher's side is up to the caller.
+
+    Args:
+      log_p, log_q: float32 [..., K]; minus infinity where absent.
+
+    Returns:
+      float32 [...]; 0, with zero gradients, where p is nowhere; infinite where q lacks
+      a document that p has.
+    """
+    present = log_p != -jnp.inf  # NaN is a fault to be seen
+    # The untaken branch of a `where` must be finite, or its gradient is 0 times inf.
+    difference = jnp.where(present, log_p, 0.0) - jnp.where(present, log_q, 0.0)
+    p = jnp.where(present, jnp.exp(jnp.where(present, log_p, 0.0)), 0.0)
+    return (p * difference).sum(-1)
+
+
+def marginal_nll(log_weights: Array, log_likelihoods: Array) -> jax.Array:
+    """-log sum_i w_i p(y | d_i), in nats: the documents marginalised out.
+
+    Over whole continuations y, as in-context RALM's trained reranker and RAG-Sequence
+    have it; `mixtures.ensemble` is the same token by token.
+
+    Args:
+      log_weights: float32 [..., K]; minus infinity where absent.
+      log_likelihoods: float32 [..., K], log p(y | d_i).
+
+    Returns:
+      float32 [...]; infinite, with zero gradients, where no document is present.
+    """
+    return -mixtures.ensemble(log_weights, log_likelihoods[..., None])[..., 0]
