@@ -1,16 +1,30 @@
 """The systems: one file each, with its configuration, its equation and its builder."""
 
-from rlm_jax.methods import contriever, dpr, knn_lm, lm, trime
+from rlm_jax.methods import (
+    contriever,
+    dpr,
+    knn_lm,
+    lm,
+    replug,
+    replug_lsr,
+    reranker,
+    retro,
+    trime,
+)
 
 METHODS = {
     "lm": (lm.LMConfig, lm.lm),
     "knn_lm": (knn_lm.KnnLMConfig, knn_lm.knn_lm),
     "trime": (trime.TrimeConfig, trime.trime),
+    "retro": (retro.RetroConfig, retro.retro),
     "dpr": (dpr.DPRConfig, dpr.dpr),
     "contriever": (contriever.ContrieverConfig, contriever.contriever),
     "contriever_in_batch": (
         contriever.InBatchConfig,
         contriever.contriever_in_batch,
     ),
+    "replug": (replug.REPLUGConfig, replug.replug),
+    "replug_lsr": (replug_lsr.REPLUGLSRConfig, replug_lsr.replug_lsr),
+    "reranker": (reranker.RerankerConfig, reranker.reranker),
 }
 """Name -> (configuration, builder)."""

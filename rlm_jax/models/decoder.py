@@ -1,6 +1,8 @@
 """A causal decoder, GPT-2 or modern, with a full or an adaptive vocabulary."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -125,30 +127,10 @@ class Block(nn.Module):
 
     config: DecoderConfig
 
-    def __call__(self, x, positions, deterministic: bool):
-        """(x after the block, the feed-forward's input), [B, T, D] both."""
-
-        def attend(attention, h):
-            return (attention(h, positions),)
-
-        x, key, _ = self._run(x, attend, deterministic)
-        return x, key
-
-    def extend(self, x, positions, *cache):
-        """The same and the layer's cache; arguments as of `SelfAttention.extend`."""
-
-        def attend(attention, h):
-            return attention.extend(h, positions, *cache)
-
-        x, key, (extended,) = self._run(x, attend, True)
-        return x, key, extended
-
-    @nn.compact
-    def _run(self, x, attend, deterministic):
+    def setup(self):
         c = self.config
-        dropout = nn.Dropout(c.dropout, deterministic=deterministic)
-        h = _norm(c, "attention_norm")(x)
-        attention = layers.SelfAttention(
+        self.attention_norm = _norm(c)
+        self.attention = layers.SelfAttention(
             num_heads=c.num_heads,
             rotary=c.positions == "rotary",
             bias=c.bias,
@@ -157,24 +139,48 @@ class Block(nn.Module):
             num_kv_heads=c.num_kv_heads,
             head_width=c.head_width,
             rotary_base=c.rotary_base,
-            name="attention",
         )
-        h, *rest = attend(attention, h)
-        x = x + dropout(h)
-        key = _norm(c, "feed_forward_norm")(x)
-        h = layers.FeedForward(
+        self.feed_forward_norm = _norm(c)
+        self.feed_forward = layers.FeedForward(
             width=c.feed_forward_width,
             activation=c.activation,
             bias=c.bias,
             output_scale=layers.residual_scale(c.num_layers),
             dtype=c.dtype,
-            name="feed_forward",
-        )(key)
-        return x + dropout(h), key, rest
+        )
+        self.dropout = nn.Dropout(c.dropout)
+
+    def __call__(self, x, positions, deterministic: bool):
+        """(x after the block, the feed-forward's input), [B, T, D] both."""
+        return self.feed(self.attend(x, positions, deterministic), deterministic)
+
+    def attend(self, x, positions, deterministic: bool):
+        """The first half, [B, T, D]."""
+        h = self.attention(self.attention_norm(x), positions)
+        return x + self.dropout(h, deterministic=deterministic)
+
+    def attend_cached(self, x, positions, *cache):
+        """The same and the layer's cache; arguments as of `SelfAttention.extend`."""
+        h = self.attention_norm(x)
+        h, extended = self.attention.extend(h, positions, *cache)
+        return x + h, extended
+
+    def feed(self, x, deterministic: bool):
+        """The second half: what the block returns."""
+        key = self.feed_forward_norm(x)
+        h = self.feed_forward(key)
+        return x + self.dropout(h, deterministic=deterministic), key
 
 
-def _norm(config: DecoderConfig, name: str | None = None) -> nn.Module:
-    return layers.norm(config.norm, config.dtype, name, epsilon=config.norm_epsilon)
+def _norm(config: DecoderConfig) -> nn.Module:
+    return layers.norm(config.norm, config.dtype, epsilon=config.norm_epsilon)
+
+
+Between = Mapping[int, Callable[[jax.Array], jax.Array]]
+"""Layer, from 0 -> what becomes of x [B, T, D] between its attention and its
+feed-forward: where a model that is built around a decoder comes in."""
+
+_NOTHING: Between = MappingProxyType({})
 
 
 class Decoder(nn.Module):
@@ -202,7 +208,9 @@ class Decoder(nn.Module):
         self.final_norm = _norm(c)
         self.dropout = nn.Dropout(c.dropout)
 
-    def __call__(self, tokens, *, deterministic: bool = True) -> DecoderOutput:
+    def __call__(
+        self, tokens, *, deterministic: bool = True, between: Between = _NOTHING
+    ) -> DecoderOutput:
         """Features and keys for tokens int32 [B, T]."""
         c = self.config
         positions = jnp.arange(tokens.shape[1])
@@ -218,11 +226,22 @@ class Decoder(nn.Module):
             x = x + layers.sinusoids(positions, c.width).astype(x.dtype)
         x = self.dropout(x, deterministic=deterministic)
         key = x
-        for block in self.blocks:
-            x, key = block(x, positions, deterministic)
+        for i, block in enumerate(self.blocks):
+            if i in between:
+                halves = Block.attend, Block.feed
+                if c.remat:
+                    attend = nn.remat(Block.attend, static_argnums=(3,))
+                    halves = attend, nn.remat(Block.feed, static_argnums=(2,))
+                attend, feed = halves
+                x = between[i](attend(block, x, positions, deterministic))
+                x, key = feed(block, x, deterministic)
+            else:
+                x, key = block(x, positions, deterministic)
         return DecoderOutput(self.final_norm(x), key.astype(jnp.float32))
 
-    def extend(self, tokens, mask, cache: Cache) -> tuple[DecoderOutput, Cache]:
+    def extend(
+        self, tokens, mask, cache: Cache, between: Between = _NOTHING
+    ) -> tuple[DecoderOutput, Cache]:
         """Features and keys of the tokens that follow those of a cache.
 
         Args:
@@ -250,8 +269,11 @@ class Decoder(nn.Module):
         elif c.positions == "sinusoidal":
             x = x + layers.sinusoids(positions, c.width).astype(x.dtype)
         key, extended = x, []
-        for block, old in zip(self.blocks, cache.layers, strict=True):
-            x, key, new = block.extend(x, positions, old, cache.length, visible)
+        for i, (block, old) in enumerate(zip(self.blocks, cache.layers, strict=True)):
+            x, new = block.attend_cached(x, positions, old, cache.length, visible)
+            if i in between:
+                x = between[i](x)
+            x, key = block.feed(x, True)
             extended.append(new)
         # NaN here and not in the cache, whose slots may be used again.
         fits = cache.length + length <= capacity

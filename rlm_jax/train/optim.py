@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,12 +50,19 @@ class OptimConfig:
     momentum: float = 0.99
 
 
-def optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
+def optimizer(
+    config: OptimConfig,
+    total_steps: int,
+    *,
+    trainable: Callable[[Any], Any] | None = None,
+) -> optax.GradientTransformation:
     """The optimiser of the config, with clipping, decay and its schedule.
 
     Args:
       config: See `OptimConfig`.
       total_steps: The length of training, for schedules that end with it.
+      trainable: params -> the same tree of bools; what is false never decays. With no
+        gradient either, which is the method's to see to, it stays as it is.
 
     Raises:
       UserError: If the optimiser or the schedule is unknown, or a number impossible.
@@ -63,7 +71,14 @@ def optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransforma
     for name in ("weight_decay", "clip_norm"):
         if getattr(config, name) < 0:
             raise UserError(f"{name} cannot be negative; set it to 0 to turn it off.")
-    decay = optax.add_decayed_weights(config.weight_decay, mask=_decays)
+
+    def decays(params):
+        wide = jax.tree.map(lambda x: jnp.ndim(x) >= 2, params)
+        if trainable is None:
+            return wide
+        return jax.tree.map(lambda a, b: a and b, wide, trainable(params))
+
+    decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
     if config.optimizer in ("adam", "adamw"):
         moments = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
         parts = [moments, decay] if config.optimizer == "adamw" else [decay, moments]
@@ -144,7 +159,3 @@ def _after_warmup(config: OptimConfig, decay_steps: int) -> Callable:
             f"{', '.join(schedules)}."
         )
     return schedules[config.schedule]
-
-
-def _decays(params):
-    return jax.tree.map(lambda x: jnp.ndim(x) >= 2, params)

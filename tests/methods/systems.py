@@ -10,8 +10,10 @@ from rlm_jax.method import Batch, Method, Neighbours
 from rlm_jax.methods import METHODS
 from rlm_jax.models.decoder import modern
 from rlm_jax.models.encoder import EncoderConfig
+from rlm_jax.models.neighbours import NeighbourEncoderConfig
 
 ROWS, LENGTH, VOCAB = 4, 6, 13
+CHUNK = 2
 SIZES = dict(
     vocab_size=VOCAB, num_layers=1, width=8, num_heads=2, feed_forward_width=12,
 )  # fmt: skip
@@ -24,6 +26,14 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "trime_long": ("trime", {"memory": "long"}),
     "trime_external": ("trime", {"memory": "external", "own_memory_off": 0.0}),
     "trime_external_off": ("trime", {"memory": "external", "own_memory_off": 1.0}),
+    "retro": (
+        "retro",
+        {
+            "encoder": NeighbourEncoderConfig(num_layers=1, width=4, num_heads=1),
+            "chunk_length": CHUNK,
+            "cca_layers": (1,),
+        },
+    ),
     "dpr": ("dpr", {}),
     "dpr_distinct": (
         "dpr",
@@ -39,14 +49,20 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "contriever_in_batch": ("contriever_in_batch", {"temperature": 1.0}),
+    "replug": ("replug", {"temperature": 0.5}),
+    "replug_lsr": ("replug_lsr", {"gamma": 0.5, "beta": 0.5, "chunk": 5}),
+    "reranker": ("reranker", {"chunk": 5}),
 }
-RETRIEVERS = ("dpr", "contriever", "contriever_in_batch")
+TAUGHT = ("replug_lsr", "reranker")  # by a language model
+RETRIEVERS = ("dpr", "contriever", "contriever_in_batch", *TAUGHT)
 
 
 def config(name: str, **model) -> Any:
     """The system's configuration; TRIME's gradients reach keys everywhere."""
     entry, changes = SYSTEMS[name]
     if entry in RETRIEVERS:
+        if entry == "reranker":
+            model = {"pooling": "cls", "projection": 1} | model
         encoder = EncoderConfig(**SIZES, **{"dropout": 0.0, "max_length": 8} | model)
         return METHODS[entry][0](encoder=encoder, **changes)
     if entry == "trime":
@@ -64,12 +80,31 @@ def method(name: str, **model) -> Method:
 def batch(name: str = "lm", seed: int = 0, rows: int = ROWS) -> dict[str, np.ndarray]:
     """What the system is trained on; some rows or tokens have no weight."""
     entry, _ = SYSTEMS[name]
+    if entry == "retro":
+        return tokens(seed, rows) | neighbours(seed, rows)
+    if entry == "replug":
+        return ensembles(seed, rows)
+    if entry in TAUGHT:
+        return candidates(seed, rows)
     return texts(seed, rows) if entry in RETRIEVERS else tokens(seed, rows)
 
 
 def learnable(name: str, seed: int) -> dict[str, np.ndarray]:
     """A batch of something to learn: how words are counted, or paired with others."""
     batch = tokens(seed, ROWS)
+    if SYSTEMS[name][0] == "retro":
+        batch |= neighbours(seed, ROWS)
+    if SYSTEMS[name][0] == "replug":
+        return ensembles(seed, ROWS)
+    if SYSTEMS[name][0] in TAUGHT:
+        batch = candidates(seed, 8)
+        batch["weight"][:] = 1
+        batch["present"][:] = True
+        # Words in the lower half help, whatever the context.
+        batch["lm_scores"] = -2 * (batch["ids"][..., 0] > VOCAB // 2).astype(np.float32)
+        for side in ("ids", "passage_ids"):
+            batch[side] = np.tile(batch["ids"][..., :1], LENGTH)
+        return batch
     if SYSTEMS[name][0] in RETRIEVERS:
         batch = texts(seed, 8)
         words = np.random.default_rng(seed).permutation(VOCAB - 1)[:9].astype(np.int32)
@@ -107,6 +142,60 @@ def tokens(seed: int, rows: int) -> dict[str, np.ndarray]:
     }
 
 
+def neighbours(seed: int, rows: int) -> dict[str, np.ndarray]:
+    """Two of each chunk, at random; some are absent and one is short."""
+    random = np.random.default_rng(seed + 1)
+    shape = rows, LENGTH // CHUNK, 2, 2 * CHUNK
+    mask = np.ones(shape, np.float32)
+    mask[0, 1] = 0
+    mask[1, 0, 1] = 0
+    mask[2, 1, 0, 3:] = 0
+    tokens = random.integers(0, VOCAB, shape).astype(np.int32)
+    return {"neighbours": tokens, "neighbour_mask": mask}
+
+
+def ensembles(seed: int, rows: int) -> dict[str, np.ndarray]:
+    """What `tokens` counts to, after documents that count as well; two are absent."""
+    counted, k, new = tokens(seed, rows), 3, 3
+    random = np.random.default_rng(seed)
+    first = random.integers(0, VOCAB, (rows, k, 1))
+    documents = ((first + np.arange(2)) % VOCAB).astype(np.int32)
+    context = np.repeat(counted["tokens"][:, None], k, axis=1)
+    scores = random.normal(size=(rows, k)).astype(np.float32)
+    scores[0, 1:] = -np.inf
+    return {
+        "tokens": np.concatenate([documents, context], axis=-1),
+        "targets": counted["targets"][:, -new:],
+        "mask": counted["mask"][:, -new:],
+        "scores": scores,
+    }
+
+
+def candidates(seed: int, rows: int) -> dict[str, np.ndarray]:
+    """Random texts and what a language model says of them; the last row is padding."""
+    random = np.random.default_rng(seed)
+    shape = rows, 3, LENGTH
+    passages = random.integers(1, VOCAB, shape).astype(np.int32)
+    mask = (np.arange(LENGTH) < random.integers(2, LENGTH + 1, (rows, 3, 1))).astype(
+        np.int32
+    )
+    present = np.ones(shape[:2], bool)
+    present[0, 1] = False
+    weight = np.ones(rows, np.float32)
+    weight[-1] = 0
+    return {
+        "query_ids": random.integers(1, VOCAB, (rows, 4)).astype(np.int32),
+        "query_mask": np.ones((rows, 4), np.int32),
+        "passage_ids": passages,
+        "passage_mask": mask,
+        "ids": passages,
+        "mask": mask,
+        "lm_scores": random.normal(size=shape[:2]).astype(np.float32),
+        "present": present,
+        "weight": weight,
+    }
+
+
 def texts(seed: int, rows: int) -> dict[str, np.ndarray]:
     """Random texts, and beginnings of them as questions; the last row is padding.
 
@@ -141,10 +230,12 @@ def texts(seed: int, rows: int) -> dict[str, np.ndarray]:
     }
 
 
-def without_gradient(path: tuple) -> bool:
+def without_gradient(name: str, path: tuple) -> bool:
     """What is added to every passage alike, which moves a question's scores alike."""
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return name.endswith("passage/block_0/feed_forward_norm/bias")
+    ends = ["passage/block_0/feed_forward_norm/bias"]
+    if name == "reranker":  # whose score is linear in the last hidden state
+        ends = ["projection/bias", "block_0/feed_forward_norm/bias"]
+    return jax.tree_util.keystr(path, simple=True, separator="/").endswith(tuple(ends))
 
 
 def prepared(system: Method, params, batch: Batch) -> Batch:

@@ -61,7 +61,7 @@ def test_loss_and_gradient(name):
         assert total.dtype == weight.dtype == jnp.float32
         assert np.isfinite(total) and weight == batch[systems.weight_of(batch)].sum()
     for path, x in jax.tree_util.tree_leaves_with_path(gradient):
-        nothing = systems.without_gradient(path)
+        nothing = systems.without_gradient(name, path)
         assert np.isfinite(x).all() and (np.abs(x).max() > 1e-5) != nothing, path
 
 

@@ -89,4 +89,7 @@ CASES: dict[str, Callable[[], tuple[Method, dict[str, np.ndarray]]]] = {
     "dpr_distinct": partial(system, "dpr_distinct"),
     "contriever": partial(system, "contriever"),
     "contriever_in_batch": partial(system, "contriever_in_batch"),
+    "replug": partial(system, "replug"),
+    "replug_lsr": partial(system, "replug_lsr"),
+    "reranker": partial(system, "reranker"),
 }

@@ -1,6 +1,7 @@
 """Optimisers and schedules against their formulas, written out in NumPy."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -155,3 +156,16 @@ def test_restarts_of_equal_length():
 def test_impossible_configs(options, message):
     with pytest.raises(UserError, match=message):
         optimizer(OptimConfig(**options), 10)
+
+
+def test_what_is_not_trainable_does_not_decay():
+    params = {"still": PARAMS["kernel"], "moves": PARAMS["kernel"]}
+    transform = optimizer(
+        constant(weight_decay=0.5),
+        10,
+        trainable=lambda params: {"still": False, "moves": True},
+    )
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates: Any = transform.update(zeros, transform.init(params), params)[0]
+    assert (updates["still"] == 0).all()
+    np.testing.assert_allclose(updates["moves"], -0.05 * params["moves"], rtol=1e-6)

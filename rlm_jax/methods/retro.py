@@ -1,0 +1,155 @@
+"""RETRO: a language model trained against a frozen retriever (Borgeaud et al. 2022).
+
+A row is cut into chunks C_1, C_2, ... of m tokens. What a frozen encoder finds for C_u,
+RET(C_u), is K neighbours of r tokens, each a chunk of the database with the one that
+follows it. Tokens are predicted by
+
+    p(x | RET) = prod_{u, i} p(x_{(u-1) m + i} | (x_j)_{j < (u-1) m + i},
+                                                 (RET(C_u'))_{u' < u})         (eq. 1)
+
+which chunked cross-attention (algorithm 1) makes of a decoder at some of its layers:
+`models.retro`, with `ops.chunks` for what reads what. The neighbours come with the
+batch; a batch without them, or with none that is not masked, is the decoder's alone.
+"""
+
+import dataclasses
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+
+from rlm_jax.errors import UserError
+from rlm_jax.method import Batch, Method, Params, TokenScores
+from rlm_jax.methods.lm import decoder_functions
+from rlm_jax.models.decoder import DecoderConfig
+from rlm_jax.models.neighbours import NeighbourEncoderConfig
+from rlm_jax.models.retro import Retro, check, usual_layers
+from rlm_jax.ops import collectives, losses
+
+
+@dataclasses.dataclass
+class RetroConfig:
+    """A decoder, and what reads its neighbours.
+
+    A neighbour is r = 2 m tokens in the paper; any r, and any number of neighbours, can
+    come with a batch.
+    """
+
+    decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
+    encoder: NeighbourEncoderConfig = dataclasses.field(
+        default_factory=NeighbourEncoderConfig
+    )
+    chunk_length: int = 64  # m
+    k: int = 2  # neighbours of a chunk
+    cca_layers: tuple[int, ...] = ()  # from 1; (): the paper's 6, 9, 12, ...
+    trained: str = "all"  # all, or retrieval: RETRO-fitting, the decoder stays
+
+
+def everything(params: Params):
+    """All parameters move: RETRO from scratch."""
+    return jax.tree.map(lambda _: True, params)
+
+
+def retrieval_parts(params: Params):
+    """All but the decoder's move: RETRO-fitting (section 4.2)."""
+    return {
+        name: jax.tree.map(lambda _, name=name: name != "decoder", part)
+        for name, part in params.items()
+    }
+
+
+TRAINED = {"all": everything, "retrieval": retrieval_parts}
+"""Name -> params -> the same tree of bools, true where a parameter moves."""
+
+
+def retro(config: RetroConfig) -> Method:
+    """Cross-entropy of the next token given the neighbours of all chunks before it.
+
+    Batches are a language model's and hold ``neighbours`` int32 [B, C, K, r], those of
+    each of the T // m full chunks, with ``neighbour_mask`` [B, C, K, r] (1 = token, 0 =
+    padding, which stands at a neighbour's end; all 0 = there is no such neighbour).
+    Without ``neighbours`` retrieval is off. The parameters under ``"decoder"`` are a
+    `Decoder`'s, and start where the plain language model's do with the same key.
+
+    What is not ``trained`` has no gradient. Weight decay has to be told of it:
+    ``optim.optimizer(..., trainable=TRAINED[config.trained])``.
+
+    Raises:
+      UserError: sizes or choices do not fit together, or ``trained`` is unknown.
+    """
+    if config.trained not in TRAINED:
+        raise UserError(
+            f"trained is {config.trained!r}; choose one of {', '.join(TRAINED)}."
+        )
+    if config.k < 1:
+        raise UserError(f"k is {config.k}; choose 1 or more neighbours of a chunk.")
+    sizes = model_sizes(config)
+    check(*sizes)
+    model = Retro(*sizes)
+    plain_init, _ = decoder_functions(config.decoder)
+
+    def init(key):
+        m = config.chunk_length
+        tokens = jnp.zeros((1, m), jnp.int32)
+        neighbours = jnp.zeros((1, 1, 1, 2 * m), jnp.int32)
+        params = model.init(key, tokens, tokens, neighbours, method="score")["params"]
+        return {**params, "decoder": plain_init(key)}
+
+    def score(params, batch, dropout_key=None) -> TokenScores:
+        scores = model.apply(
+            {"params": params},
+            batch["tokens"],
+            batch["targets"],
+            batch.get("neighbours"),
+            batch.get("neighbour_mask"),
+            deterministic=dropout_key is None,
+            rngs=None if dropout_key is None else {"dropout": dropout_key},
+            method="score",
+        )
+        return TokenScores(*cast(tuple[jax.Array, jax.Array, jax.Array], scores))
+
+    def loss(params, batch, key, *, axis=None):
+        params = _without_gradient(params, TRAINED[config.trained](params))
+        return _sums(score(params, batch, collectives.fold_rank(key, axis)), batch)
+
+    def evaluate(params, batch, key=None, *, axis=None):
+        return _sums(score(params, batch), batch)
+
+    return Method(init=init, loss=loss, evaluate=evaluate, score=score)
+
+
+def model_sizes(
+    config: RetroConfig,
+) -> tuple[DecoderConfig, NeighbourEncoderConfig, int, tuple[int, ...]]:
+    """What `Retro`, and `retro_generator`, are made of."""
+    layers = tuple(config.cca_layers) or usual_layers(config.decoder.num_layers)
+    return config.decoder, config.encoder, config.chunk_length, layers
+
+
+def around(decoder_params: Params, params: Params) -> Params:
+    """RETRO's parameters with a trained decoder's in place of its own.
+
+    Raises:
+      UserError: the decoder is of another configuration.
+    """
+    wanted, given = (
+        jax.tree.map(lambda x: tuple(x.shape), tree)
+        for tree in (params["decoder"], decoder_params)
+    )
+    if wanted != given:
+        raise UserError(
+            "the decoder's parameters are not of the configuration's sizes; take the "
+            "configuration that it was trained with."
+        )
+    return {**params, "decoder": decoder_params}
+
+
+def _without_gradient(params, trainable):
+    return jax.tree.map(
+        lambda x, moves: x if moves else jax.lax.stop_gradient(x), params, trainable
+    )
+
+
+def _sums(scores: TokenScores, batch: Batch):
+    nll = scores.log_normaliser - scores.target_score
+    return {"loss": losses.weighted(nll, batch["mask"])}

@@ -1,0 +1,230 @@
+"""The encoder of neighbours, and the attention of a decoder's chunks to them.
+
+One line of positions starts with each chunk: the chunk's tokens, its window and its
+neighbours all have places on it (see `ops.chunks.window_positions`), and queries and
+keys are turned by them.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from rlm_jax.errors import UserError
+from rlm_jax.models import layers
+from rlm_jax.models.decoder import DecoderConfig
+from rlm_jax.ops import chunks
+
+
+@dataclasses.dataclass
+class NeighbourEncoderConfig:
+    """Sizes of the encoder of neighbours; the rest is the decoder's choice."""
+
+    num_layers: int = 2
+    width: int = 0  # 0: the decoder's
+    num_heads: int = 0  # of it and of the cross-attention; 0: the decoder's
+    feed_forward_width: int = 0  # 0: the decoder's, in proportion
+
+
+def filled(
+    encoder: NeighbourEncoderConfig, decoder: DecoderConfig
+) -> NeighbourEncoderConfig:
+    """The sizes with the decoder's in place of 0.
+
+    Raises:
+      UserError: they do not fit together.
+    """
+    width = encoder.width or decoder.width
+    full = NeighbourEncoderConfig(
+        encoder.num_layers,
+        width,
+        encoder.num_heads or decoder.num_heads,
+        encoder.feed_forward_width
+        or decoder.feed_forward_width * width // decoder.width,
+    )
+    for name, size in dataclasses.asdict(full).items():
+        if size < 1:
+            raise UserError(f"the encoder's {name} is {size}; choose 1 or more.")
+    if width % (2 * full.num_heads):
+        raise UserError(
+            f"the encoder is {width} wide with {full.num_heads} heads; choose a width "
+            "that gives each head an even part."
+        )
+    return full
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention to other states, rotary, without biases."""
+
+    width: int  # of all heads together
+    num_heads: int
+    out_width: int
+    dtype: str
+    out_init: Any
+
+    def setup(self):
+        init = nn.initializers.normal(0.02)
+
+        def dense(width, init):
+            return nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=init)
+
+        self.query = dense(self.width, init)
+        self.key_value = dense(2 * self.width, init)
+        self.out = dense(self.out_width, self.out_init)
+
+    def queries(self, x, positions):
+        """[N, T, H, d] for x [N, T, D] and int32 [T]."""
+        return layers.rotate(self._heads(self.query(x)), positions)
+
+    def keys_values(self, states, positions):
+        """Keys and values, [N, S, H, d] each, for states [N, S, D] and int32 [S]."""
+        k, v = jnp.split(self.key_value(states), 2, axis=-1)
+        k = layers.rotate(self._heads(k), positions)
+        return layers.KeysValues(k, self._heads(v))
+
+    def project(self, attended):
+        """[N, T, D] for what the heads found, [N, T, H, d]."""
+        return self.out(attended.reshape(*attended.shape[:2], self.width))
+
+    def _heads(self, x):
+        return x.reshape(*x.shape[:-1], self.num_heads, self.width // self.num_heads)
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention over a neighbour, cross-attention to its chunk, feed-forward."""
+
+    config: DecoderConfig
+    sizes: NeighbourEncoderConfig
+
+    @nn.compact
+    def __call__(self, x, mask, chunk_states, deterministic: bool):
+        """[N K, r, E] for x [N K, r, E], mask [N K, r], chunk_states [N, m, D]."""
+        c, sizes = self.config, self.sizes
+        scale = layers.residual_scale(sizes.num_layers)
+        dropout = nn.Dropout(c.dropout, deterministic=deterministic)
+        positions = jnp.arange(x.shape[1])
+
+        def norm(name):
+            return layers.norm(c.norm, c.dtype, name, epsilon=c.norm_epsilon)
+
+        h = layers.SelfAttention(
+            num_heads=sizes.num_heads,
+            bias=c.bias,
+            dtype=c.dtype,
+            causal=False,
+            rotary=True,
+            output_scale=scale,
+            name="attention",
+        )(norm("attention_norm")(x), positions, mask)
+        x = x + dropout(h)
+        cross = CrossAttention(
+            width=sizes.width,
+            num_heads=sizes.num_heads,
+            out_width=sizes.width,
+            dtype=c.dtype,
+            out_init=nn.initializers.normal(scale),
+            name="cross_attention",
+        )
+        q = cross.queries(norm("cross_attention_norm")(x), positions)
+        count, m, _ = chunk_states.shape
+        k, v = cross.keys_values(chunk_states, jnp.arange(m))
+        h = chunks.cross_attention(q.reshape(count, -1, *q.shape[2:]), k, v, None)
+        x = x + dropout(cross.project(h.reshape(q.shape)))
+        h = layers.FeedForward(
+            width=sizes.feed_forward_width,
+            activation=c.activation,
+            bias=c.bias,
+            output_scale=scale,
+            dtype=c.dtype,
+            name="feed_forward",
+        )(norm("feed_forward_norm")(x))
+        return x + dropout(h)
+
+
+class NeighbourEncoder(nn.Module):
+    """Neighbours in the light of the chunk that they were retrieved for."""
+
+    config: DecoderConfig
+    sizes: NeighbourEncoderConfig
+
+    @nn.compact
+    def __call__(self, embedded, mask, chunk_states, deterministic: bool):
+        """States of the neighbours of N chunks.
+
+        Args:
+          embedded: [N, K, r, D], the decoder's embeddings of their tokens.
+          mask: [N, K, r]; 1 = token, 0 = padding, which stands at a neighbour's end.
+          chunk_states: [N, m, D], the decoder's states of the chunk.
+
+        Returns:
+          [N, K, r, E]. What stands at padding is noise.
+        """
+        c, sizes = self.config, self.sizes
+        count, k, r, width = embedded.shape
+        x = nn.Dense(
+            sizes.width,
+            use_bias=False,
+            dtype=c.dtype,
+            kernel_init=nn.initializers.normal(width**-0.5),
+            name="embedding",
+        )(embedded.reshape(count * k, r, width))
+        # One token of an absent neighbour stays: attention over none is undefined.
+        visible = (mask.reshape(count * k, r) > 0) | (jnp.arange(r) == 0)
+        norm = layers.norm(c.norm, c.dtype, "chunk_norm", epsilon=c.norm_epsilon)
+        chunk_states = norm(chunk_states)
+        block = nn.remat(EncoderBlock, static_argnums=(4,)) if c.remat else EncoderBlock
+        for i in range(sizes.num_layers):
+            x = block(c, sizes, name=f"block_{i}")(
+                x, visible, chunk_states, deterministic
+            )
+        norm = layers.norm(c.norm, c.dtype, "final_norm", epsilon=c.norm_epsilon)
+        return norm(x).reshape(count, k, r, sizes.width)
+
+
+class ChunkedCrossAttention(nn.Module):
+    """What a layer of the decoder reads of the neighbours; 0 where there are none."""
+
+    config: DecoderConfig
+    sizes: NeighbourEncoderConfig
+    m: int
+
+    def setup(self):
+        c = self.config
+        self.norm = layers.norm(c.norm, c.dtype, epsilon=c.norm_epsilon)
+        self.attention = CrossAttention(
+            width=self.sizes.width,
+            num_heads=self.sizes.num_heads,
+            out_width=c.width,
+            dtype=c.dtype,
+            out_init=nn.initializers.zeros,
+        )
+        self.dropout = nn.Dropout(c.dropout)
+
+    def __call__(self, x, encoded, mask, deterministic: bool):
+        """[B, T, D] for x [B, T, D], encoded [B C, K, r, E] and mask [B C, K, r]."""
+        positions = chunks.window_positions(jnp.arange(x.shape[1]), self.m)
+        q = chunks.windows(self.attention.queries(self.norm(x), positions), self.m)
+        k, v = self.keys_values(encoded)
+        slots = mask.reshape(len(mask), -1)
+        out = chunks.cross_attention(q.reshape(-1, *q.shape[2:]), k, v, slots)
+        out = chunks.from_windows(out.reshape(q.shape), x.shape[1])
+        return self.dropout(self.attention.project(out), deterministic=deterministic)
+
+    def keys_values(self, encoded):
+        """Of N chunks, [N, K r, H, d] each, for encoded [N, K, r, E]."""
+        count, k, r, width = encoded.shape
+        states = encoded.reshape(count, k * r, width)
+        return self.attention.keys_values(states, jnp.tile(jnp.arange(r), k))
+
+    def within(self, x, positions, keys_values, mask):
+        """[B, T, D] for x [B, T, D] at row positions int32 [T] of a single window.
+
+        Args:
+          keys_values: as `keys_values` gives them, of B chunks.
+          mask: [B, K r].
+        """
+        positions = chunks.window_positions(positions, self.m)
+        q = self.attention.queries(self.norm(x), positions)
+        k, v = keys_values
+        return self.attention.project(chunks.cross_attention(q, k, v, mask))

@@ -1,0 +1,349 @@
+"""The neighbours of every chunk of a split, searched once and kept on disk.
+
+A published folder holds one array and a manifest:
+
+    manifest.json    identity, shape, and the CRC-32 of every shard of rows
+    neighbours.ids   int32 [Q, K], best first, -1 where nothing was left
+
+While it is being built the folder is called ``<name>.partial``. A shard of rows counts
+as written once the manifest names it, so a killed build continues from the last
+finished shard and ends with the same bytes.
+"""
+
+import os
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rlm_jax.errors import UserError
+from rlm_jax.retrieval import checked_files
+from rlm_jax.retrieval.chunk_database import Chunks, documents_of
+from rlm_jax.retrieval.datastore import Datastore
+from rlm_jax.retrieval.index import Index
+
+_FORMAT = "rlm_jax chunk neighbours 1"
+_FILE = "neighbours.ids"
+_DEEPER = 4
+
+
+class Filter(NamedTuple):
+    """What is no neighbour; `same_document` and `excluded` make one.
+
+    ``drops(rows, ids)``: int64 [n], some chunks, and int32 [n, K], what was found for
+    each (anything is said of -1) -> bool [n, K]. ``identity`` is plain JSON.
+    """
+
+    identity: Mapping[str, Any]
+    drops: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class ChunkNeighbours:
+    """The published neighbours of a split.
+
+    Attributes:
+      ids: int32 [Q, K], memory-mapped, numbers of the database's chunks; -1 = absent.
+      manifest: what is on disk.
+      chunks_per_second: of the search that made them; None where none was
+        needed.
+    """
+
+    ids: np.ndarray
+    manifest: Mapping[str, Any]
+    chunks_per_second: float | None = None
+
+    @property
+    def empty_share(self) -> float:
+        """The share of the Q K slots that nothing was left for."""
+        return self.manifest["empty_slots"] / self.ids.size
+
+    @property
+    def checksum(self) -> str:
+        """A digest of the manifest, hence of the identity and of the array."""
+        return self.manifest["checksum"]
+
+
+def same_document(chunks: Chunks, database: Chunks, segment_length: int) -> Filter:
+    """Drops what touches a document of the chunk's training segment.
+
+    A segment of T tokens and its targets may touch several documents. A neighbour of
+    any chunk reaches all later positions of the segment, so none may come from any of
+    the segment's documents, wherever in it the chunk lies.
+
+    Args:
+      chunks: by `chunk_stream`, the queries.
+      database: what is searched, of the same documents.
+      segment_length: T, a multiple of the chunk length; segments begin at multiples
+        of T. A filter for T serves every length that divides it.
+
+    Raises:
+      UserError: T is no multiple of the chunk length.
+
+    Borgeaud et al. 2022, section 2.3.
+    """
+    if segment_length < 1 or segment_length % chunks.chunk_length:
+        raise UserError(
+            f"Segments of {segment_length} tokens do not consist of chunks of "
+            f"{chunks.chunk_length}; choose a multiple."
+        )
+    begins = chunks.starts // segment_length * segment_length
+    # The target of a segment's last token is one past its end.
+    lasts = np.minimum(begins + segment_length, len(chunks.tokens) - 1)
+    first = documents_of(chunks.document_offsets, begins)
+    last = documents_of(chunks.document_offsets, lasts)
+
+    def drops(rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        return (database.first_document[ids] <= last[rows, None]) & (
+            database.last_document[ids] >= first[rows, None]
+        )
+
+    return Filter({"same_document": segment_length}, drops)
+
+
+def excluded(rows: np.ndarray) -> Filter:
+    """Drops the chunks of the database that are marked, bool [N].
+
+    For chunks that show part of an evaluated text: judge `Chunks.shown`, not the chunk.
+    """
+    rows = np.asarray(rows, bool)
+    mark = f"{zlib.crc32(np.packbits(rows).tobytes()):08x}"
+    identity = {"excluded": int(rows.sum()), "mark": mark}
+    return Filter(identity, lambda _, ids: rows[ids])
+
+
+def build(
+    index: Index,
+    vectors: Datastore,
+    directory: str | os.PathLike,
+    *,
+    k: int,
+    identity: Mapping[str, Any],
+    num_chunks: int | None = None,
+    filters: Sequence[Filter] = (),
+    depth: int = 64,
+    max_depth: int = 1024,
+    block_size: int = 8192,
+    shard_size: int = 1 << 16,
+    advance: Callable[[int], object] = lambda count: None,
+) -> ChunkNeighbours:
+    """The k nearest chunks of each chunk that no filter drops, on disk.
+
+    More than k are fetched. Chunks that keep fewer are searched again, ever deeper;
+    what is missing then is -1, and counted. Opens what is there already, if its
+    identity is the same; goes on from the last finished shard of a killed build.
+    Memory is bounded by a block's vectors and a shard's ids. For one process.
+
+    Args:
+      index: over the database's vectors.
+      vectors: of the Q chunks that get neighbours, in their order.
+      directory: where the neighbours go.
+      k: K, kept for each chunk.
+      identity: what is searched: the database's checksum, the index's kind.
+      num_chunks: Q, where more follow in ``vectors`` (a joined database, whose first
+        part is the split); None: all.
+      filters: what is no neighbour.
+      depth: how many are fetched at first.
+      max_depth: the most that are fetched for a chunk.
+      block_size: chunks of one search.
+      shard_size: chunks after which a killed build goes on; whole blocks.
+      advance: called with a number of chunks when they are done, for a progress bar.
+
+    Raises:
+      UserError: not 1 <= k <= depth <= max_depth, the neighbours there are others, they
+        are damaged, or the disk is full.
+
+    Borgeaud et al. 2022, section 2.3; what an exhausted search leaves, it does not say.
+    """
+    directory = Path(directory)
+    if not 1 <= k <= depth <= max_depth or min(block_size, shard_size) < 1:
+        raise UserError(
+            f"{k} neighbours cannot come from searches of depth {depth} to {max_depth} "
+            f"in blocks of {block_size}; choose 1 <= k <= depth <= max_depth."
+        )
+    total = vectors.num_entries if num_chunks is None else num_chunks
+    if not 1 <= total <= vectors.num_entries:
+        raise UserError(
+            f"There are {vectors.num_entries} vectors and not those of {total} chunks; "
+            "encode all of the chunks that get neighbours."
+        )
+    identity = checked_files.as_json(
+        {
+            **identity,
+            "queries": vectors.checksum,
+            "num_chunks": total,
+            "depths": [depth, max_depth],
+            "filters": [dict(each.identity) for each in filters],
+        }
+    )
+    form = {"format": _FORMAT, "identity": identity, "shape": [total, k]}
+    if directory.exists():
+        return open(directory, identity=identity, k=k)
+    form["shard_size"] = -(-shard_size // block_size) * block_size
+    manifest = _begin(directory, form)
+    done, size = _written(manifest), manifest["shard_size"]
+    advance(done)
+    began = time.perf_counter()
+    for start in range(done, total, size):
+        shard = np.full((min(size, total - start), k), -1, np.int32)
+        for first in range(start, start + len(shard), block_size):
+            rows = np.arange(first, min(first + block_size, start + len(shard)))
+            shard[rows - start] = _search(
+                index, vectors, rows, k, filters, depth, max_depth
+            )
+            advance(len(rows))
+        manifest = _append(directory, manifest, start, shard)
+    seconds = time.perf_counter() - began
+    _finish(directory)
+    speed = (total - done) / seconds if done < total else None
+    return ChunkNeighbours(_map(directory, manifest), manifest, speed)
+
+
+def open(
+    directory: str | os.PathLike,
+    *,
+    identity: Mapping[str, Any] | None = None,
+    k: int | None = None,
+) -> ChunkNeighbours:
+    """Opens what `build` published, and checks every byte.
+
+    Args:
+      directory: what `build` was given.
+      identity: fields that must agree with the stored ones; None checks nothing.
+      k: how many neighbours a chunk must have; None takes any.
+
+    Raises:
+      UserError: there are none, they are damaged, or of another identity.
+    """
+    directory = Path(directory)
+    if not (directory / checked_files.MANIFEST).exists():
+        raise UserError(
+            f"There are no finished chunk neighbours at {directory}; run their build, "
+            "which goes on where it stopped."
+        )
+    manifest = checked_files.read_manifest(directory, _FORMAT)
+    wanted = checked_files.as_json(identity or {})
+    checked_files.require_equal(wanted, manifest["identity"], directory)
+    if k is not None:
+        found = {"k": manifest["shape"][1]}
+        checked_files.require_equal({"k": k}, found, directory)
+    _verify(directory, manifest)
+    return ChunkNeighbours(_map(directory, manifest), manifest)
+
+
+def shuffled(
+    ids: np.ndarray, seed: int = 0, *, filters: Sequence[Filter] = ()
+) -> np.ndarray:
+    """A control: every chunk has another chunk's neighbours, int32 [Q, K].
+
+    All chunks lie on one random cycle, so that none keeps its own.
+
+    Args:
+      ids: int32 [Q, K].
+      seed: of the cycle.
+      filters: where the split is its own database, those of `build`: what they drop
+        is absent.
+    """
+    cycle = np.random.default_rng(seed).permutation(len(ids))
+    others = np.empty(ids.shape, np.int32)
+    others[cycle] = ids[np.roll(cycle, 1)]
+    rows = np.arange(len(ids))
+    for each in filters:
+        others[each.drops(rows, others)] = -1
+    return others
+
+
+def off(ids: np.ndarray) -> np.ndarray:
+    """A control: no chunk has a neighbour, int32 [Q, K], read-only."""
+    return np.broadcast_to(np.int32(-1), ids.shape)
+
+
+def _search(index, vectors, rows, k, filters, depth, max_depth) -> np.ndarray:
+    queries = vectors.keys(int(rows[0]), int(rows[-1]) + 1)
+    kept = np.full((len(rows), k), -1, np.int32)
+    short = np.arange(len(rows))
+    while len(short):
+        found = index.search(queries[short], min(depth, index.num_entries)).ids
+        kept[short] = _first(found, rows[short], k, filters)
+        if depth >= min(max_depth, index.num_entries):
+            break
+        short = short[kept[short, -1] < 0]
+        depth = min(depth * _DEEPER, max_depth)
+    return kept
+
+
+def _first(found, rows, k, filters) -> np.ndarray:
+    """The first k of each row that no filter drops, then -1: int32 [n, k]."""
+    keep = found >= 0
+    for each in filters:
+        keep &= ~each.drops(rows, found)
+    order = np.argsort(~keep, axis=1, kind="stable")[:, :k]
+    first = np.take_along_axis(np.where(keep, found, -1), order, axis=1)
+    return np.pad(first, ((0, 0), (0, k - first.shape[1])), constant_values=-1)
+
+
+def _partial(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".partial")
+
+
+def _begin(directory: Path, form: dict[str, Any]) -> dict[str, Any]:
+    """A new build's manifest, or that of the one that was killed."""
+    partial = _partial(directory)
+    with checked_files.full_disk_named(directory, "nothing was written yet"):
+        if not (partial / checked_files.MANIFEST).exists():
+            partial.mkdir(parents=True, exist_ok=True)
+            with (partial / _FILE).open("wb") as file:
+                file.truncate(4 * int(np.prod(form["shape"])))
+            new = form | {"shards": [], "empty_slots": 0}
+            checked_files.write_manifest(partial, new)
+    manifest = checked_files.read_manifest(partial, _FORMAT)
+    checked_files.require_equal(form["identity"], manifest["identity"], partial)
+    checked_files.require_equal(form, manifest, partial)
+    _verify(partial, manifest)
+    return manifest
+
+
+def _append(directory: Path, manifest, start: int, shard: np.ndarray):
+    """Writes rows in their place; they count when the manifest names them."""
+    data = shard.astype("<i4").tobytes()
+    kept = f"the first {start} chunks are kept"
+    partial = _partial(directory)
+    with checked_files.full_disk_named(directory, kept):
+        with (partial / _FILE).open("r+b") as file:
+            file.seek(start * 4 * shard.shape[1])
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        changes = {
+            "shards": [*manifest["shards"], zlib.crc32(data)],
+            "empty_slots": manifest["empty_slots"] + int((shard < 0).sum()),
+        }
+        return checked_files.write_manifest(partial, manifest | changes)
+
+
+def _finish(directory: Path) -> None:
+    with checked_files.full_disk_named(directory, "every chunk is kept"):
+        os.rename(_partial(directory), directory)
+        checked_files.sync_directory(directory.parent)
+
+
+def _written(manifest) -> int:
+    return min(len(manifest["shards"]) * manifest["shard_size"], manifest["shape"][0])
+
+
+def _map(directory: Path, manifest) -> np.ndarray:
+    return checked_files.map_array(directory / _FILE, tuple(manifest["shape"]), "<i4")
+
+
+def _verify(directory: Path, manifest) -> None:
+    ids, size = _map(directory, manifest), manifest["shard_size"]
+    for number, checksum in enumerate(manifest["shards"]):
+        if zlib.crc32(ids[number * size : (number + 1) * size].tobytes()) != checksum:
+            raise UserError(
+                f"The chunk neighbours at {directory} are not those that were written; "
+                "delete the folder and build them again."
+            )

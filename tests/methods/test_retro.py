@@ -1,0 +1,168 @@
+"""RETRO-fitting: what moves and what stays; off; where it starts."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from rlm_jax.errors import UserError
+from rlm_jax.methods import lm, retro
+from rlm_jax.train import optim, step
+from tests.methods import systems
+
+
+def fitted(**model):
+    config = systems.config("retro", **model)
+    config.trained = "retrieval"
+    return config
+
+
+@functools.cache
+def initial():
+    return jax.jit(systems.method("retro").init)(jax.random.key(0))
+
+
+def scores(config, params, batch):
+    method = retro.retro(config)
+    assert method.score is not None
+    return jax.jit(method.score)(params, batch)
+
+
+def randomised():
+    random = np.random.default_rng(3)
+    return jax.tree.map(
+        lambda x: (0.4 * random.normal(size=x.shape)).astype(np.float32), initial()
+    )
+
+
+def test_it_starts_as_the_language_model_of_the_same_key():
+    config = systems.config("retro")
+    plain = lm.lm(lm.LMConfig(config.decoder))
+    params = jax.jit(plain.init)(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, initial()["decoder"], params)
+    batch = systems.batch("retro")
+    assert plain.score is not None
+    found = scores(config, initial(), batch)
+    wanted = jax.jit(plain.score)(params, batch)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_a_batch_without_neighbours_is_the_language_models():
+    params, batch = randomised(), systems.tokens(0, systems.ROWS)
+    config = systems.config("retro")
+    plain = jax.jit(lm.lm(lm.LMConfig(config.decoder)).evaluate)
+    off = jax.jit(retro.retro(config).evaluate)
+    wanted = plain(params["decoder"], batch)
+    jax.tree.map(np.testing.assert_array_equal, off(params, batch), wanted)
+    batch = systems.batch("retro")
+    batch["neighbour_mask"] = np.zeros_like(batch["neighbour_mask"])
+    jax.tree.map(np.testing.assert_array_equal, off(params, batch), wanted)
+    assert off(params, systems.batch("retro"))["loss"][0] != wanted["loss"][0]
+
+
+def test_fitting_moves_the_retrieval_parts_and_nothing_else():
+    """With weight decay, which would move what has no gradient."""
+    config = fitted()
+    method = retro.retro(config)
+    adamw = optim.optimizer(
+        optim.OptimConfig(learning_rate=0.03, schedule="constant", weight_decay=0.5),
+        10,
+        trainable=retro.TRAINED[config.trained],
+    )
+    train = jax.jit(
+        functools.partial(step.train_step, method=method, optimizer=adamw, seed=0)
+    )
+    params, batch = randomised(), systems.batch("retro")
+    state = step.init(params, adamw)
+    means = []
+    for _ in range(10):
+        state, sums = train(state, batch)
+        means.append(float(sums["loss"][0] / sums["loss"][1]))
+    assert means[-1] < 0.95 * means[0]
+    jax.tree.map(
+        np.testing.assert_array_equal, state.params["decoder"], params["decoder"]
+    )
+    for name in params.keys() - {"decoder"}:
+        for path, x in jax.tree_util.tree_leaves_with_path(params[name]):
+            after = state.params[name]
+            for part in path:
+                after = after[part.key]
+            assert np.abs(after - x).max() > 1e-4, (name, path)
+
+
+def test_gradients_of_fitting_are_those_of_training():
+    """For the parts that it trains; the rest has none."""
+    params, batch = randomised(), systems.batch("retro")
+
+    def gradient(config):
+        def total(params):
+            method = retro.retro(config)
+            return method.loss(params, batch, jax.random.key(1))["loss"][0]
+
+        return jax.jit(jax.grad(total))(params)
+
+    found, wanted = gradient(fitted()), gradient(systems.config("retro"))
+    assert not any(np.any(x) for x in jax.tree.leaves(found.pop("decoder")))
+    wanted.pop("decoder")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        found,
+        wanted,
+    )
+    assert all(np.abs(x).max() > 1e-5 for x in jax.tree.leaves(found))
+
+
+def test_rematerialisation_changes_nothing():
+    params, batch = randomised(), systems.batch("retro")
+
+    def gradient(**model):
+        method = systems.method("retro", dropout=0.3, **model)
+
+        def total(params):
+            return method.loss(params, batch, jax.random.key(1))["loss"][0]
+
+        return jax.jit(jax.grad(total))(params)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        gradient(remat=True),
+        gradient(),
+    )
+
+
+def test_bfloat16_compute():
+    params, batch = randomised(), systems.batch("retro")
+    half = scores(systems.config("retro", dtype="bfloat16"), params, batch)
+    full = scores(systems.config("retro"), params, batch)
+    assert {x.dtype for x in half} == {np.dtype("float32")}
+    for ours, theirs in zip(half, full, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=0.1)
+
+
+def test_around_a_trained_decoder():
+    params = initial()
+    trained = jax.tree.map(lambda x: x + 1, params["decoder"])
+    found = retro.around(trained, params)
+    assert found["decoder"] is trained and found["encoder"] is params["encoder"]
+    deeper = trained | {"block_1": trained["block_0"]}
+    with pytest.raises(UserError, match="take the configuration that it was trained"):
+        retro.around(deeper, params)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(trained="encoder"), "trained is 'encoder'; choose one of all, retrieval"),
+        (dict(k=0), "k is 0"),
+        (dict(chunk_length=0), "chunk_length is 0"),
+        (dict(cca_layers=()), "no layer of 1 has cross-attention"),
+    ],
+    ids=["trained", "k", "chunk_length", "cca_layers"],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    config = systems.config("retro")
+    for name, value in changes.items():
+        setattr(config, name, value)
+    with pytest.raises(UserError, match=message):
+        retro.retro(config)

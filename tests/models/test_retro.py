@@ -1,0 +1,324 @@
+"""RETRO: what reads what, by gradients; off is the decoder; by hand; cached."""
+
+from functools import cache
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlm_jax.errors import UserError
+from rlm_jax.models.decoder import Decoder, gpt2, modern
+from rlm_jax.models.neighbours import ChunkedCrossAttention, NeighbourEncoderConfig
+from rlm_jax.models.retro import Retro, empty_cache, usual_layers
+
+VOCAB, WIDTH, M, K, LENGTH = 50, 8, 4, 2, 15
+SIZES = dict(
+    vocab_size=VOCAB, num_layers=3, width=WIDTH, num_heads=2, feed_forward_width=12,
+    max_length=LENGTH,
+)  # fmt: skip
+CONFIGS = {"gpt2": gpt2(**SIZES), "modern": modern(**SIZES)}
+ENCODER = NeighbourEncoderConfig(2, width=8, num_heads=2, feed_forward_width=12)
+
+
+def model(layers=(2, 3), name="modern", encoder=ENCODER):
+    return Retro(CONFIGS[name], encoder, M, layers)
+
+
+def randomised(shapes, seed=5):
+    """Weights of some size everywhere: those that start at zero too."""
+    random = np.random.default_rng(seed)
+
+    def draw(x):
+        value = 1.0 * (x.ndim == 1) + 0.4 * random.normal(size=x.shape)
+        return jnp.asarray(value, jnp.float32)
+
+    return jax.tree.map(draw, shapes)
+
+
+@cache
+def initialised(layers=(2, 3), name="modern"):
+    tokens = jnp.zeros((1, M), jnp.int32)
+    neighbours = jnp.zeros((1, 1, K, 2 * M), jnp.int32)
+
+    def init():
+        args = tokens, tokens, neighbours
+        return model(layers, name).init(jax.random.key(0), *args, method="score")
+
+    return randomised(jax.eval_shape(init)["params"])
+
+
+def text(length=LENGTH, batch=1, seed=0):
+    random = np.random.default_rng(seed)
+    tokens = random.integers(0, VOCAB, (batch, length)).astype(np.int32)
+    shape = batch, length // M, K, 2 * M
+    return tokens, random.integers(0, VOCAB, shape).astype(np.int32)
+
+
+@cache
+def jacobians(layers):
+    """(tokens, neighbours, mask) -> how a random projection of each output's features
+    moves with the embedded tokens, and with the embedded neighbours."""
+    projection = np.random.default_rng(7).normal(size=WIDTH).astype(np.float32)
+    params = initialised(layers)
+
+    def outputs(shift, neighbour_shift, *args):
+        def moved(next_function, args, kwargs, context):
+            out = next_function(*args, **kwargs)
+            if context.method_name != "embed":
+                return out
+            return out + (shift if args[0].ndim == 2 else neighbour_shift)
+
+        with nn.intercept_methods(moved):
+            out: Any = model(layers).apply({"params": params}, *args)
+        return out.features[0] @ projection
+
+    return jax.jit(jax.jacrev(outputs, argnums=(0, 1)))
+
+
+def dependencies(layers, tokens, neighbours, mask):
+    """(output t on neighbour token (u, k, i), output t on token s): bools."""
+    zeros = (
+        np.zeros((1, tokens.shape[1], WIDTH), np.float32),
+        np.zeros((*neighbours.shape[1:], WIDTH), np.float32),
+    )
+    found = jacobians(layers)(*zeros, tokens, neighbours, mask)
+    on_tokens, on_neighbours = (np.asarray(x) for x in found)
+    assert np.isfinite(on_tokens).all() and np.isfinite(on_neighbours).all()
+    on_tokens = on_tokens[:, 0]
+    return (on_neighbours != 0).any(axis=-1), (on_tokens != 0).any(axis=-1)
+
+
+# Matrices of neighbours and of tokens -> (T, layers, chunks without neighbours). The
+# second rebuild wants neighbours of a trailing partial chunk, so its rows are full.
+GOLDEN = {
+    "lucid_neighbours lucid_tokens": (15, (2, 3), ()),
+    "lucid_padded_neighbours": (15, (2, 3), (1,)),
+    "lucid_lastlayer_neighbours lucid_lastlayer_tokens": (15, (3,), ()),
+    "norlund_neighbours norlund_tokens": (12, (2, 3), ()),
+    "norlund_masked_neighbours": (12, (2, 3), (1,)),
+}
+
+
+@pytest.mark.parametrize("names", GOLDEN)
+def test_outputs_depend_on_what_they_do_in_the_rebuilds(golden, names):
+    arrays = golden("retro_alignment")
+    length, layers, absent = GOLDEN[names]
+    assert arrays["chunk_size"] == M and arrays["seq"].shape == (1, LENGTH)
+    mask = np.ones(arrays["retrieved"].shape, np.float32)
+    mask[:, list(absent)] = 0
+    found = dependencies(
+        layers,
+        np.int32(arrays["seq"][:, :length]),
+        np.int32(arrays["retrieved"]),
+        mask,
+    )
+    of_chunk = found[0].any(axis=(2, 3)), found[1]
+    for name, matrix in zip(names.split(), of_chunk, strict=False):
+        np.testing.assert_array_equal(matrix, arrays[name])
+    if names.startswith("lucid_neighbours"):
+        every = found[0].all(axis=(2, 3))
+        np.testing.assert_array_equal(every, arrays["lucid_all_of_chunk"])
+    # Nothing depends on a later token, and everything on each earlier one.
+    np.testing.assert_array_equal(found[1], np.tri(length, dtype=bool))
+
+
+def cross_attention():
+    config = CONFIGS["modern"]
+    module = ChunkedCrossAttention(config, ENCODER, M)
+    random = np.random.default_rng(3)
+    x = random.normal(size=(1, LENGTH, WIDTH)).astype(np.float32)
+    encoded = random.normal(size=(3, K, 2 * M, 8)).astype(np.float32)
+    mask = np.ones((3, K, 2 * M))
+    shapes = jax.eval_shape(
+        lambda: module.init(jax.random.key(0), x, encoded, mask, True)
+    )
+    return module, randomised(shapes["params"]), x, encoded, mask
+
+
+def test_chunked_cross_attention_reads_the_golden_window(golden):
+    module, params, x, encoded, mask = cross_attention()
+
+    def outputs(encoded):
+        out = module.apply({"params": params}, x, encoded, mask, True)[0]
+        return out @ np.arange(1.0, 1 + WIDTH)
+
+    found = np.asarray(jax.jit(jax.jacrev(outputs))(encoded))
+    found = (found != 0).any(axis=-1)
+    wanted = golden("retro_alignment")["lucid_cca_window"]
+    np.testing.assert_array_equal(found.any(axis=(2, 3)), wanted)
+    np.testing.assert_array_equal(found.all(axis=(2, 3)), wanted)
+
+
+def turned(x, position):
+    half = len(x) // 2
+    z = (x[:half] + 1j * x[half:]) * np.exp(
+        1j * position * 10000.0 ** (-np.arange(half) / half)
+    )
+    return np.concatenate([z.real, z.imag])
+
+
+def test_chunked_cross_attention_by_hand():
+    """A loop over positions, heads and slots in float64; one chunk has nothing."""
+    module, params, x, encoded, mask = cross_attention()
+    mask[1] = 0
+    mask[2, 0, 5:] = 0
+    run = jax.jit(lambda *args: module.apply({"params": params}, *args, True))
+    found = run(x, encoded, mask)[0]
+    p = jax.tree.map(np.float64, params)
+    kernels = {name: part["kernel"] for name, part in p["attention"].items()}
+    wanted = np.zeros((LENGTH, WIDTH))
+    d = WIDTH // 2
+    for t in range(M - 1, LENGTH):
+        u = (t + 1) // M - 1
+        h = np.float64(x[0, t])
+        h = h / np.sqrt((h**2).mean() + 1e-6) * p["norm"]["scale"]
+        q = h @ kernels["query"]
+        heads = np.zeros(WIDTH)
+        for head in (slice(0, d), slice(d, WIDTH)):
+            logits, values = [], []
+            for k, i in np.ndindex(K, 2 * M):
+                if mask[u, k, i]:
+                    key, value = np.split(encoded[u, k, i] @ kernels["key_value"], 2)
+                    # i - i' + m - 1, i counted from the chunk's last token.
+                    place = t - ((u + 1) * M - 1) + M - 1
+                    turn = turned(q[head], place) @ turned(key[head], i)
+                    logits.append(turn / np.sqrt(d))
+                    values.append(value[head])
+            if logits:
+                share = np.exp(np.array(logits) - max(logits))
+                heads[head] = share / share.sum() @ np.array(values)
+        wanted[t] = heads @ kernels["out"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+    # From its last token chunk 1 has nothing to read, up to that of chunk 2.
+    assert (found[2 * M - 1 : 3 * M - 1] == 0).all()
+    assert (found[: M - 1] == 0).all() and (found[M - 1 : 2 * M - 1] != 0).all()
+
+
+@cache
+def applied(name, method="log_probs"):
+    def run(params, *args):
+        retro = model(name=name)
+        return retro.apply({"params": params}, *args, method=method)
+
+    return jax.jit(run)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_without_retrieval_it_is_the_decoder_to_the_bit(name):
+    params = initialised(name=name)
+    tokens, neighbours = text(batch=2)
+    plain = jax.jit(
+        lambda tokens: Decoder(CONFIGS[name]).apply(
+            {"params": params["decoder"]}, tokens, method="log_probs"
+        )
+    )(tokens)
+    off = applied(name)(params, tokens)
+    np.testing.assert_array_equal(off, plain)
+    absent = applied(name)(params, tokens, neighbours, np.zeros_like(neighbours))
+    np.testing.assert_array_equal(absent, plain)
+    on = applied(name)(params, tokens, neighbours, np.ones_like(neighbours))
+    differs = np.abs(on - plain).max(axis=(0, 2))
+    assert (differs[: M - 1] == 0).all() and (differs[M - 1 :] > 1e-3).all()
+
+
+def test_a_new_retro_is_its_decoder():
+    """Its output starts at zero, and the first gradient reaches that."""
+    tokens, neighbours = text()
+    retro = model()
+    init = jax.jit(lambda k: retro.init(k, tokens, tokens, neighbours, method="score"))
+    params = init(jax.random.key(0))["params"]
+    off = applied("modern")(params, tokens)
+    on = applied("modern")(params, tokens, neighbours, np.ones_like(neighbours))
+    np.testing.assert_array_equal(on, off)
+
+    def loss(params):
+        out = applied("modern")(params, tokens, neighbours)
+        return out[..., 0].sum()
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    for i in (1, 2):
+        out = gradient[f"cross_block_{i}"]["attention"]["out"]["kernel"]
+        assert np.abs(out).max() > 0
+
+
+def test_what_is_masked_and_which_neighbour_is_first_do_not_matter():
+    params = initialised()
+    tokens, neighbours = text(batch=2)
+    mask = np.ones(neighbours.shape, np.float32)
+    mask[0, 0, 1] = 0
+    mask[0, 1, 0, 5:] = 0
+    mask[1, 2] = 0
+    run = applied("modern")
+    found = run(params, tokens, neighbours, mask)
+    noise = np.where(mask > 0, neighbours, (neighbours + 17) % VOCAB)
+    np.testing.assert_allclose(run(params, tokens, noise, mask), found, atol=1e-5)
+    swapped = run(params, tokens, neighbours[:, :, ::-1], mask[:, :, ::-1])
+    np.testing.assert_allclose(swapped, found, atol=1e-4)
+    other = run(params, tokens, noise, np.ones_like(mask))
+    assert np.abs(other - found).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_cache_gives_what_the_whole_row_gives(name):
+    """By windows, by single tokens, and past a window whose chunk has no neighbours."""
+    params = initialised(name=name)
+    tokens, neighbours = text(batch=2)
+    mask = np.ones(neighbours.shape, np.float32)
+    mask[:, 2] = 0
+    mask[0, 0, 1, 6:] = 0
+    wanted = applied(name)(params, tokens, neighbours, mask)
+    step = applied(name, "extend_and_predict")
+    held = empty_cache(CONFIGS[name], ENCODER, M, (2, 3), (2, LENGTH, K, 2 * M))
+    # The last chunk is told of no neighbours: what chunk 1's window left is not read.
+    for start, stop in ((0, 2), (2, 3), (3, 5), (5, 6), (6, 7), (7, 11), (11, 12),
+                        (12, 15)):  # fmt: skip
+        new = tokens[:, start:stop]
+        given = ()
+        if start in (3, 7):
+            given = neighbours[:, start // M], mask[:, start // M]
+        found, held = step(params, new, np.ones_like(new), held, *given)
+        np.testing.assert_allclose(found, wanted[:, stop - 1], atol=1e-3)
+
+
+def test_neighbours_in_the_middle_of_a_chunk_make_no_prediction():
+    tokens, neighbours = text()
+    held = empty_cache(CONFIGS["modern"], ENCODER, M, (2, 3), (1, LENGTH, K, 2 * M))
+    new = tokens[:, :2]
+    found, _ = applied("modern", "extend_and_predict")(
+        initialised(), new, np.ones_like(new), held, neighbours[:, 0]
+    )
+    assert np.isnan(found).all()
+
+
+def test_usual_layers():
+    assert usual_layers(12) == (6, 9, 12) and usual_layers(5) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(layers=()), "no layer of 3 has cross-attention"),
+        (dict(layers=(0, 2)), r"cca_layers are \(0, 2\); choose layers that rise"),
+        (dict(layers=(2, 4)), "rise from 1 to 3"),
+        (dict(layers=(3, 2)), "rise from 1 to 3"),
+        (
+            dict(encoder=NeighbourEncoderConfig(num_heads=3)),
+            "encoder is 8 wide with 3 heads",
+        ),
+        (dict(encoder=NeighbourEncoderConfig(0)), "encoder's num_layers is 0"),
+    ],
+    ids=["none", "zero", "deep", "falling", "heads", "empty"],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    tokens, neighbours = text()
+    with pytest.raises(UserError, match=message):
+        model(**changes).init(jax.random.key(0), tokens, neighbours)
+
+
+def test_neighbours_of_other_chunks_are_refused():
+    tokens, neighbours = text()
+    with pytest.raises(UserError, match="neighbours of 2 chunks in 1 rows .* have 3"):
+        model().init(jax.random.key(0), tokens, neighbours[:, :2])
