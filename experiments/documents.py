@@ -158,7 +158,7 @@ def library(
         index = retrievers.open_bm25(passages, folder / BM25, BM25Config())
 
         def by_words(texts: Sequence[str], k: int) -> Neighbours:
-            return index.search(list(texts), k, progress=True)
+            return index.search(list(texts), k)
 
         return Library(passages, by_words, tokens)
     tower = tower or retrievers.load_tower(config.documents.retriever)
@@ -170,11 +170,22 @@ def library(
 
 
 def encoded(
-    config: Experiment, passages: Passages, tower: Tower, folder: pathlib.Path
+    config: Experiment,
+    passages: Passages,
+    tower: Tower,
+    folder: pathlib.Path,
+    *,
+    alone: bool = True,
 ) -> Datastore:
-    """The passages' vectors, in ``folder``."""
+    """The passages' vectors, in ``folder``; ``alone`` is as in `encode_collection`."""
     store, _ = retrievers.encode_collection(
-        tower, passages, passages.fingerprint, config.text, config.search, folder
+        tower,
+        passages,
+        passages.fingerprint,
+        config.text,
+        config.search,
+        folder,
+        alone=alone,
     )
     return store
 
@@ -255,8 +266,8 @@ def ask(
         stride=chosen.stride,
         query_length=chosen.query_length,
     )
-    questions = [text.tokenizer.decode(x) for x in in_context.queries(tokens, at)[1:]]
-    if not questions:
+    asked = questions(text, tokens, at)[1:]
+    if not asked:
         raise UserError(
             f"The text ends within its first window of {chosen.window} tokens, where "
             "nothing is retrieved; give more of it, or a shorter window."
@@ -266,9 +277,14 @@ def ask(
     none = Neighbours(
         np.full((1, num), -np.inf, np.float32), np.full((1, num), -1, np.int32)
     )
-    found = find(questions, shelf, out, num)
+    found = find(asked, shelf, out, num)
     both = (np.concatenate(x) for x in zip(none, found, strict=True))
     return Asked(tokens, at, Neighbours(*both), size)
+
+
+def questions(text: Text, tokens: np.ndarray, at: Strides) -> list[str]:
+    """What each stride asks, as text; nothing where it has no query."""
+    return [text.tokenizer.decode(x) for x in in_context.queries(tokens, at)]
 
 
 def find(

@@ -93,8 +93,7 @@ def questions(
 ) -> list[str]:
     """What is asked at some places of the training text."""
     tokens = text.store.split("train").tokens
-    asked = in_context.queries(tokens, _strides(config, places))
-    return [text.tokenizer.decode(x) for x in asked]
+    return documents.questions(text, tokens, _strides(config, places))
 
 
 def _strides(config: documents.Experiment, places: np.ndarray) -> Strides:

@@ -9,27 +9,31 @@ Documents come by BM25 or, with ``--config.documents.retriever=FOLDER``, by an e
 
 import dataclasses
 
-import numpy as np
-
 from experiments import (
     documents,
     inspection,
     launch,
     presets,
     reporting,
+    reranking,
 )
 from experiments.documents import DocumentsConfig
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 
-CHOICES = {"first": in_context.first, "reranked": in_context.reranked}
+CHOICES = ("first", "reranked", "trained")
 
 
 @dataclasses.dataclass
 class Config(documents.Experiment):
     """A run of in-context RALM."""
 
-    choice: str = "first"  # the retriever's first document, or reranked by the model
+    # The retriever's first document, or of its ``documents.num`` the one under which
+    # the tokens before the stride are likeliest, or a trained reranker's.
+    choice: str = "first"
+    reranker: reranking.TrainingConfig = dataclasses.field(
+        default_factory=reranking.TrainingConfig
+    )
 
 
 def tiny() -> Config:
@@ -87,11 +91,17 @@ def execute(config: Config, run: launch.Run):
     if setting is None:
         return None
     config, model, text, passages = setting
-    launch.leave_to_first()
+    if config.choice != "trained":
+        launch.leave_to_first()
     with phases("index"):
         shelf = documents.library(config, passages, text.tokenizer, run.workdir)
-        out, why = documents.excluded(config, passages, text, "test")
+    if config.choice == "trained":
+        with phases("reranker"):
+            ranker = reranking.train(
+                config.reranker, config, setting, shelf, run.workdir / "reranker"
+            )
     with phases("retrieve"):
+        out, why = documents.excluded(config, passages, text, "test")
         asked = documents.ask(config, text, "test", shelf, out)
     with phases("score"):
         plain = documents.plain(config, model, asked)
@@ -100,15 +110,22 @@ def execute(config: Config, run: launch.Run):
         others = documents.shuffled(asked.found)
         foreign = documents.scores(config, model, asked, shelf, others)
     rank_tokens = config.documents.rank_tokens
-
-    def whole(chosen: np.ndarray) -> np.ndarray:
-        return in_context.replaced(plain, asked.at, chosen)
-
-    choose = CHOICES[config.choice]
-    ways = {"real": choose, **CHOICES, "oracle": in_context.oracle}
-    del ways[config.choice]
-    log_probs = {name: whole(f(values, rank_tokens)) for name, f in ways.items()}
-    log_probs |= {"shuffled": whole(choose(foreign, rank_tokens)), "off": plain}
+    chosen = {
+        "first": in_context.first(values, rank_tokens),
+        "reranked": in_context.reranked(values, rank_tokens),
+        "oracle": in_context.oracle(values, rank_tokens),
+        "shuffled": in_context.first(foreign, rank_tokens),
+    }
+    if config.choice == "trained":
+        with phases("reranker"):
+            judged = reranking.scores(
+                config.reranker, config.search, ranker, setting, shelf, asked
+            )
+        chosen["trained"] = in_context.ranked_by(values, judged, rank_tokens)
+    log_probs = {
+        name: in_context.replaced(plain, asked.at, x) for name, x in chosen.items()
+    }
+    log_probs = {"real": log_probs.pop(config.choice), **log_probs, "off": plain}
     return reporting.finish(
         run,
         config,

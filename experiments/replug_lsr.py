@@ -299,7 +299,8 @@ def _index(
 
     def build(params: Params, there: pathlib.Path) -> None:
         now = tower._replace(params=params)
-        documents.encoded(config, setting.passages, now, there / "vectors")
+        vectors = there / "vectors"
+        documents.encoded(config, setting.passages, now, vectors, alone=False)
         if parallel.is_first_process():
             retrievers.save_tower(there / "encoder", now)
 
