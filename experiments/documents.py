@@ -146,31 +146,36 @@ def collection(config: Experiment) -> Passages:
 
 
 def library(
-    config: Experiment,
+    config: Any,
     passages: Passages,
     tokenizer: Tokenizer,
     folder: pathlib.Path,
     tower: Tower | None = None,
+    *,
+    max_rows: int = 0,
 ) -> Library:
-    """The passages with the configured retriever, or with ``tower``."""
+    """The passages with the configured retriever, or with ``tower``.
+
+    Args:
+      config: has ``text`` and ``search``, and ``documents`` with retriever and length.
+      folder: keeps the index.
+      max_rows: as for `retrievers.searcher`.
+    """
     tokens = document_tokens(config, passages, tokenizer)
     if tower is None and config.documents.retriever == BM25:
         index = retrievers.open_bm25(passages, folder / BM25, BM25Config())
-
-        def by_words(texts: Sequence[str], k: int) -> Neighbours:
-            return index.search(list(texts), k)
-
-        return Library(passages, by_words, tokens)
+        return Library(passages, index.search, tokens)
     tower = tower or retrievers.load_tower(config.documents.retriever)
     key = retrievers.fingerprints(tower)["encoder"][:8]
     store = encoded(config, passages, tower, folder / f"vectors-{key}")
-    return Library(
-        passages, retrievers.searcher(tower, store, config.text, config.search), tokens
+    find = retrievers.searcher(
+        tower, store, config.text, config.search, max_rows=max_rows
     )
+    return Library(passages, find, tokens)
 
 
 def encoded(
-    config: Experiment,
+    config: Any,
     passages: Passages,
     tower: Tower,
     folder: pathlib.Path,
@@ -191,7 +196,7 @@ def encoded(
 
 
 def document_tokens(
-    config: Experiment, passages: Passages, tokenizer: Tokenizer
+    config: Any, passages: Passages, tokenizer: Tokenizer
 ) -> Callable[[int], np.ndarray]:
     """Passage -> its title and text as the language model reads them, cut."""
     length = config.documents.length
@@ -245,6 +250,13 @@ def excluded(
         )
         why["overlapping"] = int((shared & ~out).sum())
         out |= shared
+    if out.all():
+        raise UserError(
+            f"Of {len(passages):,} passages no document is left for the {name} split: "
+            f"{why['own_titles']:,} have the title of one of its documents and "
+            f"{why['overlapping']:,} share {config.documents.overlap} words in a row "
+            "with it; name other documents.passages."
+        )
     return out, why
 
 

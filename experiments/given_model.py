@@ -61,6 +61,11 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> Given:
         )
     if (folder / "checkpoints").exists():
         return _trained(folder, dtype)
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(
+            f"The folder {folder} has neither checkpoints of a run nor a "
+            "model.safetensors; name one that a decoder was trained or published in."
+        )
     config, params = pretrained.load_decoder(folder, dtype=dtype)
     tokenizer = tokenizers.build(
         f"hf:{folder / 'tokenizer.json'}", corpora.load("stdlib"), vocab_size=0

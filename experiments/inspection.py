@@ -93,13 +93,15 @@ def of_documents(
         stride = strides[row]
         ids, scores = (x[stride] for x in (asked.found.ids, asked.found.scores))
         here = np.flatnonzero(ids >= 0)[:NEIGHBOURS]
-        weights = np.exp(likelihood[stride] - likelihood[stride].max(initial=-np.inf))
+        if not len(here):
+            return []
+        weights = np.exp(likelihood[stride] - likelihood[stride].max())
         return [
             Neighbour(
                 context=text.tokenizer.decode(shelf.tokens(int(ids[k]))),
                 value=None,
                 score=float(scores[k]),
-                weight=float(weights[k] / weights[ids >= 0].sum()),
+                weight=float(weights[k] / weights.sum()),
                 source=shelf.passages[int(ids[k])].id,
             )
             for k in here

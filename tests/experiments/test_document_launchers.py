@@ -1,0 +1,228 @@
+"""Language models with documents: the launchers run, report, go on, and refuse."""
+
+import json
+import pathlib
+import sys
+import types
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import documents, in_context, replug, replug_lsr
+from rlm_jax import pretrained
+from rlm_jax.data import corpora, tokenizers
+from rlm_jax.errors import UserError
+from rlm_jax.methods import lm
+from rlm_jax.models import decoder as decoders
+from rlm_jax.report import report
+from rlm_jax.train import checkpoint
+from tests.experiments import shrunken
+from tests.experiments.test_retriever_launchers import ENCODER
+
+CONTROLS = {"off", "shuffled", "oracle"}
+
+
+def shrink(config: Any, corpus: str, model: str = "") -> Any:
+    config = shrunken.shrink(config, corpus)
+    config.evaluate.stride, config.evaluate.max_tokens = 8, 257
+    config.model = model
+    chosen = config.documents
+    chosen.length, chosen.rank_tokens, chosen.reuse, chosen.num = 16, 8, 2, 3
+    chosen.query_length = 12
+    chosen.overlap = 0  # the toy text says the same three sentences again and again
+    config.text.question_length, config.text.passage_length = 12, 16
+    config.search.batch_tokens = 64
+    if hasattr(config, "ensemble"):
+        config.ensemble.tune_tokens, config.ensemble.ks = 129, (1, 2)
+        config.ensemble.temperatures = (0.5, 5.0)
+    for name in ("retriever", "reranker"):
+        if hasattr(config, name):
+            trained = getattr(config, name)
+            trained.batch_size, trained.vocab_size = 2, 200
+            trained.train.steps, trained.train.log_every = 2, 1
+            trained.train.checkpoint_every = 0
+    if hasattr(config, "reranker"):
+        config.reranker.encoder, config.reranker.length = ENCODER, 24
+    if hasattr(config, "retriever"):
+        config.retriever.method.encoder, config.retriever.method.k = ENCODER, 3
+        config.retriever.refresh_every = 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, cache, tmp_path_factory) -> pathlib.Path:
+    """A workdir in which in-context RALM has trained its language model."""
+    workdir = tmp_path_factory.mktemp("runs") / "in_context"
+    config = shrink(in_context.tiny(), corpus)
+    in_context.execute(config, shrunken.run_in(workdir, "in_context"))
+    return workdir
+
+
+def test_in_context_reports_beside_its_controls(trained):
+    made = report.read(trained / "report.json")
+    assert set(made["controls"]) == CONTROLS | {"first"}
+    bits = {name: x["bits_per_byte"] for name, x in made["controls"].items()}
+    assert bits["oracle"] <= min(bits["first"], made["metrics"]["bits_per_byte"])
+    facts = made["protocol"]
+    assert facts["retrievals"] == -(-(257 - 64) // 8)
+    assert facts["passes"] < facts["retrievals"] * 3
+    assert facts["empty_places"] == 0
+    assert (trained / "neighbours.html").stat().st_size > 1000
+
+
+def test_every_way_of_choosing(corpus, trained, tmp_path):
+    for choice in ("first", "trained"):
+        config = shrink(in_context.tiny(), corpus, str(trained))
+        config.choice = choice
+        workdir = tmp_path / choice
+        made = in_context.execute(config, shrunken.run_in(workdir, "in_context"))
+        assert made is not None
+        names = {"first", "reranked", "trained" if choice == "trained" else "first"}
+        assert set(made["controls"]) == CONTROLS | names - {choice}
+    # The same language model, so the same text without documents.
+    off = made["controls"]["off"]
+    first = report.read(trained / "report.json")["controls"]["off"]
+    assert off["bits_per_byte"] == pytest.approx(first["bits_per_byte"], rel=1e-6)
+
+
+def test_replug_tells_every_k(corpus, trained, tmp_path):
+    config = shrink(replug.tiny(), corpus, str(trained))
+    made = replug.execute(config, shrunken.run_in(tmp_path, "replug"))
+    assert made is not None
+    assert set(made["controls"]) == CONTROLS | {"k=1", "k=2"}
+    assert made["protocol"]["temperature"] in (0.5, 5.0)
+    one = shrink(in_context.tiny(), corpus, str(trained))
+    one.choice = "first"
+    alone = in_context.execute(one, shrunken.run_in(tmp_path / "one", "in_context"))
+    assert alone is not None
+    assert made["controls"]["k=1"]["bits_per_byte"] == pytest.approx(
+        alone["metrics"]["bits_per_byte"], rel=1e-6
+    )
+
+
+def test_replug_lsr_trains_refreshes_and_goes_on(corpus, trained, tmp_path):
+    config = shrink(replug_lsr.tiny(), corpus, str(trained))
+    config.retriever.train.steps = 3
+    run = shrunken.run_in(tmp_path / "whole", "replug_lsr")
+    made = replug_lsr.execute(config, run)
+    assert made is not None
+    assert set(made["controls"]) == CONTROLS | {"init", "k=1", "k=2"}
+    refreshes = made["protocol"]["refreshes"]
+    assert [x["step"] for x in refreshes] == [1, 2]
+    assert all(0 <= x["stale_recall"] <= 1 and x["max_age"] == 0 for x in refreshes)
+    indexes = tmp_path / "whole/retriever/indexes"
+    assert [x.name for x in indexes.iterdir()] == ["step_2"]
+    # Stopped after the first round and started again it goes on from there.
+    config.retriever.train.steps = 1
+    parts = shrunken.run_in(tmp_path / "parts", "replug_lsr")
+    replug_lsr.execute(config, parts)
+    config.retriever.train.steps = 3
+    again = replug_lsr.execute(config, parts)
+    assert again is not None
+    assert [x["step"] for x in again["protocol"]["refreshes"]] == [2]
+    assert checkpoint.latest_step(parts.workdir / "retriever/checkpoints") == 3
+
+
+@pytest.fixture(scope="module")
+def published(corpus, cache, tmp_path_factory) -> pathlib.Path:
+    """A decoder in Hugging Face's layout, with a tokenizer."""
+    folder = tmp_path_factory.mktemp("hf") / "llama"
+    text = corpora.load(corpus)
+    tokenizer = tokenizers.build("bpe", text, vocab_size=300)
+    config = decoders.modern(
+        vocab_size=tokenizer.vocab_size, num_layers=1, width=16, num_heads=2,
+        feed_forward_width=24,
+    )  # fmt: skip
+    params = lm.lm(lm.LMConfig(config)).init(jax.random.key(0))
+    pretrained.save_decoder(folder, config, params)
+    content = json.dumps(tokenizer.content)
+    (folder / "tokenizer.json").write_text(content)
+    return folder
+
+
+def test_a_published_model(corpus, published, tmp_path):
+    config = shrink(in_context.tiny(), corpus, str(published))
+    made = in_context.execute(config, shrunken.run_in(tmp_path, "in_context"))
+    assert made is not None
+    assert made["protocol"]["tokenizer"] == "hf"
+
+
+def test_a_black_box(corpus, tmp_path, monkeypatch):
+    calls = []
+
+    def log_probs(tokens, lengths, last):
+        assert tokens.dtype == lengths.dtype == np.int32
+        calls.append(len(tokens))
+        return np.full((len(tokens), last), -np.log(256.0), np.float32)
+
+    module = types.ModuleType("somebody")
+    module.log_probs = log_probs  # type: ignore
+    monkeypatch.setitem(sys.modules, "somebody", module)
+    config = shrink(replug.tiny(), corpus, "call:somebody:log_probs")
+    made = replug.execute(config, shrunken.run_in(tmp_path, "replug"))
+    assert made is not None and calls
+    # Uniform over bytes: 8 bits each but the first, whatever it reads.
+    for figures in (made["metrics"], *made["controls"].values()):
+        assert figures["bits_per_byte"] == pytest.approx(8, rel=0.01)
+
+
+def test_own_and_overlapping_documents_are_left_out(corpus, trained, tmp_path):
+    config = shrink(in_context.tiny(), corpus, str(trained))
+    config.documents.overlap = 13
+    with pytest.raises(UserError, match="no document is left"):
+        in_context.execute(config, shrunken.run_in(tmp_path / "a", "in_context"))
+    config.documents.overlap = 0
+    config.documents.passages = f"corpus:{corpus}#test"
+    with pytest.raises(UserError, match="no document is left"):
+        in_context.execute(config, shrunken.run_in(tmp_path / "b", "in_context"))
+
+
+def test_a_dry_run_trains_nothing(corpus, cache, tmp_path, capsys):
+    config = shrink(in_context.tiny(), corpus)
+    run = shrunken.run_in(tmp_path / "dry", "in_context", dry_run=True)
+    assert in_context.execute(config, run) is None
+    assert not run.workdir.exists()
+    assert "passes of 64 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model": "nowhere"}, "no language model in nowhere"),
+        ({"model": "call:nowhere:f"}, "names no function"),
+        ({"model": "call:json:__doc__"}, "is no function"),
+        ({"choice": "best"}, "choice is 'best'"),
+        ({"documents.num": 0}, "documents.num is 0"),
+        ({"documents.length": 60}, "does not hold a document"),
+        ({"documents.placement": "under"}, "placement is 'under'"),
+        ({"documents.passages": "beir:nowhere"}, "nowhere"),
+        ({"documents.retriever": "nowhere"}, "nowhere"),
+        ({"evaluate.max_tokens": 40}, "within its first window"),
+    ],
+)
+def test_bad_input(corpus, trained, tmp_path, changes, named):
+    config = shrink(in_context.tiny(), corpus, str(trained))
+    for name, value in changes.items():
+        *holders, field = name.split(".")
+        holder = config
+        for part in holders:
+            holder = getattr(holder, part)
+        setattr(holder, field, value)
+    with pytest.raises(UserError, match=named):
+        in_context.execute(config, shrunken.run_in(tmp_path, "in_context"))
+
+
+@pytest.mark.parametrize("temperatures", [(), (0.0, 1.0)])
+def test_bad_temperatures(corpus, trained, tmp_path, temperatures):
+    config = shrink(replug.tiny(), corpus, str(trained))
+    config.ensemble.temperatures = temperatures
+    with pytest.raises(UserError, match="temperatures"):
+        replug.execute(config, shrunken.run_in(tmp_path, "replug"))
+
+
+def test_presets_name_what_exists():
+    for launcher in (in_context, replug, replug_lsr):
+        for make in launcher.PRESETS.values():
+            documents.protocol(make())
