@@ -180,6 +180,10 @@ def score(
     Returns:
       float32 [S, K, rank_tokens + stride], nats, aligned at the end: a shorter last
       stride has NaN before it, an absent document NaN everywhere.
+
+    Raises:
+      UserError: the protocol's numbers do not fit, or the language model's are of
+        another shape or not finite.
     """
     protocol.check()
     long = at.end - at.first > protocol.stride
@@ -350,4 +354,16 @@ def _log_probs(log_probs, inputs, length, last, size):
     for row, found in enumerate(inputs):
         ids[row, : len(found)] = found
         lengths[row] = len(found)
-    return np.asarray(log_probs(ids, lengths, last), np.float32)[: len(inputs)]
+    found = np.asarray(log_probs(ids, lengths, last), np.float32)
+    if found.shape != (size, last):
+        raise UserError(
+            f"The language model gave log-probabilities of shape {found.shape} for "
+            f"{size} rows, asked for the last {last} tokens of each; give {size, last}."
+        )
+    # NaN stands for an absent document further on.
+    if not np.isfinite(found[: len(inputs)]).all():
+        raise UserError(
+            "The language model gave a log-probability that is not finite; look at its "
+            "weights, or at the function that stands for it."
+        )
+    return found[: len(inputs)]

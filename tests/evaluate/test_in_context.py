@@ -264,3 +264,19 @@ def test_numbers_that_do_not_fit(changes, named):
 def test_a_text_that_is_too_short():
     with pytest.raises(UserError, match="1 tokens"):
         in_context.strides(1, window=4, stride=2, query_length=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (lambda ids, lengths, last: np.full((len(ids), last), np.nan), "not finite"),
+        (lambda ids, lengths, last: np.zeros((len(ids), last + 1)), "shape"),
+    ],
+    ids=["nan", "shape"],
+)
+def test_a_language_model_that_fails_is_not_an_absent_document(text, given, named):
+    protocol = Protocol(window=40, stride=4, document_length=10, rank_tokens=3, reuse=1)
+    at = in_context.strides(len(text), window=40, stride=4, query_length=8)
+    documents = np.where(np.arange(len(at.end)) > 0, 0, -1)[:, None]
+    with pytest.raises(UserError, match=named):
+        in_context.score(given, text, at, documents, lambda _: text[:5], protocol)
