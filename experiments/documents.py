@@ -91,10 +91,13 @@ class Library(NamedTuple):
     tokens: Callable[[int], np.ndarray]  # a passage as the model reads it
 
 
-def prepare(config: Any, run: Run, phases: launch.Phases) -> Setting | None:
+def prepare(
+    config: Any, run: Run, phases: launch.Phases, *, same: tuple[str, ...] = ()
+) -> Setting | None:
     """The language model, trained here where none is named, the text, the passages.
 
-    None after a dry run, which shows them and trains nothing.
+    None after a dry run, which shows them and trains nothing. ``same`` are further
+    fields that all runs in one workdir have in common.
     """
     protocol(config)
     with phases("data"):
@@ -106,7 +109,7 @@ def prepare(config: Any, run: Run, phases: launch.Phases) -> Setting | None:
         else:
             model, text = None, language_model.load_text(config.data)
         passages = collection(config)
-    launch.claim(run, config, text.fingerprint, same=SAME)
+    launch.claim(run, config, text.fingerprint, same=(*SAME, *same))
     if model is not None:
         config = given_model.with_tokenizer(config, model)
     else:

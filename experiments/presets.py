@@ -8,8 +8,10 @@ from typing import Any
 from experiments.documents import DocumentsConfig
 from experiments.language_model import DataConfig, EvaluateConfig
 from rlm_jax.methods.lm import LMConfig
+from rlm_jax.methods.retro import RetroConfig
 from rlm_jax.models import decoder
 from rlm_jax.models.encoder import EncoderConfig
+from rlm_jax.models.neighbours import NeighbourEncoderConfig
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
@@ -190,4 +192,87 @@ def enwik8_decoder() -> decoder.DecoderConfig:
         bias=True,
         dropout=0.3,
         dtype="bfloat16",
+    )
+
+
+def tiny_chunks() -> dict[str, Any]:
+    """The embedded corpus in segments and windows of whole chunks of 64 tokens."""
+    return {
+        **tiny(),
+        "data": DataConfig(batch_size=8, length=256),
+        "evaluate": EvaluateConfig(window=256, stride=128, max_tokens=2**15),
+    }
+
+
+def tiny_retro() -> RetroConfig:
+    return RetroConfig(
+        tiny_decoder(),
+        NeighbourEncoderConfig(1, width=64, num_heads=2),
+        cca_layers=(2,),
+    )
+
+
+def novels_chunks() -> dict[str, Any]:
+    """Long texts, half an hour of training on 2 CPU cores."""
+    return {
+        "data": DataConfig(
+            corpus="text:data/books", vocab_size=8192, batch_size=8, length=512
+        ),
+        "optim": OptimConfig(
+            learning_rate=1.5e-3,
+            warmup_steps=100,
+            min_learning_rate=1e-4,
+            weight_decay=0.05,
+        ),
+        "train": TrainConfig(
+            steps=1200, log_every=50, eval_every=400, checkpoint_every=200
+        ),
+        "evaluate": EvaluateConfig(window=512, stride=256, max_tokens=2**18),
+    }
+
+
+def novels_retro() -> RetroConfig:
+    return RetroConfig(
+        decoder.modern(),
+        NeighbourEncoderConfig(1, width=128, num_heads=2),
+        cca_layers=(2, 4),
+    )
+
+
+def paper_chunks() -> dict[str, Any]:
+    """Segments of 2,048 tokens; the schedule is our guess, as the paper gives tokens.
+
+    256 segments a step and 800,000 steps are its 419 billion tokens.
+    """
+    return {
+        "data": DataConfig(
+            corpus="jsonl:data/pile", vocab_size=128_000, batch_size=256, length=2048
+        ),
+        "optim": OptimConfig(
+            learning_rate=2e-4,
+            warmup_steps=750,
+            min_learning_rate=2e-5,
+            weight_decay=0.1,
+        ),
+        "train": TrainConfig(
+            steps=800_000, log_every=100, eval_every=5000, checkpoint_every=5000
+        ),
+        "evaluate": EvaluateConfig(window=2048, stride=1024, max_tokens=2**22),
+    }
+
+
+def paper_retro(*, width: int, num_heads: int) -> RetroConfig:
+    """12 layers, chunked cross-attention at 6, 9 and 12, an encoder of 2 x 896."""
+    return RetroConfig(
+        decoder.modern(
+            num_layers=12,
+            width=width,
+            num_heads=num_heads,
+            feed_forward_width=4 * width,
+            activation="gelu",
+            dtype="bfloat16",
+            remat=True,
+        ),
+        NeighbourEncoderConfig(width=896, num_heads=16),
+        cca_layers=(6, 9, 12),
     )

@@ -145,7 +145,9 @@ def execute(config: Config, run: launch.Run):
     """Train the retriever round by round, then evaluate REPLUG before and after."""
     replug.check(config.ensemble)
     phases = launch.Phases()
-    setting = documents.prepare(config, run, phases)
+    setting = documents.prepare(
+        config, run, phases, same=("init_from", "documents", "text")
+    )
     if setting is None:
         return None
     config, model, text, passages = setting
@@ -233,7 +235,6 @@ def _batches(config: Config, setting: Setting, index: Index):
     to_rows = retrievers.passage_rows(reader, text)
     own = feedback.OwnDocuments(shelf, setting.text, "train")
     mine = parallel.local_rows(chosen.batch_size, accumulate=chosen.train.accumulate)
-    assert setting.model is not None
     judge = functools.partial(
         feedback.examples, config, setting.model, setting.text, shelf, own
     )

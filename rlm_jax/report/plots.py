@@ -131,6 +131,43 @@ def control_bars(
         legend_below(figure, [Patch(color=colours[name]) for name in used], used)
 
 
+def leakage_curve(
+    path: str | os.PathLike,
+    alphas: Sequence[float],
+    bits_per_byte: Mapping[str, Sequence[float]],
+    num_chunks: Sequence[int],
+    *,
+    title: str = "By how much of a chunk its neighbours repeat",
+) -> None:
+    """Draw bits per byte by system over the chunks with r(C) <= alpha.
+
+    Args:
+      path: of the image.
+      alphas: shares from 0 to 1, rising.
+      bits_per_byte: system -> one figure an alpha.
+      num_chunks: how many are behind each figure; they stand under the alphas.
+      title: above the plot.
+
+    Raises:
+      UserError: the image cannot be written.
+    """
+    with canvas(path, 6.4, 3.8) as (figure, axes):
+        for number, (name, values) in enumerate(bits_per_byte.items()):
+            colour = PALETTE[number % len(PALETTE)]
+            axes.plot(alphas, values, color=colour, marker="o", label=name)
+        labels = [
+            f"{alpha:.1%}\n{count:,}"
+            for alpha, count in zip(alphas, num_chunks, strict=True)
+        ]
+        axes.set_xticks(list(alphas), labels)
+        axes.set(
+            xlabel="largest share of a chunk in one of its neighbours; chunks so far",
+            ylabel="bits per byte (lower is better)",
+            title=title,
+        )
+        legend_below(figure, *axes.get_legend_handles_labels())
+
+
 def _series(
     records: Sequence[Mapping[str, Any]], split: str, key: str
 ) -> tuple[list[int], Sequence[float]]:
