@@ -1,0 +1,279 @@
+"""RETRO: a language model trained against a frozen retriever.
+
+    python -m experiments.retro --preset tiny --workdir runs/retro
+
+The training text, cut into chunks, is encoded and searched once; every chunk then has
+its neighbours for good. ``--config.init_from=MODEL --config.method.trained=retrieval``
+teaches a trained decoder to read them (RETRO-fitting). ``--config.baseline=WORKDIR``
+scores a plain language model on the same chunks. ``--config.prompt=TEXT`` continues a
+text in place of the evaluation.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from experiments import (
+    dry_run,
+    given_model,
+    language_model,
+    launch,
+    presets,
+    retro_data,
+    retro_evaluation,
+)
+from experiments.given_model import Given
+from experiments.language_model import DataConfig, EvaluateConfig, Text
+from experiments.retrievers import SearchConfig
+from experiments.retro_data import Database, DatabaseConfig
+from rlm_jax.data.batching import Batches
+from rlm_jax.errors import UserError
+from rlm_jax.method import Method, Params
+from rlm_jax.methods import retro
+from rlm_jax.models.decoder import DecoderConfig
+from rlm_jax.models.generation import Sampling
+from rlm_jax.train import checkpoint, loop, metrics, optim, parallel, progress, step
+from rlm_jax.train.loop import TrainConfig
+from rlm_jax.train.optim import OptimConfig
+
+
+@dataclasses.dataclass
+class Config:
+    """A run of RETRO."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    method: retro.RetroConfig = dataclasses.field(default_factory=retro.RetroConfig)
+    database: DatabaseConfig = dataclasses.field(default_factory=DatabaseConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    init_from: str = ""  # workdir or Hugging Face folder of the decoder it begins with
+    baseline: str = ""  # workdir of a language model, scored on the same chunks
+    prompt: str = ""  # a text to continue; then nothing is evaluated
+    new_tokens: int = 128  # of its continuation
+    temperature: float = 0.7  # 0: the most likely token
+
+
+SAME = ("data", "method", "database", "optim", "init_from")
+
+
+def tiny() -> Config:
+    """The embedded corpus; its encoder has random weights, so nothing is downloaded.
+
+    Command: python -m experiments.retro --preset tiny --workdir runs/retro
+    Corpus: stdlib, BPE of 4,096. Hardware: 2 CPU cores. Time: under 5 minutes.
+    Figure: docs/results.md.
+    """
+    return Config(
+        **presets.tiny_chunks(),
+        method=presets.tiny_retro(),
+        database=DatabaseConfig(search=SearchConfig(k=10, index="exact")),
+    )
+
+
+def novels() -> Config:
+    """Novels and articles, a decoder of 4 layers of 256 and a sentence encoder.
+
+    Command: python -m experiments.retro --preset novels --workdir runs/novels_retro
+      --config.data.corpus=text:FOLDER (folders train, valid and test)
+      --config.database.encoder=FOLDER (all-MiniLM-L6-v2)
+    Corpus: 56 English novels, with WikiText-2 where the folder holds it too. Hardware:
+    2 CPU cores. Time: 30 minutes of training, and as many of encoding before the first.
+    """
+    return Config(
+        **presets.novels_chunks(),
+        method=presets.novels_retro(),
+        database=DatabaseConfig(encoder="data/all-MiniLM-L6-v2"),
+    )
+
+
+def paper_172m() -> Config:
+    """Borgeaud et al. 2022, table 1: 132M parameters, 172M with retrieval.
+
+    Command: python -m experiments.retro --preset paper_172m --workdir runs/retro_172m
+      --config.data.corpus=jsonl:FOLDER --config.database.encoder=FOLDER (BERT)
+    Corpus: the paper's MassiveText is not public. Hardware: accelerators; not run here.
+    """
+    return Config(
+        **presets.paper_chunks(),
+        method=presets.paper_retro(width=896, num_heads=16),
+        database=DatabaseConfig(encoder="data/bert-base-uncased"),
+    )
+
+
+def paper_425m() -> Config:
+    """As paper_172m with 368M parameters, 425M with retrieval.
+
+    Command: python -m experiments.retro --preset paper_425m --workdir runs/retro_425m
+      --config.data.corpus=jsonl:FOLDER --config.database.encoder=FOLDER (BERT)
+    Corpus, hardware: as paper_172m; not run here.
+    """
+    return dataclasses.replace(
+        paper_172m(), method=presets.paper_retro(width=1536, num_heads=12)
+    )
+
+
+PRESETS = {
+    "tiny": tiny,
+    "novels": novels,
+    "paper_172m": paper_172m,
+    "paper_425m": paper_425m,
+}
+
+
+def execute(config: Config, run: launch.Run):
+    """Find neighbours, train, score the test split with its controls, report."""
+    _check(config)
+    phases = launch.Phases()
+    given = None
+    with phases("data"):
+        if config.init_from:
+            given = _given(config)
+            text = given_model.text_of(given, config.data)
+        else:
+            text = language_model.load_text(config.data)
+    # What is continued is no part of what a workdir belongs to.
+    as_evaluated = {"prompt": "", "new_tokens": 0, "temperature": 0.0}
+    launch.claim(
+        run, dataclasses.replace(config, **as_evaluated), text.fingerprint, same=SAME
+    )
+    if given is not None:
+        config = given_model.with_tokenizer(config, given)
+    else:
+        config = language_model.with_vocabulary(config, text)
+    method = retro.retro(config.method)
+    baseline = _baseline(config, text) if config.baseline else None
+    if run.dry_run:
+        return _describe(method, config, text)
+    database = retro_data.prepare(config, run, text, phases)
+    with phases("train"):
+        params = _train(method, config, text, database, given, run)
+    launch.leave_to_first()
+    if config.prompt:
+        return retro_evaluation.continue_prompt(config, text, database, params)
+    return retro_evaluation.evaluate(
+        config, run, phases, text, database, method, params, baseline
+    )
+
+
+def _check(config: Config) -> None:
+    """What else would be found out only after the training."""
+    retro_data.check(config)
+    if config.method.trained == "retrieval" and not config.init_from:
+        raise UserError(
+            "method.trained is 'retrieval', which leaves the decoder as it is; name a "
+            "trained one with --config.init_from."
+        )
+    Sampling(temperature=config.temperature)
+    if config.new_tokens < 1:
+        raise UserError(f"new_tokens is {config.new_tokens}; choose 1 or more.")
+
+
+def _given(config: Config) -> Given:
+    given = given_model.load(
+        config.init_from, config.data, dtype=config.method.decoder.dtype
+    )
+    if given.decoding is None:
+        raise UserError(
+            f"{config.init_from} is a function, which has no decoder to begin with; "
+            "name a run's workdir or a Hugging Face folder."
+        )
+    if "decoder" in given.decoding.params:
+        raise UserError(
+            f"The run in {config.init_from} is one of RETRO already; name one of a "
+            "plain decoder to begin with."
+        )
+    return given
+
+
+def _baseline(config: Config, text: Text) -> retro_evaluation.Baseline:
+    stored = launch.configuration(config.baseline, text.fingerprint)
+    if stored["system"] not in ("lm", "knn_lm"):
+        raise UserError(
+            f"The run in {config.baseline} is of {stored['system']}; name one of "
+            "experiments.lm as the baseline."
+        )
+    decoder = stored["method"]["decoder"] | {"vocab_size": text.tokenizer.vocab_size}
+    params = checkpoint.load_params(config.baseline)
+    return retro_evaluation.Baseline(DecoderConfig(**decoder), params)
+
+
+def _describe(method: Method, config: Config, text: Text) -> None:
+    if not parallel.is_first_process():
+        return
+    m = config.method.chunk_length
+    for name, split in text.store.splits.items():
+        num = len(split.tokens)
+        progress.say(f"{name}: {num:,} tokens, {-(-num // m):,} chunks of {m}")
+    chunks = retro_data.stream(config, text.store.split("train"))
+    none = np.broadcast_to(np.int32(-1), (len(chunks), config.method.k))
+    some = retro_data.batches(config, text, "train", chunks, none)
+    dry_run.describe(method, some, config)
+
+
+def _train(
+    method: Method,
+    config: Config,
+    text: Text,
+    database: Database,
+    given: Given | None,
+    run: launch.Run,
+) -> Params:
+    """Train to ``train.steps``, resuming from the workdir; on the host."""
+    if config.evaluate.window > config.data.length:
+        progress.say(
+            f"note: windows of {config.evaluate.window} tokens at evaluation have "
+            f"positions that segments of {config.data.length} tokens never train"
+        )
+    of_split = {
+        name: retro_data.batches(
+            config, text, name, database.chunks, database.neighbours[name].ids
+        )
+        for name in ("train", "validation")
+    }
+    accumulate = config.train.accumulate
+    rows = parallel.local_rows(config.data.batch_size, accumulate=accumulate)
+    initial = None
+    if given is not None and given.decoding is not None:
+        init = jax.jit(method.init)(jax.random.key(config.train.seed))
+        initial = retro.around(given.decoding.params, jax.device_get(init))
+    state = loop.train(
+        method,
+        optim.optimizer(
+            config.optim,
+            config.train.steps,
+            trainable=retro.TRAINED[config.method.trained],
+        ),
+        lambda s: of_split["train"].batch_at(config.train.seed, s, rows=rows),
+        config=config.train,
+        workdir=run.workdir,
+        schedule=optim.schedule(config.optim, config.train.steps),
+        initial_params=initial,
+        evaluate=_validation(method, config, of_split["validation"]),
+    )
+    return jax.device_get(state.params)
+
+
+def _validation(method: Method, config: Config, some: Batches):
+    """(params, step) -> the mean loss on some batches, neighbours and all."""
+    rows = parallel.local_rows(config.data.batch_size)
+    run = parallel.parallelise(
+        lambda params, batch, axis: step.eval_step(
+            params, batch, method=method, axis=axis
+        ),
+        donate=False,
+    )
+
+    def score(params, _):
+        sums: metrics.HostSums = {}
+        for i in range(min(config.evaluate.validation_batches, some.num_batches)):
+            batch = some.batch_at(0, i, rows=rows)
+            sums = metrics.add(sums, metrics.to_host(run(params, batch)))
+        return metrics.means(sums)
+
+    return score
+
+
+if __name__ == "__main__":
+    launch.main("retro", PRESETS, execute)

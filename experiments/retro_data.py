@@ -1,0 +1,396 @@
+"""What experiments.retro retrieves: chunks to vectors to neighbours, kept on disk."""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+from jax.experimental import multihost_utils
+
+from experiments import launch, presets, retrievers
+from experiments.language_model import Text
+from experiments.retrievers import SearchConfig, Tower
+from rlm_jax.data import (
+    batching,
+    corpora,
+    neighbour_batches,
+    overlap,
+    passages,
+    token_store,
+)
+from rlm_jax.data.batching import Batches
+from rlm_jax.data.token_store import TokenSplit
+from rlm_jax.errors import UserError
+from rlm_jax.method import Neighbours
+from rlm_jax.models.encoder import embedder
+from rlm_jax.retrieval import (
+    chunk_database,
+    chunk_neighbours,
+    encode_passages,
+    index,
+)
+from rlm_jax.retrieval.chunk_database import Chunks
+from rlm_jax.retrieval.chunk_neighbours import ChunkNeighbours
+from rlm_jax.retrieval.datastore import Datastore
+from rlm_jax.train import parallel, progress
+
+EVALUATED = ("validation", "test")
+METRIC = "l2"  # the paper's; of unit vectors it orders as the inner product does
+RANDOM_VOCABULARY = 8192
+
+
+@dataclasses.dataclass
+class DatabaseConfig:
+    """What is retrieved from, and how its neighbours are found."""
+
+    encoder: str = ""  # folder of the frozen encoder; empty: one of random weights
+    more: str = ""  # a corpus whose training split joins the text's own
+    folder: str = (
+        ""  # of vectors and neighbours, for several runs; empty: the workdir's
+    )
+    text_length: int = 160  # of the encoder's tokens, which a chunk is cut at
+    depth: int = 64  # chunks fetched at first, of which filters leave some
+    max_depth: int = 1024  # the most that are fetched where too few were left
+    duplicates: float = 0.8  # 13-gram Jaccard with an evaluated document; 0: all stay
+    overlap: int = 0  # words in a row that no neighbour shares with those; 0: any
+    # Its k: neighbours of validation and test chunks, among which leakage is judged.
+    search: SearchConfig = dataclasses.field(default_factory=lambda: SearchConfig(k=10))
+
+
+class Database(NamedTuple):
+    """Everything that is retrieved from, and what each split's chunks find in it."""
+
+    chunks: Chunks  # of the training split, then of the other corpus
+    out: np.ndarray  # bool [N], chunks that are no neighbours
+    index: index.Index
+    encode: Callable[[list[np.ndarray]], np.ndarray]  # tokens of chunks -> [n, D]
+    neighbours: dict[str, ChunkNeighbours]
+    facts: dict[str, Any]  # for the report
+
+    def find(self, chunks: list[np.ndarray], k: int, depth: int) -> Neighbours:
+        """The k nearest of some chunks that may be neighbours, -1 where too few are."""
+        found = self.index.search(
+            self.encode(chunks), min(depth, self.index.num_entries)
+        )
+        dropped = (found.ids < 0) | self.out[found.ids]
+        order = np.argsort(dropped, axis=1, kind="stable")[:, :k]
+        first = (np.take_along_axis(x, order, axis=1) for x in (dropped, *found))
+        dropped, scores, ids = first
+        return Neighbours(scores, np.where(dropped, -1, ids).astype(np.int32))
+
+
+def check(config: Any) -> None:
+    """Raises UserError where chunks, segments and windows do not fit together."""
+    m = config.method.chunk_length
+    sizes = {
+        "data.length": config.data.length,
+        "evaluate.window": config.evaluate.window,
+        "evaluate.stride": config.evaluate.stride,
+    }
+    for name, size in sizes.items():
+        if m < 1 or size % m:
+            raise UserError(
+                f"{name} is {size}, which does not consist of chunks of {m} tokens; "
+                "choose a multiple of method.chunk_length."
+            )
+    if config.data.order != "shuffled":
+        raise UserError(
+            f"data.order is {config.data.order!r}; neighbours are found for chunks in "
+            "the order shuffled, so choose that."
+        )
+    if config.method.k > config.database.search.k:
+        raise UserError(
+            f"A test chunk keeps {config.database.search.k} neighbours and the model "
+            f"reads {config.method.k}; raise database.search.k."
+        )
+    chosen = config.database
+    if not chosen.search.k <= chosen.max_depth >= chosen.depth >= 1:
+        raise UserError(
+            f"Searches of depth {chosen.depth} to {chosen.max_depth} do not give "
+            f"{chosen.search.k} neighbours; raise database.max_depth."
+        )
+
+
+def prepare(
+    config: Any, run: launch.Run, text: Text, phases: launch.Phases
+) -> Database:
+    """Encode the database and the evaluated splits, and find all neighbours.
+
+    What is finished is opened; a killed run goes on from its last finished shard. Of
+    several processes all encode and the first searches.
+    """
+    chosen = config.database
+    folder = pathlib.Path(chosen.folder or run.workdir / "database")
+    with phases("database"):
+        chunks, stores = _chunks(config, text)
+        everything = chunks["train"]
+        if chosen.more:
+            everything = chunk_database.join(everything, chunks.pop("more"))
+        out, facts = _left_out(config, text, everything, chunks)
+        tower = _tower(config)
+        encoder, rows, text_length = _reader(chosen, tower, text)
+    identity = {
+        **retrievers.fingerprints(tower),
+        "tokens": stores,
+        "text_length": text_length,
+    }
+    with phases("encode"):
+        vectors = {
+            name: _vectors(encoder, rows, some, name, folder, identity, chosen.search)
+            for name, some in (
+                ("database", everything),
+                *((name, chunks[name]) for name in EVALUATED),
+            )
+        }
+    searched, kind = _index(chosen, vectors["database"])
+    searched_for = {"database": vectors["database"].checksum, **kind}
+    excluded = [chunk_neighbours.excluded(out)] if out.any() else []
+    # A training segment takes nothing from its own documents.
+    own = chunk_neighbours.same_document(
+        chunks["train"], everything, config.data.length
+    )
+    with phases("neighbours"):
+        found = {
+            name: _neighbours(
+                searched,
+                vectors["database" if name == "train" else name],
+                name,
+                folder,
+                searched_for,
+                chosen,
+                k=config.method.k if name == "train" else chosen.search.k,
+                num_chunks=len(chunks[name]),
+                filters=[own, *excluded] if name == "train" else excluded,
+            )
+            for name in ("train", *EVALUATED)
+        }
+    facts |= {"index": kind, "chunks": len(everything)}
+    for name, each in found.items():
+        facts[name] = {
+            "chunks": len(each.ids),
+            "empty": each.empty_share,
+            "chunks_per_second": each.chunks_per_second,
+        }
+    return Database(
+        everything, out, searched, lambda some: encoder(rows(some)), found, facts
+    )
+
+
+def batches(
+    config: Any, text: Text, name: str, chunks: Chunks, ids: np.ndarray
+) -> Batches:
+    """A split's training batches, each chunk with ``method.k`` neighbours."""
+    order = functools.partial(
+        batching.shuffled,
+        batch_size=config.data.batch_size,
+        length=config.data.length,
+    )
+    return neighbour_batches.with_neighbours(
+        text.store.split(name),
+        order,
+        ids,
+        chunks.values,
+        chunk_length=config.method.chunk_length,
+        k=config.method.k,
+    )
+
+
+def stream(config: Any, split: TokenSplit) -> Chunks:
+    """A split's chunks, across documents' ends."""
+    return chunk_database.chunk_stream(
+        split.tokens, split.document_offsets, config.method.chunk_length
+    )
+
+
+def _chunks(config: Any, text: Text) -> tuple[dict[str, Chunks], list[str]]:
+    """The chunks of each split and of the other corpus; the tokens' fingerprints."""
+    made = {
+        name: stream(config, text.store.split(name)) for name in ("train", *EVALUATED)
+    }
+    if not config.database.more:
+        return made, [text.fingerprint]
+    other = token_store.build(corpora.load(config.database.more), text.tokenizer)
+    split = other.split("train")
+    made["more"] = chunk_database.chunk_documents(
+        split.tokens, split.document_offsets, config.method.chunk_length
+    )
+    return made, [text.fingerprint, other.fingerprint]
+
+
+def _left_out(
+    config: Any, text: Text, database: Chunks, chunks: dict[str, Chunks]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The chunks that show too much of the evaluated splits, and how many by why."""
+    chosen, decode = config.database, text.tokenizer.decode
+    out = np.zeros(len(database), bool)
+    facts = {"duplicate_documents": 0, "duplicate_chunks": 0, "overlapping_chunks": 0}
+    evaluated = [x for name in EVALUATED for x in _documents(chunks[name])]
+    if chosen.duplicates:
+        alike = overlap.near_duplicates(
+            map(decode, _documents(database)),
+            map(decode, evaluated),
+            chosen.duplicates,
+        )
+        out |= database.touching(alike)
+        facts["duplicate_documents"] = int(alike.sum())
+        facts["duplicate_chunks"] = int(out.sum())
+    if chosen.overlap:
+        shown = (
+            decode(database.shown(i, i + 1)[0])  # the continuation too
+            for i in range(len(database))
+        )
+        shared = overlap.overlapping(shown, map(decode, evaluated), n=chosen.overlap)
+        facts["overlapping_chunks"] = int((shared & ~out).sum())
+        out |= shared
+    if out.all():
+        raise UserError(
+            "Every chunk of the database shows too much of the evaluated text; raise "
+            "database.overlap and database.duplicates, or add a corpus in "
+            "database.more."
+        )
+    return out, facts
+
+
+def _documents(chunks: Chunks) -> Iterator[np.ndarray]:
+    offsets = chunks.document_offsets.tolist()
+    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+        yield chunks.tokens[start:stop]
+
+
+def _tower(config: Any) -> Tower:
+    """The frozen encoder; of random weights where none is named.
+
+    The mean over tokens that such an encoder makes is a random projection of the words
+    a chunk holds.
+    """
+    if config.database.encoder:
+        return retrievers.load_tower(config.database.encoder)
+    reader = retrievers.train_tokenizer(
+        passages.load(f"corpus:{config.data.corpus}"), RANDOM_VOCABULARY
+    )
+    encoder = dataclasses.replace(
+        presets.tiny_encoder(), vocab_size=reader.vocab_size, pad_id=reader.pad_id
+    )
+    params = jax.device_get(embedder(encoder).init(jax.random.key(0)))
+    return Tower(encoder, params, reader)
+
+
+def _reader(chosen: DatabaseConfig, tower: Tower, text: Text):
+    """(encoder; tokens of chunks -> what it reads of them; its longest row)."""
+    length = min(chosen.text_length, tower.config.max_length)
+
+    def rows(some: list[np.ndarray]) -> list[np.ndarray]:
+        texts = [text.tokenizer.decode(tokens) for tokens in some]
+        return tower.tokenizer.encode(texts, max_length=length)
+
+    return retrievers.encoder_of(tower, chosen.search, length), rows, length
+
+
+def _vectors(
+    encoder, rows, chunks: Chunks, name: str, folder: pathlib.Path, identity, search
+) -> Datastore:
+    directory = folder / name
+    with _bar(f"encoding {name}", len(chunks), directory) as advance:
+        return encode_passages.build(
+            encoder,
+            chunks,
+            rows,
+            directory,
+            dtype=search.dtype,
+            identity={**identity, "split": name, **chunks.identity},
+            advance=advance,
+        )
+
+
+def _index(
+    chosen: DatabaseConfig, store: Datastore
+) -> tuple[index.Index, dict[str, Any]]:
+    """The index, opened at its first search, and what it is in a few words."""
+    sizes = {"auto": index.EXACT_BELOW, "exact": store.num_entries + 1, "scann": 0}
+    search = chosen.search
+    if search.index not in sizes:
+        raise UserError(
+            f"database.search.index is {search.index!r}; choose one of "
+            f"{', '.join(sizes)}."
+        )
+    exact_below = sizes[search.index]
+    kind: dict[str, Any] = {"index": "exact", "metric": METRIC}
+    if store.num_entries >= exact_below:
+        kind |= {"index": "scann", "target_recall": search.target_recall}
+    # Tuned for as many as are fetched, of which filters leave the best.
+    open_index = functools.partial(
+        index.choose,
+        store,
+        METRIC,
+        exact_below=exact_below,
+        target_recall=search.target_recall,
+        kept=search.kept,
+        k=chosen.depth,
+    )
+    return _OpenedLate(store, open_index), kind
+
+
+class _OpenedLate:
+    """An index that costs nothing before its first search."""
+
+    def __init__(self, store: Datastore, open_index: Callable[[], index.Index]):
+        self.dim, self.num_entries = store.dim, store.num_entries
+        self._open = functools.cache(open_index)
+
+    def search(self, queries: np.ndarray, k: int) -> Neighbours:
+        return self._open().search(queries, k)
+
+
+def _neighbours(
+    searched: index.Index,
+    vectors: Datastore,
+    name: str,
+    folder: pathlib.Path,
+    identity: dict[str, Any],
+    chosen: DatabaseConfig,
+    **options: Any,
+) -> ChunkNeighbours:
+    """Found by the first process, while the others wait, and opened by all."""
+
+    directory = folder / f"neighbours-{name}"
+
+    def build() -> ChunkNeighbours:
+        with _bar(f"searching {name}", options["num_chunks"], directory) as advance:
+            return chunk_neighbours.build(
+                searched,
+                vectors,
+                directory,
+                identity=identity,
+                depth=max(chosen.depth, options["k"]),
+                max_depth=chosen.max_depth,
+                advance=advance,
+                **options,
+            )
+
+    found = build() if parallel.is_first_process() else None
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"neighbours of {name}")
+    found = found or build()
+    if found.chunks_per_second:
+        progress.say(
+            f"neighbours of {name}: {found.chunks_per_second:,.0f} chunks/s, "
+            f"{found.empty_share:.1%} of the places are empty"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def _bar(
+    description: str, total: int, directory: pathlib.Path
+) -> Iterator[Callable[[int], object]]:
+    """A progress bar, unless all is there already."""
+    done = directory.exists()
+    with tqdm.tqdm(
+        total=total, desc=description, dynamic_ncols=True, disable=done
+    ) as bar:
+        yield bar.update

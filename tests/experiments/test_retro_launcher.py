@@ -1,0 +1,235 @@
+"""RETRO's launcher: it retrieves, trains, reports with its controls, and goes on."""
+
+import json
+import math
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments import launch, lm, retro, retro_data, retro_evaluation
+from rlm_jax.errors import UserError
+from rlm_jax.report import report
+from rlm_jax.train import checkpoint
+from tests.experiments import shrunken
+
+M = 8
+NOUNS = ("cat", "dog", "house", "river", "stone", "bird", "lamp", "road")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Documents, one a line; the first of test is one of the training documents."""
+    folder = tmp_path_factory.mktemp("text") / "corpus"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 30), ("valid", 8), ("test", 8)):
+        lines = [
+            " ".join(f"the {NOUNS[i]} saw it {i} ." for i in rng.integers(8, size=12))
+            for _ in range(count)
+        ]
+        if name == "train":
+            copied = lines[3]
+        elif name == "test":
+            lines[0] = copied
+        records = "".join(json.dumps({"text": line}) + "\n" for line in lines)
+        (folder / f"{name}.jsonl").write_text(records)
+    return f"jsonl:{folder}"
+
+
+def small(config, text: str):
+    config = shrunken.shrink(config, text)
+    config.evaluate.window, config.evaluate.stride = 32, 16
+    if hasattr(config, "database"):
+        config.method.chunk_length, config.method.k = M, 2
+        config.method.cca_layers = (1,)
+        config.method.encoder.width, config.method.encoder.num_heads = 16, 1
+        config.database.depth, config.database.search.k = 16, 4
+    return config
+
+
+def run_in(workdir: pathlib.Path, config) -> launch.Run:
+    system = "lm" if isinstance(config, lm.Config) else "retro"
+    return shrunken.run_in(workdir, system)
+
+
+def execute(launcher, config, workdir: pathlib.Path) -> Any:
+    return launcher.execute(config, run_in(workdir, config))
+
+
+@pytest.fixture(scope="module")
+def plain(text, cache, tmp_path_factory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("runs") / "lm"
+    execute(lm, small(lm.tiny(), text), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def trained(text, plain, tmp_path_factory) -> pathlib.Path:
+    """A workdir in which RETRO was fitted to the plain model, and compared with it."""
+    workdir = tmp_path_factory.mktemp("runs") / "retro"
+    execute(retro, fitted(text, plain), workdir)
+    return workdir
+
+
+def fitted(text: str, plain: pathlib.Path) -> retro.Config:
+    config = small(retro.tiny(), text)
+    config.method.trained, config.init_from = "retrieval", str(plain)
+    config.baseline = str(plain)
+    config.optim.weight_decay = 0.1
+    return config
+
+
+def test_the_report_has_controls_baseline_leakage_and_neighbours(trained):
+    made = report.read(trained / "report.json")
+    assert set(made["controls"]) == {"off", "shuffled", "oracle", "plain"}
+    for figures in (made["metrics"], *made["controls"].values()):
+        assert all(math.isfinite(x) and x > 0 for x in figures.values())
+    protocol = made["protocol"]
+    assert protocol["tokens"] == 512
+    facts = protocol["database"]
+    assert facts["duplicate_documents"] == 1
+    assert facts["train"]["chunks"] == facts["chunks"] and facts["train"]["empty"] == 0
+    assert facts["train"]["chunks_per_second"] > 0
+    curve = protocol["leakage"]
+    assert curve["alphas"][-1] == 1 and curve["num_chunks"][-1] == 513 // M + 1
+    for name, key in (("RETRO", None), ("RETRO, off", "off"), ("plain LM", "plain")):
+        whole = made["controls"][key] if key else made["metrics"]
+        assert curve["bits_per_byte"][name][-1] == pytest.approx(whole["bits_per_byte"])
+    for name in ("leakage", "training", "controls"):
+        assert (trained / f"plots/{name}.png").stat().st_size > 1000
+
+
+def test_fitting_leaves_the_decoder_as_it_was(trained, plain):
+    made = report.read(trained / "report.json")
+    assert made["controls"]["off"] == made["controls"]["plain"]
+    assert made["metrics"] != made["controls"]["off"]
+    before = checkpoint.load_params(plain)
+    after = checkpoint.load_params(trained)
+    np.testing.assert_array_equal(
+        after["decoder"]["vocabulary"]["embedding_0"],
+        before["vocabulary"]["embedding_0"],
+    )
+
+
+def test_neighbours_are_of_other_documents_and_of_none_that_is_copied(trained, text):
+    config = small(retro.tiny(), text)
+    loaded = retro.language_model.load_text(config.data)
+    split = loaded.store.split("train")
+    chunks = retro_data.stream(config, split)
+    ids = np.memmap(trained / "database/neighbours-train/neighbours.ids", "<i4")
+    ids = ids.reshape(-1, 2)
+    assert len(ids) == len(chunks)
+    overlaps = chunks.first_document[ids] <= chunks.last_document[:, None]
+    overlaps &= chunks.last_document[ids] >= chunks.first_document[:, None]
+    assert not overlaps.any()
+    copied = (chunks.first_document <= 3) & (chunks.last_document >= 3)
+    assert not np.isin(ids, np.flatnonzero(copied)).any()
+
+
+def test_a_run_goes_on_and_shares_its_database(trained, text, plain, tmp_path):
+    workdir = tmp_path / "retro"
+    shutil.copytree(trained, workdir)
+    config = fitted(text, plain)
+    config.train.steps = 3
+    execute(retro, config, workdir)
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(x)["step"] for x in lines if '"train"' in x]
+    assert steps == [1, 2, 3]
+
+    config = small(retro.tiny(), text)
+    config.database.folder = str(workdir / "database")
+    made = execute(retro, config, tmp_path / "scratch")
+    assert not (tmp_path / "scratch/database").exists()
+    assert made["protocol"]["database"]["train"]["chunks_per_second"] is None
+
+    config.database.more, config.database.overlap = text, 3
+    with pytest.raises(UserError, match="holds bounds .* use another folder"):
+        execute(retro, config, tmp_path / "more")
+
+
+def test_another_corpus_joins_and_what_overlaps_does_not(text, cache, tmp_path):
+    config = small(retro.tiny(), text)
+    config.database.more, config.database.overlap = text, 1
+    made = execute(retro, config, tmp_path)
+    facts = made["protocol"]["database"]
+    assert facts["chunks"] > facts["train"]["chunks"]
+    left_out = facts["overlapping_chunks"] + facts["duplicate_chunks"]
+    # All words but those that a chunk's edge made are the evaluated text's too.
+    assert 0.98 * facts["chunks"] < left_out < facts["chunks"]
+    ids = np.memmap(tmp_path / "database/neighbours-test/neighbours.ids", "<i4")
+    assert len(np.unique(ids)) <= facts["chunks"] - left_out
+
+
+def test_a_prompt_is_continued_and_the_report_stays(trained, text, plain, capsys):
+    written = (trained / "report.json").read_bytes()
+    config = fitted(text, plain)
+    config.prompt, config.new_tokens, config.temperature = "the cat saw it", 12, 0.0
+    continuation = execute(retro, config, trained)
+    assert (trained / "report.json").read_bytes() == written
+    shown = capsys.readouterr().err
+    assert shown.count("neighbours of") == 3  # 26 bytes have three chunks
+    assert f"the cat saw it|{continuation}" in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data.length": 36}, "data.length is 36.*chunks of 8"),
+        ({"evaluate.stride": 12}, "evaluate.stride is 12"),
+        ({"data.order": "similar"}, "data.order is 'similar'"),
+        ({"database.search.k": 1}, "raise database.search.k"),
+        ({"database.max_depth": 8}, "raise database.max_depth"),
+        ({"new_tokens": 0}, "new_tokens is 0"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"method.trained": "retrieval"}, "name a trained one with --config.init_from"),
+        ({"init_from": "nowhere"}, "no language model in nowhere"),
+        ({"baseline": "nowhere"}, "no run in nowhere"),
+        ({"database.encoder": "nowhere"}, "nowhere"),
+        ({"database.search.index": "tree"}, "database.search.index is 'tree'"),
+        ({"database.duplicates": 1e-9, "database.overlap": 1}, "Every chunk"),
+        ({"database.duplicates": 2.0}, "Jaccard similarity of 2.0"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_bad_input_is_one_sentence(text, cache, tmp_path, changes, says):
+    config = small(retro.tiny(), text)
+    for name, value in changes.items():
+        *groups, field = name.split(".")
+        holder = config
+        for group in groups:
+            holder = getattr(holder, group)
+        setattr(holder, field, value)
+    with pytest.raises(UserError, match=says):
+        execute(retro, config, tmp_path)
+
+
+@pytest.mark.parametrize("field", ["baseline", "init_from"])
+def test_a_run_of_retro_is_no_plain_decoder(trained, text, tmp_path, field):
+    config = small(retro.tiny(), text)
+    setattr(config, field, str(trained))
+    with pytest.raises(UserError, match=f"(?i){trained} is .*retro"):
+        execute(retro, config, tmp_path)
+
+
+def test_the_presets_fit(text, cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(retro.dry_run, "COMPILED", 0)
+    for name, preset in retro.PRESETS.items():
+        config = preset()
+        config.data.corpus, config.data.tokenizer = text, "bytes"
+        config.data.batch_size, config.data.length = 2, 4 * config.method.chunk_length
+        workdir = tmp_path / name
+        retro.execute(config, shrunken.run_in(workdir, "retro", dry_run=True))
+        assert not workdir.exists()
+    assert capsys.readouterr().err.count("batch neighbours") == len(retro.PRESETS)
+
+
+def test_the_head_of_a_split_is_in_whole_documents_and_chunks(text, cache):
+    config = small(retro.tiny(), text)
+    loaded = retro.language_model.load_text(config.data)
+    part = retro_evaluation.head(config, loaded, "test")
+    assert len(part.split.tokens) == 513
+    assert part.split.document_offsets[-1] == 513
+    assert len(part.chunks) == 513 // M + 1
