@@ -22,6 +22,8 @@ from rlm_jax.retrieval import encode, placement
 from rlm_jax.train import checkpoint
 
 CALL = "call:"
+TOKENIZER = "kept_tokenizer.json"
+"""In the workdir of a run whose tokenizer is not made of its own text."""
 
 
 class Decoding(NamedTuple):
@@ -78,6 +80,23 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> Given:
     return of_decoder(config, params, tokenizer)
 
 
+def to_start_from(name: str, data: DataConfig, decoder: DecoderConfig) -> Given:
+    """A decoder whose training goes on; dropout, dtype and remat are ``decoder``'s.
+
+    Raises:
+      UserError: as `load`, or it is a function, which has no parameters.
+    """
+    given = load(name, data, dtype=decoder.dtype)
+    if given.decoding is None:
+        raise UserError(
+            f"{name} is a function, which has no decoder to begin with; name a run's "
+            "workdir or a Hugging Face folder."
+        )
+    config, params = given.decoding
+    config = dataclasses.replace(config, dropout=decoder.dropout, remat=decoder.remat)
+    return given._replace(decoding=Decoding(config, params))
+
+
 def of_decoder(config: DecoderConfig, params: Params, tokenizer: Tokenizer) -> Given:
     """A decoder on all local devices, rows spread over them."""
     run = scoring.last_log_probs(config)
@@ -104,7 +123,12 @@ def _trained(workdir: pathlib.Path, dtype: str) -> Given:
             f"The config.json in {workdir} is not that of a language model's run "
             f"({error}); name a run of experiments.lm, .knn_lm or .trime."
         ) from error
-    text = language_model.load_text(data)
+    own = workdir / TOKENIZER
+    if own.exists():
+        tokenizer = tokenizers.load(own)
+        text = Text(tokenizer, token_store.build(corpora.load(data.corpus), tokenizer))
+    else:
+        text = language_model.load_text(data)
     stored = launch.configuration(workdir, text.fingerprint)
     config = DecoderConfig(
         **stored["method"]["decoder"]
@@ -126,6 +150,11 @@ def _function(name: str, data: DataConfig) -> Given:
         raise UserError(f"{name} is no function; give one.")
     tokenizer = language_model.load_text(data).tokenizer
     return Given(found, tokenizer, name, None)
+
+
+def keep_tokenizer(workdir: pathlib.Path, given: Given) -> None:
+    """The run began with this model: its tokenizer stays with what becomes of it."""
+    given.tokenizer.save(workdir / TOKENIZER)
 
 
 def text_of(given: Given, data: DataConfig) -> Text:

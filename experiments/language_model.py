@@ -117,7 +117,13 @@ def batches(config: DataConfig, split: token_store.TokenSplit) -> batching.Batch
 
 
 def train(
-    method: Method, config: Experiment, text: Text, run: Run, *, steps: int
+    method: Method,
+    config: Experiment,
+    text: Text,
+    run: Run,
+    *,
+    steps: int,
+    initial_params: Params | None = None,
 ) -> Params:
     """Train to ``steps``, resuming from the workdir; the parameters, on the host.
 
@@ -149,6 +155,7 @@ def train(
         config=dataclasses.replace(config.train, steps=steps),
         workdir=run.workdir,
         schedule=optim.schedule(config.optim, config.train.steps),
+        initial_params=initial_params,
         evaluate=_validation(method, config, text),
     )
     return jax.device_get(state.params)

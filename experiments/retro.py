@@ -171,15 +171,10 @@ def _check(config: Config) -> None:
 
 
 def _given(config: Config) -> Given:
-    given = given_model.load(
-        config.init_from, config.data, dtype=config.method.decoder.dtype
+    given = given_model.to_start_from(
+        config.init_from, config.data, config.method.decoder
     )
-    if given.decoding is None:
-        raise UserError(
-            f"{config.init_from} is a function, which has no decoder to begin with; "
-            "name a run's workdir or a Hugging Face folder."
-        )
-    if "decoder" in given.decoding.params:
+    if given.decoding is not None and "decoder" in given.decoding.params:
         raise UserError(
             f"The run in {config.init_from} is one of RETRO already; name one of a "
             "plain decoder to begin with."

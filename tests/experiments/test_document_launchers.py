@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import documents, in_context, replug, replug_lsr
+from experiments import lm as language_model_launcher
 from rlm_jax import pretrained
 from rlm_jax.data import corpora, tokenizers
 from rlm_jax.errors import UserError
@@ -147,6 +148,22 @@ def test_a_published_model(corpus, published, tmp_path):
     made = in_context.execute(config, shrunken.run_in(tmp_path, "in_context"))
     assert made is not None
     assert made["protocol"]["tokenizer"] == "hf"
+
+
+def test_a_published_model_is_trained_further(corpus, published, tmp_path):
+    config = shrunken.shrink(language_model_launcher.tiny(), corpus)
+    config.init_from = str(published)
+    run = shrunken.run_in(tmp_path / "tuned", "lm")
+    language_model_launcher.execute(config, run)
+    kept = [p.read_bytes() for p in run.workdir.glob("kept_tokenizer.json")]
+    assert len(kept) == 1
+    # What comes of it is a given model again, with the tokenizer it began with.
+    further = shrink(in_context.tiny(), corpus, str(run.workdir))
+    made = in_context.execute(further, shrunken.run_in(tmp_path / "b", "in_context"))
+    assert made is not None and made["protocol"]["tokenizer"] == "hf"
+    config.init_from = "call:json:loads"
+    with pytest.raises(UserError, match="no decoder to begin with"):
+        language_model_launcher.execute(config, shrunken.run_in(tmp_path / "c", "lm"))
 
 
 def test_a_black_box(corpus, tmp_path, monkeypatch):
