@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import given_model, language_model, launch, retrievers
+from experiments import given_model, language_model, launch, leaks, retrievers
 from experiments.given_model import Given
 from experiments.language_model import Scored, Text
 from experiments.launch import Run
 from experiments.retrievers import SearchConfig, TextConfig, Tower
-from rlm_jax.data import overlap
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
 from rlm_jax.data.tokenizers import Tokenizer
@@ -72,6 +71,7 @@ class Setting(NamedTuple):
     model: Given
     text: Text
     passages: Passages
+    excluded: leaks.Excluded  # from the test split
 
 
 class Asked(NamedTuple):
@@ -92,12 +92,20 @@ class Library(NamedTuple):
 
 
 def prepare(
-    config: Any, run: Run, phases: launch.Phases, *, same: tuple[str, ...] = ()
+    config: Any,
+    run: Run,
+    phases: launch.Phases,
+    *,
+    same: tuple[str, ...] = (),
+    tune_tokens: int = 0,
 ) -> Setting | None:
     """The language model, trained here where none is named, the text, the passages.
 
-    None after a dry run, which shows them and trains nothing. ``same`` are further
-    fields that all runs in one workdir have in common.
+    None after a dry run, which shows them and trains nothing.
+
+    Args:
+      same: further fields that all runs in one workdir have in common.
+      tune_tokens: of the validation split that will be needed; 0: none.
     """
     protocol(config)
     with phases("data"):
@@ -109,6 +117,12 @@ def prepare(
         else:
             model, text = None, language_model.load_text(config.data)
         passages = collection(config)
+        _require(
+            config, text, "test", config.evaluate.max_tokens, "evaluate.max_tokens"
+        )
+        if tune_tokens:
+            _require(config, text, "validation", tune_tokens, "ensemble.tune_tokens")
+        out = leaks.excluded(config, passages, text, "test")
     launch.claim(run, config, text.fingerprint, same=(*SAME, *same))
     if model is not None:
         config = given_model.with_tokenizer(config, model)
@@ -119,13 +133,27 @@ def prepare(
             language_model.describe(lm.lm(config.method), config, text)
         return _describe(config, text, passages)
     if model is not None:
-        return Setting(config, model, text, passages)
+        return Setting(config, model, text, passages, out)
     with phases("train"):
         params = language_model.train(
             lm.lm(config.method), config, text, run, steps=config.train.steps
         )
     model = given_model.of_decoder(config.method.decoder, params, text.tokenizer)
-    return Setting(config, model, text, passages)
+    return Setting(config, model, text, passages, out)
+
+
+def _require(config: Any, text: Text, name: str, limit: int, field: str) -> None:
+    """A split is long enough that some strides of it have documents, and a control."""
+    evaluate = config.evaluate
+    count = len(text.store.split(name).tokens)
+    wanted = evaluate.window + 3 * evaluate.stride
+    if min(count, limit or count) < wanted:
+        raise UserError(
+            f"Of the {name} split {min(count, limit or count):,} tokens are read, and "
+            f"with windows of {evaluate.window} nothing is retrieved before the "
+            f"{wanted:,}th; give more text, raise --config.{field}, or take a shorter "
+            "--config.evaluate.window."
+        )
 
 
 def _describe(config: Any, text: Text, passages: Passages) -> None:
@@ -233,36 +261,6 @@ def protocol(config: Experiment) -> Protocol:
     return made
 
 
-def excluded(
-    config: Experiment, passages: Passages, text: Text, name: str
-) -> tuple[np.ndarray, dict[str, int]]:
-    """The passages that may not be given to a split, bool [P], and how many by why."""
-    split = text.store.split(name)
-    out = np.zeros(len(passages), bool)
-    why = {"own_titles": 0, "overlapping": 0}
-    if not config.documents.own_titles:
-        names = set(split.document_names)
-        own = np.fromiter((p.title in names for p in passages), bool, len(passages))
-        why["own_titles"] = int(own.sum())
-        out |= own
-    if config.documents.overlap:
-        shared = overlap.overlapping(
-            (p.text for p in passages),
-            [text.tokenizer.decode(split.tokens)],
-            n=config.documents.overlap,
-        )
-        why["overlapping"] = int((shared & ~out).sum())
-        out |= shared
-    if out.all():
-        raise UserError(
-            f"Of {len(passages):,} passages no document is left for the {name} split: "
-            f"{why['own_titles']:,} have the title of one of its documents and "
-            f"{why['overlapping']:,} share {config.documents.overlap} words in a row "
-            "with it; name other documents.passages."
-        )
-    return out, why
-
-
 def ask(
     config: Experiment,
     text: Text,
@@ -282,11 +280,6 @@ def ask(
         query_length=chosen.query_length,
     )
     asked = questions(text, tokens, at)[1:]
-    if not asked:
-        raise UserError(
-            f"The text ends within its first window of {chosen.window} tokens, where "
-            "nothing is retrieved; give more of it, or a shorter window."
-        )
     num = config.documents.num
     # The first stride asks nothing.
     none = Neighbours(
@@ -371,18 +364,21 @@ def scored(asked: Asked, log_probs: np.ndarray) -> Scored:
     return Scored(stream, asked.tokens, *asked.size)
 
 
-def facts(asked: Asked, why: dict[str, int], shelf: Library, config) -> dict[str, Any]:
+def facts(
+    asked: Asked, why: leaks.Excluded, shelf: Library, config: Any
+) -> dict[str, Any]:
     """What a report says of the documents."""
     empty = float((asked.found.ids[1:] < 0).mean())
     progress.say(
-        f"{len(shelf.passages):,} passages; {why['overlapping']:,} are left out for "
+        f"{len(shelf.passages):,} passages; {why.overlapping:,} are left out for "
         f"sharing {config.documents.overlap} words in a row with the text and "
-        f"{why['own_titles']:,} for their title; {empty:.1%} of the places for "
+        f"{why.own_titles:,} for their title; {empty:.1%} of the places for "
         "documents are empty"
     )
     return {
         "passages": len(shelf.passages),
-        **{f"excluded_{name}": count for name, count in why.items()},
+        "excluded_own_titles": why.own_titles,
+        "excluded_overlapping": why.overlapping,
         "empty_places": empty,
         "retrievals": len(asked.at.end) - 1,
         "passes": len(

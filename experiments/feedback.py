@@ -6,7 +6,7 @@ of them makes the stride that follows.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from experiments import documents
 from experiments.documents import Library
 from experiments.given_model import Given
 from experiments.language_model import Text
+from rlm_jax.data import overlap
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.in_context import Strides
@@ -37,23 +38,33 @@ class OwnDocuments:
     """Which passages come from the document that a place of the text is in.
 
     A document's own words are the best help to predict it, and the one that teaches
-    nothing: it will not be there when another text is read.
+    nothing: it will not be there when another text is read. A passage is known by its
+    title, where names tell documents apart, and by the words that it shares in a row
+    with the window.
     """
 
-    def __init__(self, shelf: Library, text: Text, split: str):
+    def __init__(self, shelf: Library, text: Text, split: str, overlap: int):
+        self._shelf, self._overlap = shelf, overlap
         self._offsets = text.store.split(split).document_offsets
-        numbers: dict[str, int] = {}
         names = text.store.split(split).document_names
-        self._documents = np.array(
-            [numbers.setdefault(name, len(numbers)) for name in names], np.int64
-        )
+        numbers = {name: i for i, name in enumerate(sorted(set(names) - {""}))}
+        if len(set(names)) == 1:
+            numbers = {}
+        self._documents = np.array([numbers.get(name, -2) for name in names], np.int64)
         titles = (numbers.get(p.title, -1) for p in shelf.passages)
         self._passages = np.fromiter(titles, np.int64, len(shelf.passages))
 
-    def of(self, places: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """bool [B, K]: passage ids[b, k] is from the document of token places[b]."""
-        document = np.searchsorted(self._offsets, places, side="right") - 1
-        return self._passages[ids] == self._documents[document][:, None]
+    def among(self, at: Strides, windows: list[str], ids: np.ndarray) -> np.ndarray:
+        """bool [B, K]: passage ids[b, k] is from the documents that window b is in."""
+        own = np.zeros(ids.shape, bool)
+        for place in (at.first, at.end - 1):
+            document = np.searchsorted(self._offsets, place, side="right") - 1
+            own |= self._passages[ids] == self._documents[document][:, None]
+        if self._overlap:
+            for row, window in enumerate(windows):
+                texts = (self._shelf.passages[int(i)].text for i in ids[row])
+                own[row] |= overlap.overlapping(texts, [window], n=self._overlap)
+        return own
 
 
 def examples(
@@ -73,11 +84,20 @@ def examples(
     """
     tokens, at = text.store.split("train").tokens, _strides(config, places)
     asked = questions(config, text, places)
+    windows = [
+        text.tokenizer.decode(tokens[low:high])
+        for low, high in zip(at.begin, at.end, strict=True)
+    ]
     found = documents.first_kept(
         documents.search_deep(asked, shelf, num),
-        lambda ids: ~own.of(at.first, ids),
+        lambda ids: ~own.among(at, windows, ids),
         num,
     )
+    if not (found.ids >= 0).any():
+        raise UserError(
+            "For the places of the training text in a step no document is left beside "
+            "their own; name other documents.passages to learn from."
+        )
     protocol = dataclasses.replace(
         documents.protocol(config), reuse=1, rank_tokens=0, batch_size=len(places)
     )
@@ -86,6 +106,28 @@ def examples(
     )
     likelihoods = in_context.likelihood(values, 0)
     return Examples(asked, found, np.where(found.ids >= 0, likelihoods, 0.0))
+
+
+def identity(setting: documents.Setting, trained: Any) -> dict[str, Any]:
+    """What a model that learns from examples depends on, but for how long it learns.
+
+    Args:
+      trained: its configuration, with the field ``train``.
+    """
+    config = setting.config
+    fields = dataclasses.asdict(trained)
+    train = fields.pop("train")
+    return {
+        **fields,
+        "seed": train["seed"],
+        "accumulate": train["accumulate"],
+        "model": setting.model.fingerprint,
+        "passages": setting.passages.fingerprint,
+        "documents": dataclasses.asdict(config.documents),
+        "text": dataclasses.asdict(config.text),
+        "window": config.evaluate.window,
+        "stride": config.evaluate.stride,
+    }
 
 
 def questions(

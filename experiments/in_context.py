@@ -86,11 +86,16 @@ def execute(config: Config, run: launch.Run):
         raise UserError(
             f"choice is {config.choice!r}; choose one of {', '.join(CHOICES)}."
         )
+    if config.choice == "reranked" and config.documents.rank_tokens < 1:
+        raise UserError(
+            "documents.rank_tokens is 0, and choice 'reranked' goes by these tokens; "
+            "choose 1 or more."
+        )
     phases = launch.Phases()
     setting = documents.prepare(config, run, phases)
     if setting is None:
         return None
-    config, model, text, passages = setting
+    config, model, text, passages, why = setting
     if config.choice != "trained":
         launch.leave_to_first()
     with phases("index"):
@@ -101,8 +106,7 @@ def execute(config: Config, run: launch.Run):
                 config.reranker, config, setting, shelf, run.workdir / "reranker"
             )
     with phases("retrieve"):
-        out, why = documents.excluded(config, passages, text, "test")
-        asked = documents.ask(config, text, "test", shelf, out)
+        asked = documents.ask(config, text, "test", shelf, why.out)
     with phases("score"):
         plain = documents.plain(config, model, asked)
         values = documents.scores(config, model, asked, shelf, asked.found)

@@ -195,6 +195,29 @@ def claim(run: Run, config: Any, text: str, *, same: tuple[str, ...]) -> None:
         ) from error
 
 
+def claim_part(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
+    """Make a folder of the workdir that of one trained part, or check that it is.
+
+    A run's own configuration may change from rerun to rerun where it says how to
+    evaluate; what a part was trained with may not.
+
+    Raises:
+      UserError: it was trained with something else, which is named.
+    """
+    path = folder / "identity.json"
+    ours = json.loads(json.dumps(identity))
+    if path.exists():
+        where = _difference("it", json.loads(path.read_text()), ours)
+        if where:
+            raise UserError(
+                f"What was trained in {folder} is of another configuration: "
+                f"{where.removeprefix('it.')}; choose another --workdir."
+            )
+    elif parallel.is_first_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        report.write(path, ours)
+
+
 def _fields(run: Run, config: Any, text: str) -> dict[str, Any]:
     """What config.json holds."""
     return {

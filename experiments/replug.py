@@ -16,6 +16,7 @@ from experiments import (
     documents,
     inspection,
     launch,
+    leaks,
     presets,
     reporting,
 )
@@ -101,22 +102,21 @@ def execute(config: Config, run: launch.Run):
     """Retrieve for every stride of the test split, score, mix, report."""
     check(config.ensemble)
     phases = launch.Phases()
-    setting = documents.prepare(config, run, phases)
+    setting = documents.prepare(config, run, phases, tune_tokens=tune_tokens(config))
     if setting is None:
         return None
-    config, model, text, passages = setting
+    config, model, text, passages, why = setting
     launch.leave_to_first()
     with phases("index"):
         shelf = documents.library(config, passages, text.tokenizer, run.workdir)
-    return evaluate(config, run, phases, model, text, shelf, {}, {})
+    return evaluate(config, run, phases, setting, shelf, {}, {})
 
 
 def evaluate(
     config: Config,
     run: launch.Run,
     phases: launch.Phases,
-    model: Given,
-    text,
+    setting: documents.Setting,
     shelf: documents.Library,
     before: Mapping[str, documents.Library],
     facts: Mapping[str, Any],
@@ -127,11 +127,11 @@ def evaluate(
       before: control -> the same collection with another retriever.
       facts: for the report's protocol.
     """
+    config, model, text, _, why = setting
     with phases("tune"):
         temperature = tuned(config, model, text, shelf)
     with phases("retrieve"):
-        out, why = documents.excluded(config, shelf.passages, text, "test")
-        asked = documents.ask(config, text, "test", shelf, out)
+        asked = documents.ask(config, text, "test", shelf, why.out)
     with phases("score"):
         plain = documents.plain(config, model, asked)
         values = documents.scores(config, model, asked, shelf, asked.found)
@@ -145,7 +145,7 @@ def evaluate(
     log_probs = {"real": mixed(values, scores)}
     with phases("controls"):
         for name, other in before.items():
-            theirs = documents.ask(config, text, "test", other, out)
+            theirs = documents.ask(config, text, "test", other, why.out)
             log_probs[name] = mixed(
                 documents.scores(config, model, asked, other, theirs.found),
                 theirs.found.scores,
@@ -181,13 +181,11 @@ def evaluate(
 
 def tuned(config: Config, model: Given, text, shelf: documents.Library) -> float:
     """The temperature that is best on the head of the validation split."""
-    chosen = config.ensemble
-    if not chosen.tune_tokens or len(chosen.temperatures) == 1:
+    chosen, limit = config.ensemble, tune_tokens(config)
+    if not limit:
         return chosen.temperatures[0]
-    out, _ = documents.excluded(config, shelf.passages, text, "validation")
-    asked = documents.ask(
-        config, text, "validation", shelf, out, limit=chosen.tune_tokens
-    )
+    out = leaks.excluded(config, shelf.passages, text, "validation").out
+    asked = documents.ask(config, text, "validation", shelf, out, limit=limit)
     plain = documents.plain(config, model, asked)
     values = documents.scores(config, model, asked, shelf, asked.found)
 
@@ -205,6 +203,12 @@ def tuned(config: Config, model: Given, text, shelf: documents.Library) -> float
         return made["bits_per_byte"]
 
     return min(chosen.temperatures, key=bits)
+
+
+def tune_tokens(config: Config) -> int:
+    """Tokens of the validation split on which the temperature is chosen; 0: none."""
+    chosen = config.ensemble
+    return chosen.tune_tokens if len(chosen.temperatures) > 1 else 0
 
 
 def check(config: EnsembleConfig) -> None:

@@ -11,6 +11,7 @@ encoder as it was before (``init``).
 
 import dataclasses
 import functools
+import json
 import pathlib
 from typing import NamedTuple
 
@@ -24,13 +25,14 @@ from rlm_jax.data import contrastive
 from rlm_jax.method import Batch, Params
 from rlm_jax.methods import replug_lsr
 from rlm_jax.methods.replug_lsr import REPLUGLSRConfig
+from rlm_jax.report import report
 from rlm_jax.retrieval import datastore, refresh
 from rlm_jax.train import checkpoint, loop, optim, parallel, progress
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
 SAMPLE = 256
-"""Places of the validation text by which a stale index is held to a fresh one."""
+"""Places of the training text by which a stale index is held to a fresh one."""
 
 
 @dataclasses.dataclass
@@ -146,11 +148,15 @@ def execute(config: Config, run: launch.Run):
     replug.check(config.ensemble)
     phases = launch.Phases()
     setting = documents.prepare(
-        config, run, phases, same=("init_from", "documents", "text")
+        config,
+        run,
+        phases,
+        same=("init_from", "documents", "text"),
+        tune_tokens=replug.tune_tokens(config),
     )
     if setting is None:
         return None
-    config, model, text, passages = setting
+    config, _, text, passages, _ = setting
     with phases("retriever"):
         initial = _initial(config, passages)
         trained, ages = _train(config, run, setting, initial)
@@ -165,8 +171,7 @@ def execute(config: Config, run: launch.Run):
         config,
         run,
         phases,
-        model,
-        text,
+        setting,
         shelves[0],
         {"init": shelves[1]},
         facts={"refreshes": ages},
@@ -197,10 +202,10 @@ def _train(
     method = replug_lsr.replug_lsr(
         dataclasses.replace(chosen.method, encoder=initial.config)
     )
+    launch.claim_part(folder, feedback.identity(setting, chosen))
     done, params = _latest(folder, initial.params)
-    if done >= chosen.train.steps:
-        return initial._replace(params=params), []
-    ages: list[dict[str, float]] = []
+    told = folder / "refreshes.json"
+    ages = json.loads(told.read_text())["refreshes"] if told.exists() else []
     before = None
     for turn in refresh.synchronous(done, chosen.train.steps, chosen.refresh_every):
         index = _index(config, folder, setting, initial, turn, params)
@@ -209,6 +214,8 @@ def _train(
             now = initial._replace(params=params)
             found = _staleness(config, setting, now, old, index)
             ages.append({"step": turn.start, **last.age(), **found})
+            if parallel.is_first_process():
+                report.write(told, {"refreshes": ages})
             progress.say(
                 f"step {turn.start}: the index before, {turn.start - last.start} steps "
                 f"old, finds {found['stale_recall']:.1%} of what the new one does"
@@ -233,7 +240,7 @@ def _batches(config: Config, setting: Setting, index: Index):
     text = retrievers.cut(config.text, index.tower.config)
     reader = index.tower.tokenizer
     to_rows = retrievers.passage_rows(reader, text)
-    own = feedback.OwnDocuments(shelf, setting.text, "train")
+    own = feedback.OwnDocuments(shelf, setting.text, "train", config.documents.overlap)
     mine = parallel.local_rows(chosen.batch_size, accumulate=chosen.train.accumulate)
     judge = functools.partial(
         feedback.examples, config, setting.model, setting.text, shelf, own

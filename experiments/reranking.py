@@ -6,7 +6,7 @@ import pathlib
 import jax
 import numpy as np
 
-from experiments import documents, feedback, presets, retrievers
+from experiments import documents, feedback, launch, presets, retrievers
 from experiments.documents import Asked, Library, Setting
 from experiments.retrievers import Tower
 from rlm_jax.data import contrastive
@@ -55,9 +55,12 @@ def train(
             "The reranker is trained by one process; start one, which uses all of its "
             "devices."
         )
+    launch.claim_part(workdir, feedback.identity(setting, config))
     tower = _initial(config, setting)
     method = reranker.reranker(RerankerConfig(tower.config, k=experiment.documents.num))
-    own = feedback.OwnDocuments(shelf, setting.text, "train")
+    own = feedback.OwnDocuments(
+        shelf, setting.text, "train", experiment.documents.overlap
+    )
     mine = parallel.local_rows(config.batch_size, accumulate=config.train.accumulate)
 
     def batch_at(step: int) -> Batch:
@@ -140,4 +143,5 @@ def _initial(config: TrainingConfig, setting: Setting) -> Tower:
     tower = retrievers.load_tower(config.init_from, config.encoder)
     encoder = dataclasses.replace(tower.config, **ends)
     fresh = jax.device_get(reranker.reranker(RerankerConfig(encoder)).init(key))
-    return Tower(encoder, {**fresh, **tower.params}, tower.tokenizer)
+    body = {name: x for name, x in tower.params.items() if name != "projection"}
+    return Tower(encoder, {**fresh, **body}, tower.tokenizer)

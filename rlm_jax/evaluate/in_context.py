@@ -49,10 +49,10 @@ class Protocol:
         for name in ("window", "stride", "document_length", "reuse", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; choose 1 or more.")
-        if min(self.query_length, self.rank_tokens) < 0:
+        if self.query_length < 1 or self.rank_tokens < 0:
             raise UserError(
                 f"query_length is {self.query_length} and rank_tokens "
-                f"{self.rank_tokens}; choose 0 or more."
+                f"{self.rank_tokens}; choose 1 or more, and 0 or more."
             )
         if self.placement not in PLACEMENTS:
             raise UserError(
@@ -122,37 +122,38 @@ def queries(tokens: np.ndarray, at: Strides) -> list[np.ndarray]:
 
 
 class Passes(NamedTuple):
-    """Which document a pass puts before which run of strides, int64 [P] each."""
+    """Which document a pass puts before which window, int64 [P] each."""
 
     document: np.ndarray
-    first: np.ndarray  # stride
-    last: np.ndarray  # stride, included
+    last: np.ndarray  # the stride with which the window ends
 
 
 def passes(documents: np.ndarray, reuse: int) -> Passes:
-    """One pass for each document and run of up to ``reuse`` strides that retrieve it.
+    """One pass for each document and block of ``reuse`` strides that retrieve it.
 
-    A run's strides share one window, which ends with the last of them: what a
-    key-value cache would keep while the document stays the same is computed once. The
-    earlier strides of a run see up to ``(reuse - 1) * stride`` fewer old tokens.
+    The strides of a block share the window that ends with the last of them: what a
+    key-value cache would keep while the document stays is computed once. All documents
+    of a stride, and the text without any, see equally many old tokens, up to
+    ``(reuse - 1) * stride`` fewer than in a window of its own.
 
     Args:
       documents: int [S, K], the rows of each stride's documents; -1 = absent.
     """
-    open_runs: dict[int, list[int]] = {}
-    runs: list[list[int]] = []
-    for stride, row in enumerate(documents.tolist()):
-        found = {document for document in row if document >= 0}
-        open_runs = {d: run for d, run in open_runs.items() if d in found}
-        for document in sorted(found):
-            run = open_runs.get(document)
-            if run is None or stride - run[1] >= reuse:
-                run = [document, stride, stride]
-                open_runs[document] = run
-                runs.append(run)
-            run[2] = stride
-    runs.sort(key=lambda run: run[2])
-    return Passes(*np.array(runs, np.int64).reshape(-1, 3).T)
+    last = _block_ends(len(documents), reuse)
+    found = {
+        (end, document)
+        for end, row in zip(last.tolist(), documents.tolist(), strict=True)
+        for document in row
+        if document >= 0
+    }
+    ends, rows = np.array(sorted(found), np.int64).reshape(-1, 2).T
+    return Passes(rows, ends)
+
+
+def _block_ends(num_strides: int, reuse: int) -> np.ndarray:
+    """The last stride of each stride's block; the first stride is one by itself."""
+    stride = np.arange(num_strides)
+    return np.minimum((stride + reuse - 1) // reuse * reuse, num_strides - 1)
 
 
 def score(
@@ -210,9 +211,9 @@ def without(
     protocol.check()
     values = np.full(len(tokens) - 1, np.nan, np.float32)
     head = tokens[: at.end[0]]
-    values[: len(head) - 1] = _log_probs(
-        log_probs, [head], protocol.window, len(head) - 1, 1
-    )[0]
+    values[: len(head) - 1] = _finite(
+        _log_probs(log_probs, [head], protocol.window, len(head) - 1, 1)[0]
+    )
     # A document of no tokens, the same for every stride with one before it.
     nothing = np.where(np.arange(len(at.end)) > 0, 0, -1)[:, None]
     found = _score(
@@ -319,22 +320,23 @@ def _score(
     log_probs, tokens, at, documents, document_tokens, protocol, row_length, wrap
 ):
     plan = passes(documents, protocol.reuse)
+    blocks = _block_ends(len(documents), protocol.reuse)
     rank_tokens, size = protocol.rank_tokens, protocol.batch_size
     width = rank_tokens + protocol.stride
     values = np.full((*documents.shape, width), np.nan, np.float32)
     for start in wrap(range(0, len(plan.document), size)):
         rows = [x[start : start + size].tolist() for x in plan]
         inputs = [
-            _input(tokens, at, stride, document_tokens(document), protocol)
-            for document, stride in zip(rows[0], rows[2], strict=True)
+            _input(tokens, at, last, document_tokens(document), protocol)
+            for document, last in zip(*rows, strict=True)
         ]
         found = _log_probs(log_probs, inputs, row_length, protocol.last, size)
-        for document, begin, last, row in zip(*rows, found, strict=True):
-            for stride in range(begin, last + 1):
+        for document, last, row in zip(*rows, found, strict=True):
+            for stride in np.flatnonzero(blocks == last):
+                here = documents[stride] == document
                 low = at.end[last] - at.first[stride] + rank_tokens
                 high = at.end[last] - at.end[stride]
-                part = row[len(row) - low : len(row) - high]
-                here = documents[stride] == document
+                part = _finite(row[len(row) - low : len(row) - high])
                 values[stride, here, width - len(part) :] = part
     return values
 
@@ -360,10 +362,14 @@ def _log_probs(log_probs, inputs, length, last, size):
             f"The language model gave log-probabilities of shape {found.shape} for "
             f"{size} rows, asked for the last {last} tokens of each; give {size, last}."
         )
+    return found[: len(inputs)]
+
+
+def _finite(part):
     # NaN stands for an absent document further on.
-    if not np.isfinite(found[: len(inputs)]).all():
+    if not np.isfinite(part).all():
         raise UserError(
             "The language model gave a log-probability that is not finite; look at its "
             "weights, or at the function that stands for it."
         )
-    return found[: len(inputs)]
+    return part

@@ -141,19 +141,15 @@ def test_a_black_box_against_a_loop(text, collection, placement, reuse):
         bag, text, at, documents, collection.__getitem__, protocol
     )
     plan = in_context.passes(documents, reuse)
-    assert len(plan.first) < (documents >= 0).sum() or reuse == 1
-    ends = {
-        (document, stride): at.end[last]
-        for document, begin, last in zip(*plan, strict=True)
-        for stride in range(begin, last + 1)
-    }
+    assert len(plan.document) < (documents >= 0).sum() or reuse == 1
     for stride, row in enumerate(documents):
         for k, document in enumerate(row):
             if document < 0:
                 assert np.isnan(values[stride, k]).all()
                 continue
-            end = ends[document, stride]
-            begin = max(0, end - 40) if end < len(text) else at.begin[-1]
+            # Every document of a stride sees the window that its block ends with.
+            last = min(-(-stride // reuse) * reuse, len(at.end) - 1)
+            begin, end = at.begin[last], at.end[last]
             added = collection[document][:10]
             window = text[begin:end]
             if placement == "overwrite":
@@ -178,7 +174,7 @@ def test_a_run_of_strides_is_what_a_cache_would_give(gpt2):
     )  # fmt: skip
     at = in_context.strides(60, window=40, stride=4, query_length=4)
     documents = np.where(np.arange(len(at.end)) > 0, 0, -1)[:, None]
-    assert len(in_context.passes(documents, 5).first) == 1
+    assert len(in_context.passes(documents, 5).document) == 1
     values = in_context.score(run, tokens, at, documents, lambda _: document, protocol)
     model = generation.generator(config)
     row = np.concatenate([document, tokens[28:]])  # the window that ends with the text
@@ -280,3 +276,18 @@ def test_a_language_model_that_fails_is_not_an_absent_document(text, given, name
     documents = np.where(np.arange(len(at.end)) > 0, 0, -1)[:, None]
     with pytest.raises(UserError, match=named):
         in_context.score(given, text, at, documents, lambda _: text[:5], protocol)
+
+
+def test_a_text_without_documents_has_the_windows_of_one_with(text):
+    """An empty document changes nothing, however often the documents change."""
+    protocol = Protocol(
+        window=40, stride=4, query_length=8, document_length=10, rank_tokens=3, reuse=4,
+        batch_size=5,
+    )  # fmt: skip
+    at = in_context.strides(len(text), window=40, stride=4, query_length=8)
+    documents = np.arange(len(at.end))[:, None] - 1
+    none = text[:0]
+    values = in_context.score(bag, text, at, documents, lambda _: none, protocol)
+    plain = in_context.without(bag, text, at, protocol)
+    again = in_context.replaced(plain, at, in_context.first(values, 3))
+    np.testing.assert_array_equal(plain, again)

@@ -5,6 +5,7 @@ import pathlib
 import sys
 import types
 from typing import Any
+from unittest.mock import ANY
 
 import jax
 import numpy as np
@@ -123,6 +124,12 @@ def test_replug_lsr_trains_refreshes_and_goes_on(corpus, trained, tmp_path):
     again = replug_lsr.execute(config, parts)
     assert again is not None
     assert [x["step"] for x in again["protocol"]["refreshes"]] == [2]
+    # Started once more there is nothing to do, and all is told as before.
+    assert replug_lsr.execute(config, parts) == again | {"seconds": ANY}
+    config.retriever.method.gamma = 0.5
+    with pytest.raises(UserError, match="method.gamma is 0.1 there and 0.5 here"):
+        replug_lsr.execute(config, parts)
+    config.retriever.method.gamma = 0.1
     assert checkpoint.latest_step(parts.workdir / "retriever/checkpoints") == 3
 
 
@@ -216,7 +223,9 @@ def test_a_dry_run_trains_nothing(corpus, cache, tmp_path, capsys):
         ({"documents.placement": "under"}, "placement is 'under'"),
         ({"documents.passages": "beir:nowhere"}, "nowhere"),
         ({"documents.retriever": "nowhere"}, "nowhere"),
-        ({"evaluate.max_tokens": 40}, "within its first window"),
+        ({"evaluate.max_tokens": 80}, "80 tokens are read"),
+        ({"documents.query_length": 0}, "query_length is 0"),
+        ({"documents.rank_tokens": 0}, "choice 'reranked' goes by"),
     ],
 )
 def test_bad_input(corpus, trained, tmp_path, changes, named):
