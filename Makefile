@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 PY := $(VENV)/bin/python
 WORKERS ?= 2
-PYTEST := $(PY) -m pytest -n $(WORKERS)
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist loadfile
 SOURCES := rlm_jax experiments tests benchmarks colab setup.py
 
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
