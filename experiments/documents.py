@@ -8,9 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import given_model, language_model, launch, leaks, retrievers
+from experiments import (
+    given_model,
+    language_model,
+    launch,
+    leaks,
+    ranking_report,
+    retrievers,
+)
 from experiments.given_model import Given
-from experiments.language_model import Scored, Text
+from experiments.language_model import Text
 from experiments.launch import Run
 from experiments.retrievers import SearchConfig, TextConfig, Tower
 from rlm_jax.data import passages as passages_lib
@@ -19,11 +26,12 @@ from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.in_context import Protocol, Strides
-from rlm_jax.evaluate.perplexity import StreamScores
 from rlm_jax.method import Neighbours
 from rlm_jax.methods import lm
+from rlm_jax.retrieval import index
 from rlm_jax.retrieval.bm25 import BM25Config
 from rlm_jax.retrieval.datastore import Datastore
+from rlm_jax.retrieval.index import none_found
 from rlm_jax.train import progress
 
 BM25 = "bm25"
@@ -74,13 +82,12 @@ class Setting(NamedTuple):
     excluded: leaks.Excluded  # from the test split
 
 
-class Asked(NamedTuple):
-    """A text in strides, and what was found for each of them."""
+class Part(NamedTuple):
+    """A text in strides."""
 
     tokens: np.ndarray
     at: Strides
-    found: Neighbours  # [S, K]
-    size: tuple[int, int]  # bytes and words of the text
+    size: tuple[int, int]  # its bytes and words
 
 
 class Library(NamedTuple):
@@ -194,8 +201,8 @@ def library(
     """
     tokens = document_tokens(config, passages, tokenizer)
     if tower is None and config.documents.retriever == BM25:
-        index = retrievers.open_bm25(passages, folder / BM25, BM25Config())
-        return Library(passages, index.search, tokens)
+        by_words = retrievers.open_bm25(passages, folder / BM25, BM25Config())
+        return Library(passages, by_words.search, tokens)
     tower = tower or retrievers.load_tower(config.documents.retriever)
     key = retrievers.fingerprints(tower)["encoder"][:8]
     store = encoded(config, passages, tower, folder / f"vectors-{key}")
@@ -261,17 +268,9 @@ def protocol(config: Experiment) -> Protocol:
     return made
 
 
-def ask(
-    config: Experiment,
-    text: Text,
-    name: str,
-    shelf: Library,
-    out: np.ndarray,
-    *,
-    limit: int = 0,
-) -> Asked:
-    """The documents of every stride of a split, but those that ``out`` marks."""
-    tokens, size = language_model.head(text, name, limit or config.evaluate.max_tokens)
+def part(config: Experiment, text: Text, name: str, limit: int) -> Part:
+    """A split's first ``limit`` tokens, 0 = all, in the protocol's strides."""
+    tokens, size = language_model.head(text, name, limit)
     chosen = protocol(config)
     at = in_context.strides(
         len(tokens),
@@ -279,15 +278,15 @@ def ask(
         stride=chosen.stride,
         query_length=chosen.query_length,
     )
-    asked = questions(text, tokens, at)[1:]
-    num = config.documents.num
-    # The first stride asks nothing.
-    none = Neighbours(
-        np.full((1, num), -np.inf, np.float32), np.full((1, num), -1, np.int32)
-    )
-    found = find(asked, shelf, out, num)
-    both = (np.concatenate(x) for x in zip(none, found, strict=True))
-    return Asked(tokens, at, Neighbours(*both), size)
+    return Part(tokens, at, size)
+
+
+def ask(
+    config: Experiment, text: Text, some: Part, shelf: Library, out: np.ndarray
+) -> Neighbours:
+    """The documents of every stride, [S, K], but those that ``out`` marks."""
+    asked = questions(text, some.tokens, some.at)[1:]
+    return _after_the_first(find(asked, shelf, out, config.documents.num))
 
 
 def questions(text: Text, tokens: np.ndarray, at: Strides) -> list[str]:
@@ -299,7 +298,9 @@ def find(
     questions: Sequence[str], shelf: Library, out: np.ndarray, num: int
 ) -> Neighbours:
     """The best ``num`` passages of each question but those that ``out`` marks."""
-    return first_kept(search_deep(questions, shelf, num), lambda ids: ~out[ids], num)
+    return index.first_kept(
+        search_deep(questions, shelf, num), lambda ids: ~out[ids], num
+    )
 
 
 def search_deep(questions: Sequence[str], shelf: Library, num: int) -> Neighbours:
@@ -307,37 +308,27 @@ def search_deep(questions: Sequence[str], shelf: Library, num: int) -> Neighbour
     return shelf.search(questions, min(max(100, 4 * num), len(shelf.passages)))
 
 
-def first_kept(
-    found: Neighbours, keep: Callable[[np.ndarray], np.ndarray], num: int
-) -> Neighbours:
-    """The best ``num`` of what was found that ``keep(ids [Q, N])`` says may stay."""
-    kept = (found.ids >= 0) & keep(np.maximum(found.ids, 0))
-    order = np.argsort(~kept, axis=1, kind="stable")[:, :num]
-    ids = np.take_along_axis(np.where(kept, found.ids, -1), order, axis=1)
-    scores = np.take_along_axis(found.scores, order, axis=1)
-    scores = np.where(ids >= 0, scores, -np.inf).astype(np.float32)
-    if ids.shape[1] < num:
-        more = ((0, 0), (0, num - ids.shape[1]))
-        ids = np.pad(ids, more, constant_values=-1)
-        scores = np.pad(scores, more, constant_values=-np.inf)
-    return Neighbours(scores, ids)
-
-
 def shuffled(found: Neighbours) -> Neighbours:
-    """Every stride but the first is given what was found for another of them."""
-    turned = 1 + np.roll(np.arange(len(found.ids) - 1), (len(found.ids) - 1) // 2)
-    order = np.concatenate([[0], turned])
-    return Neighbours(found.scores[order], found.ids[order])
+    """Every stride is given what was found for another, half the text away."""
+    return _after_the_first(
+        ranking_report.shuffled(Neighbours(found.scores[1:], found.ids[1:]))
+    )
+
+
+def _after_the_first(found: Neighbours) -> Neighbours:
+    """What was found for all strides but the first, which asks nothing."""
+    none = none_found(1, found.ids.shape[1])
+    return Neighbours(*(np.concatenate(x) for x in zip(none, found, strict=True)))
 
 
 def scores(
-    config: Experiment, model: Given, asked: Asked, shelf: Library, found: Neighbours
+    config: Experiment, model: Given, some: Part, shelf: Library, found: Neighbours
 ) -> np.ndarray:
     """log p of a text's strides under some documents; see `in_context.score`."""
     return in_context.score(
         model.log_probs,
-        asked.tokens,
-        asked.at,
+        some.tokens,
+        some.at,
         found.ids,
         shelf.tokens,
         protocol(config),
@@ -345,30 +336,47 @@ def scores(
     )
 
 
-def plain(config: Experiment, model: Given, asked: Asked) -> np.ndarray:
+def plain(config: Experiment, model: Given, some: Part) -> np.ndarray:
     """log p of a text's tokens without documents."""
     return in_context.without(
         model.log_probs,
-        asked.tokens,
-        asked.at,
+        some.tokens,
+        some.at,
         protocol(config),
         wrap=launch.bar("scoring without", "batch"),
     )
 
 
-def scored(asked: Asked, log_probs: np.ndarray) -> Scored:
-    """A text's own scores in the form that reports want."""
-    targets = np.asarray(asked.tokens[1:], np.int32)
-    none = np.zeros_like(log_probs)
-    stream = StreamScores(log_probs, none, np.zeros((len(targets), 0)), targets)
-    return Scored(stream, asked.tokens, *asked.size)
+def answered(config: Experiment, model: Given, some: Part) -> np.ndarray:
+    """log p of each stride under the text's own last tokens, the stride among them.
+
+    A control that has seen the answer word for word: what a language model that reads
+    documents, and copies from them, could gain at most. float32 [S, stride].
+    """
+    strides = np.arange(len(some.at.end))
+    length = config.documents.length
+
+    def own(stride: int) -> np.ndarray:
+        end = some.at.end[stride]
+        return some.tokens[max(0, end - length) : end]
+
+    values = in_context.score(
+        model.log_probs,
+        some.tokens,
+        some.at,
+        np.where(strides > 0, strides, -1)[:, None],
+        own,
+        protocol(config),
+        wrap=launch.bar("scoring with the answer", "batch"),
+    )
+    return in_context.first(values, config.documents.rank_tokens)
 
 
 def facts(
-    asked: Asked, why: leaks.Excluded, shelf: Library, config: Any
+    some: Part, found: Neighbours, why: leaks.Excluded, shelf: Library, config: Any
 ) -> dict[str, Any]:
-    """What a report says of the documents."""
-    empty = float((asked.found.ids[1:] < 0).mean())
+    """What a report says of the documents and of the language model."""
+    empty = float((found.ids[1:] < 0).mean())
     progress.say(
         f"{len(shelf.passages):,} passages; {why.overlapping:,} are left out for "
         f"sharing {config.documents.overlap} words in a row with the text and "
@@ -376,13 +384,12 @@ def facts(
         "documents are empty"
     )
     return {
+        "model": config.model or "trained here",
         "passages": len(shelf.passages),
         "excluded_own_titles": why.own_titles,
         "excluded_overlapping": why.overlapping,
         "empty_places": empty,
-        "retrievals": len(asked.at.end) - 1,
-        "passes": len(
-            in_context.passes(asked.found.ids, config.documents.reuse).document
-        ),
+        "retrievals": len(some.at.end) - 1,
+        "passes": len(in_context.passes(found.ids, config.documents.reuse).document),
         "documents": dataclasses.asdict(config.documents),
     }

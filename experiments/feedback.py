@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import documents
+from experiments import documents, leaks
 from experiments.documents import Library
 from experiments.given_model import Given
 from experiments.language_model import Text
-from rlm_jax.data import overlap
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.in_context import Strides
 from rlm_jax.method import Neighbours
+from rlm_jax.retrieval import index
 
 
 class Examples(NamedTuple):
@@ -34,45 +34,12 @@ class Examples(NamedTuple):
         return self.found.ids >= 0
 
 
-class OwnDocuments:
-    """Which passages come from the document that a place of the text is in.
-
-    A document's own words are the best help to predict it, and the one that teaches
-    nothing: it will not be there when another text is read. A passage is known by its
-    title, where names tell documents apart, and by the words that it shares in a row
-    with the window.
-    """
-
-    def __init__(self, shelf: Library, text: Text, split: str, overlap: int):
-        self._shelf, self._overlap = shelf, overlap
-        self._offsets = text.store.split(split).document_offsets
-        names = text.store.split(split).document_names
-        numbers = {name: i for i, name in enumerate(sorted(set(names) - {""}))}
-        if len(set(names)) == 1:
-            numbers = {}
-        self._documents = np.array([numbers.get(name, -2) for name in names], np.int64)
-        titles = (numbers.get(p.title, -1) for p in shelf.passages)
-        self._passages = np.fromiter(titles, np.int64, len(shelf.passages))
-
-    def among(self, at: Strides, windows: list[str], ids: np.ndarray) -> np.ndarray:
-        """bool [B, K]: passage ids[b, k] is from the documents that window b is in."""
-        own = np.zeros(ids.shape, bool)
-        for place in (at.first, at.end - 1):
-            document = np.searchsorted(self._offsets, place, side="right") - 1
-            own |= self._passages[ids] == self._documents[document][:, None]
-        if self._overlap:
-            for row, window in enumerate(windows):
-                texts = (self._shelf.passages[int(i)].text for i in ids[row])
-                own[row] |= overlap.overlapping(texts, [window], n=self._overlap)
-        return own
-
-
 def examples(
     config: documents.Experiment,
     model: Given,
     text: Text,
     shelf: Library,
-    own: OwnDocuments,
+    own: leaks.OwnDocuments,
     places: np.ndarray,
     num: int,
 ) -> Examples:
@@ -88,7 +55,7 @@ def examples(
         text.tokenizer.decode(tokens[low:high])
         for low, high in zip(at.begin, at.end, strict=True)
     ]
-    found = documents.first_kept(
+    found = index.first_kept(
         documents.search_deep(asked, shelf, num),
         lambda ids: ~own.among(at, windows, ids),
         num,
@@ -106,6 +73,12 @@ def examples(
     )
     likelihoods = in_context.likelihood(values, 0)
     return Examples(asked, found, np.where(found.ids >= 0, likelihoods, 0.0))
+
+
+def own_documents(setting: documents.Setting) -> leaks.OwnDocuments:
+    """Of the training text, by which its places are told from their passages."""
+    num_words = setting.config.documents.overlap
+    return leaks.OwnDocuments(setting.passages, setting.text, "train", num_words)
 
 
 def identity(setting: documents.Setting, trained: Any) -> dict[str, Any]:

@@ -123,6 +123,12 @@ def _trained(workdir: pathlib.Path, dtype: str) -> Given:
             f"The config.json in {workdir} is not that of a language model's run "
             f"({error}); name a run of experiments.lm, .knn_lm or .trime."
         ) from error
+    system = stored.get("system")
+    if system == "retro":
+        raise UserError(
+            f"The run in {workdir} is one of RETRO, which does not read documents as "
+            "text; name one of a plain decoder."
+        )
     own = workdir / TOKENIZER
     if own.exists():
         tokenizer = tokenizers.load(own)

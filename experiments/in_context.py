@@ -12,6 +12,7 @@ import dataclasses
 from experiments import (
     documents,
     inspection,
+    language_model,
     launch,
     presets,
     reporting,
@@ -105,45 +106,47 @@ def execute(config: Config, run: launch.Run):
             ranker = reranking.train(
                 config.reranker, config, setting, shelf, run.workdir / "reranker"
             )
+    limit, rank_tokens = config.evaluate.max_tokens, config.documents.rank_tokens
     with phases("retrieve"):
-        asked = documents.ask(config, text, "test", shelf, why.out)
+        some = documents.part(config, text, "test", limit)
+        found = documents.ask(config, text, some, shelf, why.out)
     with phases("score"):
-        plain = documents.plain(config, model, asked)
-        values = documents.scores(config, model, asked, shelf, asked.found)
+        plain = documents.plain(config, model, some)
+        values = documents.scores(config, model, some, shelf, found)
     with phases("controls"):
-        others = documents.shuffled(asked.found)
-        foreign = documents.scores(config, model, asked, shelf, others)
-    rank_tokens = config.documents.rank_tokens
+        others = documents.shuffled(found)
+        foreign = documents.scores(config, model, some, shelf, others)
+        answered = documents.answered(config, model, some)
     chosen = {
         "first": in_context.first(values, rank_tokens),
         "reranked": in_context.reranked(values, rank_tokens),
         "oracle": in_context.oracle(values, rank_tokens),
+        "answer": answered,
         "shuffled": in_context.first(foreign, rank_tokens),
     }
     if config.choice == "trained":
         with phases("reranker"):
             judged = reranking.scores(
-                config.reranker, config.search, ranker, setting, shelf, asked
+                config.reranker, config.search, ranker, setting, shelf, some, found
             )
         chosen["trained"] = in_context.ranked_by(values, judged, rank_tokens)
     log_probs = {
-        name: in_context.replaced(plain, asked.at, x) for name, x in chosen.items()
+        name: in_context.replaced(plain, some.at, x) for name, x in chosen.items()
     }
     log_probs = {"real": log_probs.pop(config.choice), **log_probs, "off": plain}
     return reporting.finish(
         run,
         config,
         text,
-        documents.scored(asked, plain),
+        language_model.as_scored(some.tokens, plain, some.size),
         log_probs,
         phases.seconds,
         protocol={
             "choice": config.choice,
-            "model": config.model or "trained here",
-            **documents.facts(asked, why, shelf, config),
+            **documents.facts(some, found, why, shelf, config),
         },
         positions=inspection.of_documents(
-            text, asked, log_probs, values, shelf, rank_tokens
+            text, some, found, log_probs, values, shelf, rank_tokens
         ),
     )
 

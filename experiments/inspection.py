@@ -4,6 +4,7 @@ import numpy as np
 
 from experiments import documents, language_model
 from experiments.reporting import piece
+from rlm_jax import method
 from rlm_jax.evaluate import in_context, knn, token_memory
 from rlm_jax.report.inspector import Neighbour, Position
 
@@ -78,7 +79,8 @@ def of_datastore(
 
 def of_documents(
     text: language_model.Text,
-    asked: documents.Asked,
+    some: documents.Part,
+    found: method.Neighbours,
     log_probs: dict[str, np.ndarray],
     values: np.ndarray,
     shelf: documents.Library,
@@ -86,12 +88,12 @@ def of_documents(
 ) -> list[Position]:
     """The documents of a stride, weighed by how likely they make the whole stride."""
     chosen = choose(log_probs)
-    strides = np.searchsorted(asked.at.end, chosen + 1, side="right")
+    strides = np.searchsorted(some.at.end, chosen + 1, side="right")
     likelihood = in_context.likelihood(values, rank_tokens)
 
     def neighbours(row):
         stride = strides[row]
-        ids, scores = (x[stride] for x in (asked.found.ids, asked.found.scores))
+        ids, scores = (x[stride] for x in (found.ids, found.scores))
         here = np.flatnonzero(ids >= 0)[:NEIGHBOURS]
         if not len(here):
             return []
@@ -107,7 +109,7 @@ def of_documents(
             for k in here
         ]
 
-    return _positions(text, asked, log_probs, chosen, None, neighbours)
+    return _positions(text, some, log_probs, chosen, None, neighbours)
 
 
 def _positions(text, scored, log_probs, chosen, p_memory, neighbours):

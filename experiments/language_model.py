@@ -1,7 +1,6 @@
 """What the launchers of language models share: text, batches, training, scores."""
 
 import dataclasses
-import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -9,13 +8,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import dry_run, launch
+from experiments import dry_run, launch, training
 from experiments.launch import Run
 from rlm_jax.data import batching, corpora, token_store, tokenizers
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import perplexity
 from rlm_jax.method import Method, Params
-from rlm_jax.train import checkpoint, loop, metrics, optim, parallel, progress, step
+from rlm_jax.train import checkpoint, loop, parallel, progress
 from rlm_jax.train.optim import OptimConfig
 
 
@@ -146,19 +145,18 @@ def train(
             f"note: windows of {config.evaluate.window} tokens at evaluation have "
             f"positions that segments of {data.length} tokens never train"
         )
-    train_batches = batches(data, text.store.split("train"))
-    rows = parallel.local_rows(data.batch_size, accumulate=accumulate)
-    state = loop.train(
+    return training.train(
         method,
-        optim.optimizer(config.optim, config.train.steps),
-        lambda s: train_batches.batch_at(config.train.seed, s, rows=rows),
-        config=dataclasses.replace(config.train, steps=steps),
-        workdir=run.workdir,
-        schedule=optim.schedule(config.optim, config.train.steps),
+        training.from_batches(
+            batches(data, text.store.split("train")), data.batch_size, config.train
+        ),
+        config.optim,
+        config.train,
+        run.workdir,
+        stop=steps,
         initial_params=initial_params,
-        evaluate=_validation(method, config, text),
+        validation=_validation(method, config, text),
     )
-    return jax.device_get(state.params)
 
 
 def _continue_from(
@@ -187,25 +185,13 @@ def _continue_from(
         multihost_utils.sync_global_devices("continue_from")
 
 
-def _validation(method, config: Experiment, text: Text):
-    """(params, step) -> the means of the method's own evaluation on some batches."""
+def _validation(method: Method, config: Experiment, text: Text) -> training.Validation:
     data = config.data
     if data.order == "similar":  # a walk of its own for the validation split
         data = dataclasses.replace(data, order="shuffled")
     some = batches(data, text.store.split("validation"))
-    rows = parallel.local_rows(data.batch_size)
-    run = parallel.parallelise(
-        functools.partial(step.eval_step, method=method), donate=False
-    )
-
-    def evaluate(params, _):
-        sums: metrics.HostSums = {}
-        for i in range(min(config.evaluate.validation_batches, some.num_batches)):
-            batch = some.batch_at(0, i, rows=rows)
-            sums = metrics.add(sums, metrics.to_host(run(params, batch)))
-        return metrics.means(sums)
-
-    return evaluate
+    count = config.evaluate.validation_batches
+    return training.validation(method, some, data.batch_size, count)
 
 
 def describe(method: Method, config: Experiment, text: Text) -> None:
@@ -240,6 +226,20 @@ def score_split(
         batch_size=config.evaluate.batch_size,
         wrap=launch.bar(f"scoring {name}", "batch"),
     )
+    return Scored(stream, tokens, *size)
+
+
+def as_scored(
+    tokens: np.ndarray, log_probs: np.ndarray, size: tuple[int, int]
+) -> Scored:
+    """A text of which log p alone is known, float32 [N - 1], as reports want it.
+
+    ``size`` is its bytes and words.
+    """
+    targets = np.asarray(tokens[1:], np.int32)
+    none = np.zeros_like(log_probs)
+    keys = np.zeros((len(targets), 0), np.float32)
+    stream = perplexity.StreamScores(log_probs, none, keys, targets)
     return Scored(stream, tokens, *size)
 
 

@@ -8,6 +8,7 @@ from experiments.language_model import Text
 from rlm_jax.data import corpora, overlap
 from rlm_jax.data.passages import Passages
 from rlm_jax.errors import UserError
+from rlm_jax.evaluate.in_context import Strides
 
 
 class Excluded(NamedTuple):
@@ -46,3 +47,36 @@ def excluded(config: Any, passages: Passages, text: Text, name: str) -> Excluded
             "say nothing."
         )
     return Excluded(out, own_titles, overlapping)
+
+
+class OwnDocuments:
+    """Which passages come from the document that a place of the text is in.
+
+    A document's own words are the best help to predict it, and the one that teaches
+    nothing: it will not be there when another text is read. A passage is known by its
+    title, where names tell documents apart, and by the words that it shares in a row
+    with the window.
+    """
+
+    def __init__(self, passages: Passages, text: Text, split: str, num_words: int):
+        self._all, self._num_words = passages, num_words
+        self._offsets = text.store.split(split).document_offsets
+        names = text.store.split(split).document_names
+        numbers = {name: i for i, name in enumerate(sorted(set(names) - {""}))}
+        if len(set(names)) == 1:
+            numbers = {}
+        self._documents = np.array([numbers.get(name, -2) for name in names], np.int64)
+        titles = (numbers.get(p.title, -1) for p in passages)
+        self._passages = np.fromiter(titles, np.int64, len(passages))
+
+    def among(self, at: Strides, windows: list[str], ids: np.ndarray) -> np.ndarray:
+        """bool [B, K]: passage ids[b, k] is from the documents that window b is in."""
+        own = np.zeros(ids.shape, bool)
+        for place in (at.first, at.end - 1):
+            document = np.searchsorted(self._offsets, place, side="right") - 1
+            own |= self._passages[ids] == self._documents[document][:, None]
+        if self._num_words:
+            for row, window in enumerate(windows):
+                texts = (self._all[int(i)].text for i in ids[row])
+                own[row] |= overlap.overlapping(texts, [window], n=self._num_words)
+        return own

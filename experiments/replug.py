@@ -15,13 +15,13 @@ import numpy as np
 from experiments import (
     documents,
     inspection,
+    language_model,
     launch,
     leaks,
     presets,
     reporting,
 )
 from experiments.documents import DocumentsConfig
-from experiments.given_model import Given
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.perplexity import text_metrics
@@ -105,15 +105,15 @@ def execute(config: Config, run: launch.Run):
     setting = documents.prepare(config, run, phases, tune_tokens=tune_tokens(config))
     if setting is None:
         return None
-    config, model, text, passages, why = setting
     launch.leave_to_first()
     with phases("index"):
-        shelf = documents.library(config, passages, text.tokenizer, run.workdir)
-    return evaluate(config, run, phases, setting, shelf, {}, {})
+        shelf = documents.library(
+            setting.config, setting.passages, setting.text.tokenizer, run.workdir
+        )
+    return evaluate(run, phases, setting, shelf, {}, {})
 
 
 def evaluate(
-    config: Config,
     run: launch.Run,
     phases: launch.Phases,
     setting: documents.Setting,
@@ -128,81 +128,94 @@ def evaluate(
       facts: for the report's protocol.
     """
     config, model, text, _, why = setting
-    with phases("tune"):
-        temperature = tuned(config, model, text, shelf)
-    with phases("retrieve"):
-        asked = documents.ask(config, text, "test", shelf, why.out)
-    with phases("score"):
-        plain = documents.plain(config, model, asked)
-        values = documents.scores(config, model, asked, shelf, asked.found)
     num, rank_tokens = config.documents.num, config.documents.rank_tokens
+    with phases("tune"):
+        temperatures = tuned(setting, {"real": shelf, **before})
+    with phases("retrieve"):
+        some = documents.part(config, text, "test", config.evaluate.max_tokens)
+        found = documents.ask(config, text, some, shelf, why.out)
+    with phases("score"):
+        plain = documents.plain(config, model, some)
+        values = documents.scores(config, model, some, shelf, found)
 
-    def mixed(values, scores, k=num, t=temperature) -> np.ndarray:
-        chosen = in_context.ensemble(values, scores, rank_tokens, k=k, temperature=t)
-        return in_context.replaced(plain, asked.at, chosen)
+    def whole(chosen: np.ndarray) -> np.ndarray:
+        return in_context.replaced(plain, some.at, chosen)
 
-    scores = asked.found.scores
-    log_probs = {"real": mixed(values, scores)}
+    def mixed(values, scores, k=num, name="real") -> np.ndarray:
+        t = temperatures[name]
+        return whole(
+            in_context.ensemble(values, scores, rank_tokens, k=k, temperature=t)
+        )
+
+    log_probs = {"real": mixed(values, found.scores)}
     with phases("controls"):
         for name, other in before.items():
-            theirs = documents.ask(config, text, "test", other, why.out)
-            log_probs[name] = mixed(
-                documents.scores(config, model, asked, other, theirs.found),
-                theirs.found.scores,
-                t=tuned(config, model, text, other),
-            )
-        others = documents.shuffled(asked.found)
-        foreign = documents.scores(config, model, asked, shelf, others)
+            theirs = documents.ask(config, text, some, other, why.out)
+            each = documents.scores(config, model, some, other, theirs)
+            log_probs[name] = mixed(each, theirs.scores, name=name)
+        others = documents.shuffled(found)
+        foreign = documents.scores(config, model, some, shelf, others)
         log_probs["shuffled"] = mixed(foreign, others.scores)
-    best = in_context.oracle(values, rank_tokens)
+        log_probs["answer"] = whole(documents.answered(config, model, some))
     log_probs |= {
-        "oracle": in_context.replaced(plain, asked.at, best),
+        "oracle": whole(in_context.oracle(values, rank_tokens)),
         "off": plain,
-        **{f"k={k}": mixed(values, scores, k) for k in config.ensemble.ks if k < num},
+        **{
+            f"k={k}": mixed(values, found.scores, k)
+            for k in config.ensemble.ks
+            if k < num
+        },
     }
     return reporting.finish(
         run,
         config,
         text,
-        documents.scored(asked, plain),
+        language_model.as_scored(some.tokens, plain, some.size),
         log_probs,
         phases.seconds,
         protocol={
-            "temperature": temperature,
-            "model": config.model or "trained here",
-            **documents.facts(asked, why, shelf, config),
+            "temperatures": temperatures,
+            **documents.facts(some, found, why, shelf, config),
             **facts,
         },
         positions=inspection.of_documents(
-            text, asked, log_probs, values, shelf, rank_tokens
+            text, some, found, log_probs, values, shelf, rank_tokens
         ),
     )
 
 
-def tuned(config: Config, model: Given, text, shelf: documents.Library) -> float:
-    """The temperature that is best on the head of the validation split."""
-    chosen, limit = config.ensemble, tune_tokens(config)
+def tuned(
+    setting: documents.Setting, shelves: Mapping[str, documents.Library]
+) -> dict[str, float]:
+    """Each library's best temperature on the head of the validation split."""
+    config, model, text, passages, _ = setting
+    limit, chosen = tune_tokens(config), config.ensemble
     if not limit:
-        return chosen.temperatures[0]
-    out = leaks.excluded(config, shelf.passages, text, "validation").out
-    asked = documents.ask(config, text, "validation", shelf, out, limit=limit)
-    plain = documents.plain(config, model, asked)
-    values = documents.scores(config, model, asked, shelf, asked.found)
+        return {name: chosen.temperatures[0] for name in shelves}
+    out = leaks.excluded(config, passages, text, "validation").out
+    some = documents.part(config, text, "validation", limit)
+    plain = documents.plain(config, model, some)
+    num_bytes, num_words = some.size
 
-    def bits(temperature: float) -> float:
-        mixed = in_context.ensemble(
-            values,
-            asked.found.scores,
-            config.documents.rank_tokens,
-            k=config.documents.num,
-            temperature=temperature,
-        )
-        whole = in_context.replaced(plain, asked.at, mixed)
-        num_bytes, num_words = asked.size
-        made = text_metrics(whole, num_bytes=num_bytes, num_words=num_words)
-        return made["bits_per_byte"]
+    def best(shelf: documents.Library) -> float:
+        found = documents.ask(config, text, some, shelf, out)
+        values = documents.scores(config, model, some, shelf, found)
 
-    return min(chosen.temperatures, key=bits)
+        def bits(temperature: float) -> float:
+            mixed = in_context.ensemble(
+                values,
+                found.scores,
+                config.documents.rank_tokens,
+                k=config.documents.num,
+                temperature=temperature,
+            )
+            whole = in_context.replaced(plain, some.at, mixed)
+            made = text_metrics(whole, num_bytes=num_bytes, num_words=num_words)
+            return made["bits_per_byte"]
+
+        return min(chosen.temperatures, key=bits)
+
+    return {name: best(shelf) for name, shelf in shelves.items()}
 
 
 def tune_tokens(config: Config) -> int:

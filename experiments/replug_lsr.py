@@ -18,7 +18,15 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments import documents, feedback, launch, presets, replug, retrievers
+from experiments import (
+    documents,
+    feedback,
+    launch,
+    presets,
+    replug,
+    retrievers,
+    training,
+)
 from experiments.documents import DocumentsConfig, Library, Setting
 from experiments.retrievers import TextConfig, Tower
 from rlm_jax.data import contrastive
@@ -27,7 +35,7 @@ from rlm_jax.methods import replug_lsr
 from rlm_jax.methods.replug_lsr import REPLUGLSRConfig
 from rlm_jax.report import report
 from rlm_jax.retrieval import datastore, refresh
-from rlm_jax.train import checkpoint, loop, optim, parallel, progress
+from rlm_jax.train import checkpoint, parallel, progress
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
@@ -168,7 +176,6 @@ def execute(config: Config, run: launch.Run):
             for tower in (trained, initial)
         ]
     return replug.evaluate(
-        config,
         run,
         phases,
         setting,
@@ -206,31 +213,33 @@ def _train(
     done, params = _latest(folder, initial.params)
     told = folder / "refreshes.json"
     ages = json.loads(told.read_text())["refreshes"] if told.exists() else []
-    before = None
-    for turn in refresh.synchronous(done, chosen.train.steps, chosen.refresh_every):
-        index = _index(config, folder, setting, initial, turn, params)
-        if before is not None:
-            old, last = before
+    every = chosen.refresh_every
+    for turn in refresh.synchronous(done, chosen.train.steps, every):
+        fresh = turn.start == turn.index_step
+        made_of = params if fresh else None
+        index = _index(config, folder, setting, initial, turn.index_step, made_of)
+        if fresh and turn.start > max((x["step"] for x in ages), default=0):
+            last = refresh.Round(turn.start - every, turn.start, turn.start - every)
+            old = _index(config, folder, setting, initial, last.index_step, None)
             now = initial._replace(params=params)
             found = _staleness(config, setting, now, old, index)
             ages.append({"step": turn.start, **last.age(), **found})
             if parallel.is_first_process():
                 report.write(told, {"refreshes": ages})
             progress.say(
-                f"step {turn.start}: the index before, {turn.start - last.start} steps "
-                f"old, finds {found['stale_recall']:.1%} of what the new one does"
+                f"step {turn.start}: the index before, {every} steps old, finds "
+                f"{found['stale_recall']:.1%} of what the new one does"
             )
         refresh.remove_others(folder / "indexes", turn.index_step)
-        state = loop.train(
+        params = training.train(
             method,
-            optim.optimizer(chosen.optim, chosen.train.steps),
             _batches(config, setting, index),
-            config=dataclasses.replace(chosen.train, steps=turn.stop),
-            workdir=folder,
-            schedule=optim.schedule(chosen.optim, chosen.train.steps),
+            chosen.optim,
+            chosen.train,
+            folder,
+            stop=turn.stop,
             initial_params=initial.params,
         )
-        params, before = jax.device_get(state.params), (index, turn)
     return initial._replace(params=params), ages
 
 
@@ -240,7 +249,7 @@ def _batches(config: Config, setting: Setting, index: Index):
     text = retrievers.cut(config.text, index.tower.config)
     reader = index.tower.tokenizer
     to_rows = retrievers.passage_rows(reader, text)
-    own = feedback.OwnDocuments(shelf, setting.text, "train", config.documents.overlap)
+    own = feedback.own_documents(setting)
     mine = parallel.local_rows(chosen.batch_size, accumulate=chosen.train.accumulate)
     judge = functools.partial(
         feedback.examples, config, setting.model, setting.text, shelf, own
@@ -300,10 +309,10 @@ def _index(
     folder: pathlib.Path,
     setting: Setting,
     tower: Tower,
-    turn: refresh.Round,
+    step: int,
     params: Params | None,
 ) -> Index:
-    """The index of a round: opened, or made of ``params`` where the round begins."""
+    """The index of a step: opened, or made of its parameters, None where it is past."""
 
     def build(params: Params, there: pathlib.Path) -> None:
         now = tower._replace(params=params)
@@ -327,13 +336,13 @@ def _index(
 
     return refresh.open_or_build(
         folder / "indexes",
-        turn.index_step,
+        step,
         {
             "passages": setting.passages.fingerprint,
             "tokenizer": tower.tokenizer.fingerprint,
             "text": dataclasses.asdict(config.text),
         },
-        params=params if turn.start == turn.index_step else None,
+        params=params,
         build=build,
         open=open_index,
     )

@@ -6,8 +6,15 @@ import pathlib
 import jax
 import numpy as np
 
-from experiments import documents, feedback, launch, presets, retrievers
-from experiments.documents import Asked, Library, Setting
+from experiments import (
+    documents,
+    feedback,
+    launch,
+    presets,
+    retrievers,
+    training,
+)
+from experiments.documents import Library, Part, Setting
 from experiments.retrievers import Tower
 from rlm_jax.data import contrastive
 from rlm_jax.errors import UserError
@@ -15,7 +22,7 @@ from rlm_jax.method import Batch, Neighbours
 from rlm_jax.methods import reranker
 from rlm_jax.methods.reranker import RerankerConfig
 from rlm_jax.models.encoder import EncoderConfig
-from rlm_jax.train import loop, optim, parallel
+from rlm_jax.train import parallel
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
@@ -58,9 +65,7 @@ def train(
     launch.claim_part(workdir, feedback.identity(setting, config))
     tower = _initial(config, setting)
     method = reranker.reranker(RerankerConfig(tower.config, k=experiment.documents.num))
-    own = feedback.OwnDocuments(
-        shelf, setting.text, "train", experiment.documents.overlap
-    )
+    own = feedback.own_documents(setting)
     mine = parallel.local_rows(config.batch_size, accumulate=config.train.accumulate)
 
     def batch_at(step: int) -> Batch:
@@ -82,16 +87,15 @@ def train(
             "weight": np.ones(len(places), np.float32),
         }
 
-    state = loop.train(
+    params = training.train(
         method,
-        optim.optimizer(config.optim, config.train.steps),
         batch_at,
-        config=config.train,
-        workdir=workdir,
-        schedule=optim.schedule(config.optim, config.train.steps),
+        config.optim,
+        config.train,
+        workdir,
         initial_params=tower.params,
     )
-    return tower._replace(params=jax.device_get(state.params))
+    return tower._replace(params=params)
 
 
 def scores(
@@ -100,11 +104,11 @@ def scores(
     tower: Tower,
     setting: Setting,
     shelf: Library,
-    asked: Asked,
+    some: Part,
+    found: Neighbours,
 ) -> np.ndarray:
     """f(x, d) of each stride's documents, float32 [S, K]; -inf where absent."""
-    found = asked.found
-    questions = documents.questions(setting.text, asked.tokens, asked.at)
+    questions = documents.questions(setting.text, some.tokens, some.at)
     rows = pairs(config, tower, questions, shelf, found)
     encoder = retrievers.encoder_of(tower, search, _length(config, tower))
     values = encoder(rows).reshape(found.ids.shape)

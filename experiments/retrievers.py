@@ -7,10 +7,10 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import tqdm
 
+from experiments import training
 from rlm_jax import pretrained
 from rlm_jax.data import cache, text_encoding
 from rlm_jax.data import passages as passages_lib
@@ -24,7 +24,7 @@ from rlm_jax.method import Method, Neighbours, Params
 from rlm_jax.models.encoder import EncoderConfig, embedder
 from rlm_jax.retrieval import bm25, datastore, encode, encode_passages, index
 from rlm_jax.retrieval.index import TARGET_RECALL
-from rlm_jax.train import loop, metrics, optim, parallel, progress, step
+from rlm_jax.train import progress
 
 TITLES = ("join", "pair", "none")
 
@@ -165,7 +165,7 @@ def encode_collection(
     """
     text = cut(text, tower.config)
     encoder = encoder_of(tower, search, text.passage_length)
-    with _bar("encoding passages", len(passages)) as advance:
+    with bar("encoding passages", len(passages)) as advance:
         store = encode_passages.build(
             encoder,
             passages,
@@ -190,7 +190,7 @@ def encode_questions(
     """float32 [N, D], a vector a question."""
     length = cut(text, tower.config).question_length
     rows = tower.tokenizer.encode(list(texts), max_length=length)
-    with _bar("encoding questions", len(rows)) as advance:
+    with bar("encoding questions", len(rows)) as advance:
         return encoder_of(tower, search, length)(rows, advance=advance)
 
 
@@ -232,25 +232,37 @@ def open_index(
     store: datastore.Datastore,
     search: SearchConfig,
     queries: np.ndarray | None = None,
+    *,
+    metric: str = "ip",
+    k: int = 10,
 ) -> index.Index:
-    """The configured index for inner products; a ScaNN index stays beside the store.
+    """The configured index; a ScaNN index stays beside the store.
 
-    ``queries``, float32 [N, D], are what a new ScaNN index is tuned on.
+    A new one is tuned to find the ``k`` nearest, of ``queries``, float32 [N, D], where
+    they are given.
     """
+    return index.choose(
+        store,
+        metric,
+        exact_below=exact_below(store, search),
+        target_recall=search.target_recall,
+        k=k,
+        kept=search.kept,
+        queries=queries,
+    )
+
+
+def exact_below(
+    store: datastore.Datastore, search: SearchConfig, field: str = "search"
+) -> int:
+    """The number of entries from which ScaNN takes over; ``field`` is search's name."""
     everything = store.num_entries + 1
     sizes = {"auto": index.EXACT_BELOW, "exact": everything, "scann": 0}
     if search.index not in sizes:
         raise UserError(
-            f"search.index is {search.index!r}; choose one of {', '.join(sizes)}."
+            f"{field}.index is {search.index!r}; choose one of {', '.join(sizes)}."
         )
-    return index.choose(
-        store,
-        "ip",
-        exact_below=sizes[search.index],
-        target_recall=search.target_recall,
-        kept=search.kept,
-        queries=queries,
-    )
+    return sizes[search.index]
 
 
 def search_dense(
@@ -343,34 +355,28 @@ def train(
       config: has ``train``, ``optim`` and ``batch_size``.
       validation: what the method's own loss is told of while it trains.
     """
-    rows = parallel.local_rows(config.batch_size, accumulate=config.train.accumulate)
-    run = parallel.parallelise(
-        functools.partial(step.eval_step, method=method), donate=False
-    )
-    local = parallel.local_rows(config.batch_size)
-
-    def evaluate(params, _):
-        assert validation is not None
-        sums: metrics.HostSums = {}
-        for i in range(min(validation_batches, validation.num_batches)):
-            batch = validation.batch_at(0, i, rows=local)
-            sums = metrics.add(sums, metrics.to_host(run(params, batch)))
-        return metrics.means(sums)
-
-    state = loop.train(
+    judged = None
+    if validation is not None:
+        judged = training.validation(
+            method, validation, config.batch_size, validation_batches
+        )
+    return training.train(
         method,
-        optim.optimizer(config.optim, config.train.steps),
-        lambda s: batches.batch_at(config.train.seed, s, rows=rows),
-        config=config.train,
-        workdir=workdir,
-        schedule=optim.schedule(config.optim, config.train.steps),
+        training.from_batches(batches, config.batch_size, config.train),
+        config.optim,
+        config.train,
+        workdir,
         initial_params=initial_params,
-        evaluate=None if validation is None else evaluate,
+        validation=judged,
     )
-    return jax.device_get(state.params)
 
 
 @contextlib.contextmanager
-def _bar(description: str, total: int) -> Iterator[Callable[[int], object]]:
-    with tqdm.tqdm(total=total, desc=description, dynamic_ncols=True) as bar:
-        yield bar.update
+def bar(
+    description: str, total: int, *, disable: bool = False
+) -> Iterator[Callable[[int], object]]:
+    """A progress bar, which is told how many more are done."""
+    with tqdm.tqdm(
+        total=total, desc=description, dynamic_ncols=True, disable=disable
+    ) as shown:
+        yield shown.update

@@ -22,18 +22,17 @@ from experiments import (
     presets,
     retro_data,
     retro_evaluation,
+    training,
 )
-from experiments.given_model import Given
+from experiments.given_model import Decoding, Given
 from experiments.language_model import DataConfig, EvaluateConfig, Text
 from experiments.retrievers import SearchConfig
 from experiments.retro_data import Database, DatabaseConfig
-from rlm_jax.data.batching import Batches
 from rlm_jax.errors import UserError
 from rlm_jax.method import Method, Params
 from rlm_jax.methods import retro
-from rlm_jax.models.decoder import DecoderConfig
 from rlm_jax.models.generation import Sampling
-from rlm_jax.train import checkpoint, loop, metrics, optim, parallel, progress, step
+from rlm_jax.train import parallel, progress
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
@@ -129,7 +128,9 @@ def execute(config: Config, run: launch.Run):
     given = None
     with phases("data"):
         if config.init_from:
-            given = _given(config)
+            given = given_model.to_start_from(
+                config.init_from, config.data, config.method.decoder
+            )
             text = given_model.text_of(given, config.data)
         else:
             text = language_model.load_text(config.data)
@@ -170,28 +171,16 @@ def _check(config: Config) -> None:
         raise UserError(f"new_tokens is {config.new_tokens}; choose 1 or more.")
 
 
-def _given(config: Config) -> Given:
-    given = given_model.to_start_from(
-        config.init_from, config.data, config.method.decoder
-    )
-    if given.decoding is not None and "decoder" in given.decoding.params:
-        raise UserError(
-            f"The run in {config.init_from} is one of RETRO already; name one of a "
-            "plain decoder to begin with."
-        )
-    return given
-
-
-def _baseline(config: Config, text: Text) -> retro_evaluation.Baseline:
+def _baseline(config: Config, text: Text) -> Decoding:
     stored = launch.configuration(config.baseline, text.fingerprint)
     if stored["system"] not in ("lm", "knn_lm"):
         raise UserError(
             f"The run in {config.baseline} is of {stored['system']}; name one of "
             "experiments.lm as the baseline."
         )
-    decoder = stored["method"]["decoder"] | {"vocab_size": text.tokenizer.vocab_size}
-    params = checkpoint.load_params(config.baseline)
-    return retro_evaluation.Baseline(DecoderConfig(**decoder), params)
+    plain = given_model.load(config.baseline, config.data).decoding
+    assert plain is not None
+    return plain
 
 
 def _describe(method: Method, config: Config, text: Text) -> None:
@@ -227,47 +216,21 @@ def _train(
         )
         for name in ("train", "validation")
     }
-    accumulate = config.train.accumulate
-    rows = parallel.local_rows(config.data.batch_size, accumulate=accumulate)
     initial = None
     if given is not None and given.decoding is not None:
         init = jax.jit(method.init)(jax.random.key(config.train.seed))
         initial = retro.around(given.decoding.params, jax.device_get(init))
-    state = loop.train(
+    size, count = config.data.batch_size, config.evaluate.validation_batches
+    return training.train(
         method,
-        optim.optimizer(
-            config.optim,
-            config.train.steps,
-            trainable=retro.TRAINED[config.method.trained],
-        ),
-        lambda s: of_split["train"].batch_at(config.train.seed, s, rows=rows),
-        config=config.train,
-        workdir=run.workdir,
-        schedule=optim.schedule(config.optim, config.train.steps),
+        training.from_batches(of_split["train"], size, config.train),
+        config.optim,
+        config.train,
+        run.workdir,
         initial_params=initial,
-        evaluate=_validation(method, config, of_split["validation"]),
+        validation=training.validation(method, of_split["validation"], size, count),
+        trainable=retro.TRAINED[config.method.trained],
     )
-    return jax.device_get(state.params)
-
-
-def _validation(method: Method, config: Config, some: Batches):
-    """(params, step) -> the mean loss on some batches, neighbours and all."""
-    rows = parallel.local_rows(config.data.batch_size)
-    run = parallel.parallelise(
-        lambda params, batch, axis: step.eval_step(
-            params, batch, method=method, axis=axis
-        ),
-        donate=False,
-    )
-
-    def score(params, _):
-        sums: metrics.HostSums = {}
-        for i in range(min(config.evaluate.validation_batches, some.num_batches)):
-            batch = some.batch_at(0, i, rows=rows)
-            sums = metrics.add(sums, metrics.to_host(run(params, batch)))
-        return metrics.means(sums)
-
-    return score
 
 
 if __name__ == "__main__":

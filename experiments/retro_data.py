@@ -1,6 +1,5 @@
 """What experiments.retro retrieves: chunks to vectors to neighbours, kept on disk."""
 
-import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -9,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 from jax.experimental import multihost_utils
 
 from experiments import launch, presets, retrievers
@@ -77,11 +75,7 @@ class Database(NamedTuple):
         found = self.index.search(
             self.encode(chunks), min(depth, self.index.num_entries)
         )
-        dropped = (found.ids < 0) | self.out[found.ids]
-        order = np.argsort(dropped, axis=1, kind="stable")[:, :k]
-        first = (np.take_along_axis(x, order, axis=1) for x in (dropped, *found))
-        dropped, scores, ids = first
-        return Neighbours(scores, np.where(dropped, -1, ids).astype(np.int32))
+        return index.first_kept(found, lambda ids: ~self.out[ids], k)
 
 
 def check(config: Any) -> None:
@@ -295,7 +289,8 @@ def _vectors(
     encoder, rows, chunks: Chunks, name: str, folder: pathlib.Path, identity, search
 ) -> Datastore:
     directory = folder / name
-    with _bar(f"encoding {name}", len(chunks), directory) as advance:
+    done = directory.exists()
+    with retrievers.bar(f"encoding {name}", len(chunks), disable=done) as advance:
         return encode_passages.build(
             encoder,
             chunks,
@@ -311,26 +306,13 @@ def _index(
     chosen: DatabaseConfig, store: Datastore
 ) -> tuple[index.Index, dict[str, Any]]:
     """The index, opened at its first search, and what it is in a few words."""
-    sizes = {"auto": index.EXACT_BELOW, "exact": store.num_entries + 1, "scann": 0}
     search = chosen.search
-    if search.index not in sizes:
-        raise UserError(
-            f"database.search.index is {search.index!r}; choose one of "
-            f"{', '.join(sizes)}."
-        )
-    exact_below = sizes[search.index]
     kind: dict[str, Any] = {"index": "exact", "metric": METRIC}
-    if store.num_entries >= exact_below:
+    if store.num_entries >= retrievers.exact_below(store, search, "database.search"):
         kind |= {"index": "scann", "target_recall": search.target_recall}
     # Tuned for as many as are fetched, of which filters leave the best.
     open_index = functools.partial(
-        index.choose,
-        store,
-        METRIC,
-        exact_below=exact_below,
-        target_recall=search.target_recall,
-        kept=search.kept,
-        k=chosen.depth,
+        retrievers.open_index, store, search, metric=METRIC, k=chosen.depth
     )
     return _OpenedLate(store, open_index), kind
 
@@ -360,7 +342,8 @@ def _neighbours(
     directory = folder / f"neighbours-{name}"
 
     def build() -> ChunkNeighbours:
-        with _bar(f"searching {name}", options["num_chunks"], directory) as advance:
+        done, total = directory.exists(), options["num_chunks"]
+        with retrievers.bar(f"searching {name}", total, disable=done) as advance:
             return chunk_neighbours.build(
                 searched,
                 vectors,
@@ -382,15 +365,3 @@ def _neighbours(
             f"{found.empty_share:.1%} of the places are empty"
         )
     return found
-
-
-@contextlib.contextmanager
-def _bar(
-    description: str, total: int, directory: pathlib.Path
-) -> Iterator[Callable[[int], object]]:
-    """A progress bar, unless all is there already."""
-    done = directory.exists()
-    with tqdm.tqdm(
-        total=total, desc=description, dynamic_ncols=True, disable=done
-    ) as bar:
-        yield bar.update

@@ -8,16 +8,15 @@ import jax
 import numpy as np
 
 from experiments import language_model, launch, reporting, retro_data
-from experiments.language_model import Scored, Text
+from experiments.given_model import Decoding
+from experiments.language_model import Text
 from experiments.retro_data import Database
 from rlm_jax.data import neighbour_batches
 from rlm_jax.data.batching import Batches
 from rlm_jax.data.token_store import TokenSplit
 from rlm_jax.evaluate import leakage
-from rlm_jax.evaluate.perplexity import StreamScores
 from rlm_jax.method import Batch, Method, Params
 from rlm_jax.methods import lm, retro
-from rlm_jax.models.decoder import DecoderConfig
 from rlm_jax.models.generation import Sampling
 from rlm_jax.models.retro_generation import retro_generator
 from rlm_jax.report import plots, report
@@ -33,13 +32,6 @@ class Head(NamedTuple):
 
     split: TokenSplit
     chunks: Chunks
-
-
-class Baseline(NamedTuple):
-    """A plain language model on the same text."""
-
-    config: DecoderConfig
-    params: Params
 
 
 def head(config: Any, text: Text, name: str) -> Head:
@@ -63,7 +55,7 @@ def evaluate(
     database: Database,
     method: Method,
     params: Params,
-    baseline: Baseline | None,
+    baseline: Decoding | None,
 ) -> report.Report:
     """Score the test split with its neighbours and under each control; report."""
     part = head(config, text, "test")
@@ -98,7 +90,8 @@ def evaluate(
     with phases("leakage"):
         shares = leakage.leaked_shares(part.chunks, ids, values)
         curve = _curve(text, part, shares, log_probs)
-    scored = _scored(part, log_probs["real"])
+    size = part.split.num_bytes, part.split.num_words
+    scored = language_model.as_scored(part.split.tokens, log_probs["real"], size)
     made = reporting.finish(
         run,
         config,
@@ -142,15 +135,6 @@ def _log_probs(
         rows = np.asarray(score(held, placement.spread(batch)))
         found.append(rows[batch["mask"] > 0])
     return np.concatenate(found)
-
-
-def _scored(part: Head, log_probs: np.ndarray) -> Scored:
-    """The scores in the form that reports want."""
-    tokens = part.split.tokens
-    targets = np.asarray(tokens[1:], np.int32)
-    none = np.zeros_like(log_probs)
-    stream = StreamScores(log_probs, none, np.zeros((len(targets), 0)), targets)
-    return Scored(stream, tokens, part.split.num_bytes, part.split.num_words)
 
 
 def _curve(

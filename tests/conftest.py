@@ -9,6 +9,11 @@ from collections.abc import Callable, Iterator
 # otherwise too small for several simulated devices, and a collective can hang.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")
+# Tests compile far more than they compute: LLVM need not try hard.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     str(pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"),

@@ -51,17 +51,6 @@ def overlapping(
     return np.concatenate(found)
 
 
-def jaccard(a: str, b: str, n: int = 13) -> float:
-    """|A & B| / |A | B| of the sets of n-grams of two texts; 0 where neither has any.
-
-    Raises:
-      UserError: n is below 1.
-    """
-    of_a, of_b = _distinct([a], n), _distinct([b], n)
-    shared = int(_among(of_a, of_b).sum())
-    return shared / max(len(of_a) + len(of_b) - shared, 1)
-
-
 def near_duplicates(
     documents: Iterable[str],
     others: Iterable[str],

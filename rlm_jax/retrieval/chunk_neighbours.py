@@ -10,6 +10,7 @@ as written once the manifest names it, so a killed build continues from the last
 finished shard and ends with the same bytes.
 """
 
+import functools
 import os
 import time
 import zlib
@@ -24,7 +25,7 @@ from rlm_jax.errors import UserError
 from rlm_jax.retrieval import checked_files
 from rlm_jax.retrieval.chunk_database import Chunks, documents_of
 from rlm_jax.retrieval.datastore import Datastore
-from rlm_jax.retrieval.index import Index
+from rlm_jax.retrieval.index import Index, first_kept
 
 _FORMAT = "rlm_jax chunk neighbours 1"
 _FILE = "neighbours.ids"
@@ -257,18 +258,14 @@ def shuffled(
     return others
 
 
-def off(ids: np.ndarray) -> np.ndarray:
-    """A control: no chunk has a neighbour, int32 [Q, K], read-only."""
-    return np.broadcast_to(np.int32(-1), ids.shape)
-
-
 def _search(index, vectors, rows, k, filters, depth, max_depth) -> np.ndarray:
     queries = vectors.keys(int(rows[0]), int(rows[-1]) + 1)
     kept = np.full((len(rows), k), -1, np.int32)
     short = np.arange(len(rows))
     while len(short):
-        found = index.search(queries[short], min(depth, index.num_entries)).ids
-        kept[short] = _first(found, rows[short], k, filters)
+        found = index.search(queries[short], min(depth, index.num_entries))
+        keep = functools.partial(_stays, rows[short], filters)
+        kept[short] = first_kept(found, keep, k).ids
         if depth >= min(max_depth, index.num_entries):
             break
         short = short[kept[short, -1] < 0]
@@ -276,14 +273,11 @@ def _search(index, vectors, rows, k, filters, depth, max_depth) -> np.ndarray:
     return kept
 
 
-def _first(found, rows, k, filters) -> np.ndarray:
-    """The first k of each row that no filter drops, then -1: int32 [n, k]."""
-    keep = found >= 0
+def _stays(rows: np.ndarray, filters: Sequence[Filter], ids: np.ndarray) -> np.ndarray:
+    stays = np.ones(ids.shape, bool)
     for each in filters:
-        keep &= ~each.drops(rows, found)
-    order = np.argsort(~keep, axis=1, kind="stable")[:, :k]
-    first = np.take_along_axis(np.where(keep, found, -1), order, axis=1)
-    return np.pad(first, ((0, 0), (0, k - first.shape[1])), constant_values=-1)
+        stays &= ~each.drops(rows, ids)
+    return stays
 
 
 def _partial(directory: Path) -> Path:

@@ -1,6 +1,7 @@
 """What an index is: the protocol every search obeys, and what they all check."""
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -166,6 +167,28 @@ def check_search(queries: np.ndarray, k: int, dim: int) -> np.ndarray:
     if not np.isfinite(queries).all():
         raise UserError("Queries hold NaN or infinity; check the encoder's checkpoint.")
     return queries
+
+
+def first_kept(
+    found: Neighbours, keep: Callable[[np.ndarray], np.ndarray], k: int
+) -> Neighbours:
+    """The best k of each query's neighbours that may stay: over-fetch, then drop.
+
+    Args:
+      found: [N, K].
+      keep: ids int32 [N, K] -> bool [N, K]; what it says of absent ones, which it sees
+        as 0, does not matter.
+      k: how many are left, -1 and minus infinity where they are too few.
+    """
+    kept = (found.ids >= 0) & keep(np.maximum(found.ids, 0))
+    order = np.argsort(~kept, axis=1, kind="stable")[:, :k]
+    scores, ids = none_found(len(kept), k)
+    width = order.shape[1]
+    kept, best = (np.take_along_axis(x, order, axis=1) for x in (kept, found.ids))
+    ids[:, :width] = np.where(kept, best, -1)
+    best = np.take_along_axis(found.scores, order, axis=1)
+    scores[:, :width] = np.where(kept, best, -np.inf)
+    return Neighbours(scores, ids)
 
 
 def none_found(num_queries: int, k: int) -> Neighbours:

@@ -23,7 +23,7 @@ from rlm_jax.train import checkpoint
 from tests.experiments import shrunken
 from tests.experiments.test_retriever_launchers import ENCODER
 
-CONTROLS = {"off", "shuffled", "oracle"}
+CONTROLS = {"off", "shuffled", "oracle", "answer"}
 
 
 def shrink(config: Any, corpus: str, model: str = "") -> Any:
@@ -94,7 +94,7 @@ def test_replug_tells_every_k(corpus, trained, tmp_path):
     made = replug.execute(config, shrunken.run_in(tmp_path, "replug"))
     assert made is not None
     assert set(made["controls"]) == CONTROLS | {"k=1", "k=2"}
-    assert made["protocol"]["temperature"] in (0.5, 5.0)
+    assert made["protocol"]["temperatures"]["real"] in (0.5, 5.0)
     one = shrink(in_context.tiny(), corpus, str(trained))
     one.choice = "first"
     alone = in_context.execute(one, shrunken.run_in(tmp_path / "one", "in_context"))
@@ -123,7 +123,8 @@ def test_replug_lsr_trains_refreshes_and_goes_on(corpus, trained, tmp_path):
     config.retriever.train.steps = 3
     again = replug_lsr.execute(config, parts)
     assert again is not None
-    assert [x["step"] for x in again["protocol"]["refreshes"]] == [2]
+    # The index that was there before it went on is held to the new one as well.
+    assert [x["step"] for x in again["protocol"]["refreshes"]] == [1, 2]
     # Started once more there is nothing to do, and all is told as before.
     assert replug_lsr.execute(config, parts) == again | {"seconds": ANY}
     config.retriever.method.gamma = 0.5

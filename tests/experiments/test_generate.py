@@ -22,8 +22,6 @@ from rlm_jax.models.encoder import EncoderConfig, embedder
 from rlm_jax.models.generation import GREEDY
 from tests.experiments import shrunken
 
-pytestmark = pytest.mark.slow
-
 STRIDE, NEW, WINDOW, LENGTH = 4, 12, 40, 10
 TEXTS = {
     "cat": "the cat sat on the mat",

@@ -15,8 +15,6 @@ from rlm_jax.report import report
 from rlm_jax.train import checkpoint
 from tests.experiments import shrunken
 
-pytestmark = pytest.mark.slow
-
 M = 8
 NOUNS = ("cat", "dog", "house", "river", "stone", "bird", "lamp", "road")
 

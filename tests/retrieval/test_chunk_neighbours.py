@@ -287,12 +287,6 @@ def test_shuffled_is_others_neighbours(index, vectors, chunks, tmp_path):
     assert (others < 0).any()  # what a permutation alone would have given away
 
 
-def test_off_has_no_neighbours(chunks):
-    ids = chunk_neighbours.off(np.zeros((7, 2), np.int32))
-    assert ids.shape == (7, 2) and ids.dtype == np.int32
-    assert not chunks.values(ids)[1].any()
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [

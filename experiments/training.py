@@ -1,0 +1,79 @@
+"""How every launcher trains: an optimiser with its schedule, and the loop."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from rlm_jax.data.batching import Batches
+from rlm_jax.method import Batch, Method, Params
+from rlm_jax.train import loop, metrics, optim, parallel, step
+from rlm_jax.train.loop import TrainConfig
+from rlm_jax.train.optim import OptimConfig
+
+Validation = Callable[[Params, int], Mapping[str, float]]
+"""(parameters, steps done) -> figures."""
+
+
+def train(
+    method: Method,
+    batch_at: Callable[[int], Batch],
+    optimiser: OptimConfig,
+    config: TrainConfig,
+    workdir: pathlib.Path,
+    *,
+    stop: int | None = None,
+    initial_params: Params | None = None,
+    validation: Validation | None = None,
+    trainable: Callable[..., Any] | None = None,
+) -> Params:
+    """Train, resuming from the workdir; the parameters, on the host.
+
+    Args:
+      batch_at: steps done -> this process's rows; see `loop.train`.
+      stop: the step to end with, before ``config.steps``, for which the schedule is
+        laid out; a further call goes on from there.
+      trainable: as for `optim.optimizer`.
+    """
+    steps = config.steps if stop is None else stop
+    state = loop.train(
+        method,
+        optim.optimizer(optimiser, config.steps, trainable=trainable),
+        batch_at,
+        config=dataclasses.replace(config, steps=steps),
+        workdir=workdir,
+        schedule=optim.schedule(optimiser, config.steps),
+        initial_params=initial_params,
+        evaluate=validation,
+    )
+    return jax.device_get(state.params)
+
+
+def from_batches(
+    batches: Batches, batch_size: int, config: TrainConfig
+) -> Callable[[int], Batch]:
+    """Steps done -> this process's rows of the next batch."""
+    rows = parallel.local_rows(batch_size, accumulate=config.accumulate)
+    return lambda done: batches.batch_at(config.seed, done, rows=rows)
+
+
+def validation(
+    method: Method, batches: Batches, batch_size: int, count: int
+) -> Validation:
+    """The means of the method's own evaluation on the first ``count`` batches."""
+    rows = parallel.local_rows(batch_size)
+    run = parallel.parallelise(
+        functools.partial(step.eval_step, method=method), donate=False
+    )
+
+    def evaluate(params: Params, _: int) -> Mapping[str, float]:
+        sums: metrics.HostSums = {}
+        for i in range(min(count, batches.num_batches)):
+            batch = batches.batch_at(0, i, rows=rows)
+            sums = metrics.add(sums, metrics.to_host(run(params, batch)))
+        return metrics.means(sums)
+
+    return evaluate
