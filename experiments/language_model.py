@@ -25,7 +25,7 @@ class DataConfig:
     corpus: str = "stdlib"  # stdlib, text:PATH, jsonl:PATH or a TFDS name
     tokenizer: str = "bpe"  # bytes, bpe, word or hf:PATH
     vocab_size: int = 4096  # of bpe; word: 0 for all words
-    order: str = "shuffled"  # shuffled, consecutive, same_document or similar
+    order: str = "shuffled"  # consecutive, same_document, similar or repeats
     batch_size: int = 16  # segments of a step, over all devices
     length: int = 256  # tokens of a segment
     segments_per_group: int = 16  # consecutive and same_document: segments that follow
@@ -107,6 +107,7 @@ def batches(config: DataConfig, split: token_store.TokenSplit) -> batching.Batch
         "consecutive": lambda: batching.consecutive(split, **size, **group),
         "same_document": lambda: batching.same_document(split, **size, **group),
         "similar": lambda: batching.similar(split, **size),
+        "repeats": lambda: batching.repeats(split, **size),
     }
     if config.order not in orders:
         raise UserError(

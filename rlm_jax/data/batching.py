@@ -1,4 +1,4 @@
-"""Batches of segments as a pure function of (seed, step), in four orders.
+"""Batches of segments as a pure function of (seed, step), in five orders.
 
 A batch is a dict of NumPy arrays for B rows of T = `length` tokens:
 
@@ -9,7 +9,8 @@ A batch is a dict of NumPy arrays for B rows of T = `length` tokens:
   group    int32 [B]       rows of equal group are consecutive text, in row order
 
 Every epoch sees every segment once, in a new order, except for the few that do not fill
-a last batch. There is no state: resuming at a step needs the step alone.
+a last batch; `repeats` alone draws its rows, for ever. There is no state: resuming at a
+step needs the step alone.
 """
 
 import functools
@@ -169,6 +170,55 @@ def similar(
         return starts, starts + length
 
     return _batches(split, spans, num_segments, batch_size, length, 1)
+
+
+def repeats(split: TokenSplit, *, batch_size: int, length: int) -> Batches:
+    """Rows of random tokens, read again and again: all there is to learn is to copy.
+
+    A row is n distinct tokens, any that the split has, n uniform in [T / 8, T / 3],
+    repeated until the row is full; of the first reading no target counts (mask 0).
+    Rows never come twice; an epoch is as long as that of `shuffled`. A small decoder
+    that learns on text alone may not learn to copy for a long time, and then no
+    retrieved text can help it; a thousand steps of this come first (see docs/lm.md).
+
+    Raises:
+      UserError: the split has fewer than T / 3 different tokens, or T < 16.
+
+    Source: the task by which Olsson et al. 2022 (In-context learning and induction
+    heads) measure induction heads; as training data it is ours.
+    """
+    _check_sizes(batch_size, length, 1)
+    num_segments = (len(split.tokens) - 1) // length
+    _check_enough(num_segments // batch_size, split, batch_size, length)
+    kinds = np.unique(split.tokens).astype(np.int32)
+    shortest, longest = length // 8, length // 3
+    if shortest < 2 or len(kinds) < longest:
+        raise UserError(
+            f"Repeated spans need segments of at least 16 tokens, and a split with "
+            f"{longest} different ones; these are segments of {length}, and the split "
+            f"has {len(kinds)}: set another data.length."
+        )
+
+    def batch_at(seed: int, step: int, *, rows: Rows | None = None) -> Batch:
+        segment = np.arange(batch_size, dtype=np.int32)
+        segment = segment if rows is None else segment[rows]
+        window = np.zeros((len(segment), length + 1), np.int32)
+        mask = np.ones((len(segment), length), np.float32)
+        for i, row in enumerate(segment):
+            # The split's size: validation is not training's batches once more.
+            rng = np.random.default_rng((seed, step, int(row), len(split.tokens)))
+            n = rng.integers(shortest, longest, endpoint=True)
+            window[i] = np.resize(rng.choice(kinds, n, replace=False), length + 1)
+            mask[i, : n - 1] = 0
+        return {
+            "tokens": window[:, :-1],
+            "targets": window[:, 1:],
+            "mask": mask,
+            "segment": segment,
+            "group": segment,
+        }
+
+    return Batches(batch_at, num_segments, num_segments // batch_size)
 
 
 def _batches(

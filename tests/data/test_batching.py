@@ -162,6 +162,49 @@ def test_too_few_tokens_says_how_many_and_what_to_lower(order, cache):
         make_batches(order, make_split([0]), cache)
 
 
+def test_repeats_read_random_tokens_again_and_again():
+    split = make_split([190, 30])
+    batches = batching.repeats(split, batch_size=4, length=48)
+    batch = batches.batch_at(0, 3)
+    for tokens, targets, mask in zip(
+        batch["tokens"], batch["targets"], batch["mask"], strict=True
+    ):
+        np.testing.assert_array_equal(tokens[1:], targets[:-1])
+        period = len(np.unique(tokens))
+        assert 6 <= period <= 16  # 48 / 8 and 48 / 3
+        np.testing.assert_array_equal(tokens[period:], tokens[:-period])
+        assert np.isin(tokens, split.tokens).all()
+        # The first reading cannot be known, all that follows can be.
+        np.testing.assert_array_equal(mask, np.arange(48) >= period - 1)
+    np.testing.assert_array_equal(batch["group"], np.arange(4))
+
+
+def test_repeats_never_come_twice_and_rows_are_a_slice():
+    batches = batching.repeats(make_split([190, 30]), batch_size=4, length=48)
+    again = batching.repeats(make_split([190, 30]), batch_size=4, length=48)
+    other = batching.repeats(make_split([190, 31]), batch_size=4, length=48)
+    batch = batches.batch_at(5, 0)
+    for name, array in again.batch_at(5, 0, rows=slice(1, 3)).items():
+        np.testing.assert_array_equal(array, batch[name][1:3])
+    for different in (
+        batches.batch_at(6, 0),
+        batches.batch_at(5, batches.num_batches),
+        other.batch_at(5, 0),
+    ):
+        assert (different["tokens"] != batch["tokens"]).any(axis=1).all()
+    assert len(np.unique(batch["tokens"], axis=0)) == 4
+
+
+def test_repeats_need_room_and_kinds():
+    with pytest.raises(UserError, match=r"another data\.length"):
+        batching.repeats(make_split([99]), batch_size=4, length=12)
+    few = TokenSplit(np.tile(np.arange(9), 40), np.array([0, 360]), 0, 0)
+    with pytest.raises(UserError, match="has 9"):
+        batching.repeats(few, batch_size=2, length=48)
+    with pytest.raises(UserError, match="too few for one batch"):
+        batching.repeats(make_split([40]), batch_size=2, length=48)
+
+
 def test_batch_must_hold_whole_groups():
     with pytest.raises(UserError, match="multiple"):
         batching.consecutive(
