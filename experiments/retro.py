@@ -47,6 +47,8 @@ class Config:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    # Of training, its first, at which each chunk's first neighbour is the chunk itself.
+    oracle_steps: int = 0
     init_from: str = ""  # workdir or Hugging Face folder of the decoder it begins with
     baseline: str = ""  # workdir of a language model, scored on the same chunks
     prompt: str = ""  # a text to continue; then nothing is evaluated
@@ -54,7 +56,7 @@ class Config:
     temperature: float = 0.7  # 0: the most likely token
 
 
-SAME = ("data", "method", "database", "optim", "init_from")
+SAME = ("data", "method", "database", "optim", "oracle_steps", "init_from")
 
 
 def tiny() -> Config:
@@ -212,9 +214,9 @@ def _train(
         )
     of_split = {
         name: retro_data.batches(
-            config, text, name, database.chunks, database.neighbours[name].ids
+            config, text, name, database.chunks, database.neighbours[name].ids, oracle
         )
-        for name in ("train", "validation")
+        for name, oracle in (("train", config.oracle_steps), ("validation", 0))
     }
     initial = None
     if given is not None and given.decoding is not None:

@@ -176,7 +176,12 @@ def prepare(
 
 
 def batches(
-    config: Any, text: Text, name: str, chunks: Chunks, ids: np.ndarray
+    config: Any,
+    text: Text,
+    name: str,
+    chunks: Chunks,
+    ids: np.ndarray,
+    oracle_steps: int = 0,
 ) -> Batches:
     """A split's training batches, each chunk with ``method.k`` neighbours."""
     order = functools.partial(
@@ -191,6 +196,7 @@ def batches(
         chunks.values,
         chunk_length=config.method.chunk_length,
         k=config.method.k,
+        oracle_steps=oracle_steps,
     )
 
 

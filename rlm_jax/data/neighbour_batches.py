@@ -35,6 +35,7 @@ def with_neighbours(
     *,
     chunk_length: int,
     k: int,
+    oracle_steps: int = 0,
 ) -> Batches:
     """The batches of an order, each row with the neighbours of its chunks.
 
@@ -47,6 +48,10 @@ def with_neighbours(
       lookup: `retrieval.chunk_database.Chunks.values` of what was searched.
       chunk_length: m, in tokens.
       k: K, of the neighbours that a chunk has, the first that are used.
+      oracle_steps: at the steps before this one a chunk's first neighbour is the chunk
+        itself, with what follows it: what it is asked to predict.  A cross-attention
+        learns to read from that, and from sparse neighbours alone may not.  The split's
+        chunks must be the first of what `lookup` knows.
 
     Raises:
       UserError: segments that are no whole chunks, or ids of another split.
@@ -75,6 +80,8 @@ def with_neighbours(
         # A last segment may reach beyond the stream, where there are no chunks.
         inside = (chunks < num_chunks)[..., None]
         found = ids[np.minimum(chunks, num_chunks - 1), :k]
+        if step < oracle_steps:
+            found = np.concatenate([chunks[..., None], found[..., 1:]], axis=-1)
         neighbours, mask = lookup(np.where(inside, found, -1))
         return {
             **batch,

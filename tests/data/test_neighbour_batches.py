@@ -80,6 +80,20 @@ def test_rows_have_the_neighbours_of_their_own_chunks(order):
     assert len(seen) >= 20
 
 
+def test_at_first_a_chunk_may_have_itself():
+    batches, real = make(shuffled, oracle_steps=2), make(shuffled)
+    for step in (0, 1):
+        batch = batches.batch_at(5, step)
+        own = np.array(chunks_of(batch))[:, None] + np.arange(LENGTH // M)
+        expected, mask = lookup(own)
+        np.testing.assert_array_equal(batch["neighbours"][:, :, 0], expected)
+        np.testing.assert_array_equal(batch["neighbour_mask"][:, :, 0], mask)
+        second = real.batch_at(5, step)["neighbours"][:, :, 1]
+        np.testing.assert_array_equal(batch["neighbours"][:, :, 1], second)
+    for name, array in real.batch_at(5, 2).items():
+        np.testing.assert_array_equal(batches.batch_at(5, 2)[name], array)
+
+
 @pytest.mark.parametrize("order", [shuffled, in_order(8)], ids=["shuffled", "in_order"])
 def test_the_rest_is_what_the_order_makes(order):
     split, batches = make_split(), make(order)

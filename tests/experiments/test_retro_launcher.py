@@ -79,6 +79,7 @@ def fitted(text: str, plain: pathlib.Path) -> retro.Config:
     config.method.trained, config.init_from = "retrieval", str(plain)
     config.baseline = str(plain)
     config.optim.weight_decay = 0.1
+    config.oracle_steps = 1
     return config
 
 
