@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import json
+import os
 import pathlib
 import sys
 import time
@@ -166,7 +168,8 @@ def claim(run: Run, config: Any, text: str, *, same: tuple[str, ...]) -> None:
     writes nothing.
 
     Raises:
-      UserError: the workdir holds another run, or cannot be written.
+      UserError: the workdir holds another run, cannot be written, or another process
+        is at work in it.
     """
     ours, theirs = _fields(run, config, text), _completed(run, config)
     for field in ("system", *same, "fingerprint"):
@@ -184,6 +187,7 @@ def claim(run: Run, config: Any, text: str, *, same: tuple[str, ...]) -> None:
     partial = path.with_suffix(".partial")
     try:
         run.workdir.mkdir(parents=True, exist_ok=True)
+        _hold(run.workdir)
         partial.write_text(json.dumps(ours, indent=1) + "\n")
         if ours != theirs:
             (run.workdir / "report.json").unlink(missing_ok=True)
@@ -193,6 +197,29 @@ def claim(run: Run, config: Any, text: str, *, same: tuple[str, ...]) -> None:
             f"The workdir {run.workdir} cannot be written ({error.strerror}); choose "
             "another --workdir or make room there."
         ) from error
+
+
+_HELD: dict[pathlib.Path, int] = {}
+"""Workdir -> its lock's descriptor, which stays open for this process's life."""
+
+
+def _hold(workdir: pathlib.Path) -> None:
+    """Until this process ends, however it ends, no other one may write the workdir."""
+    workdir = workdir.resolve()
+    if workdir in _HELD:
+        return
+    file = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(file)
+        raise UserError(
+            f"Another process is at work in the workdir {workdir}; wait for it, stop "
+            "it, or choose another --workdir."
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    _HELD[workdir] = file
 
 
 def claim_part(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What a user can get wrong ends in one line, and what was whole stays whole."""
 
+import fcntl
 import os
 import pathlib
 import shutil
@@ -78,6 +79,16 @@ def test_the_workdir_of_another_configuration(copy, corpus):
         lm.execute(config, shrunken.run_in(copy / "lm", "lm"))
     with pytest.raises(UserError, match="system is 'trime' there and 'lm' here"):
         lm.execute(config, shrunken.run_in(copy / "trime", "lm"))
+
+
+def test_a_workdir_in_use(corpus, cache, tmp_path):
+    with open(tmp_path / ".lock", "w") as another:
+        fcntl.flock(another, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="Another process is at work in .*wait for"):
+            lm.execute(
+                shrunken.shrink(lm.tiny(), corpus), shrunken.run_in(tmp_path, "lm")
+            )
+    assert [x.name for x in tmp_path.iterdir()] == [".lock"]
 
 
 def test_a_run_to_continue_that_is_not_there(corpus, cache, tmp_path):
