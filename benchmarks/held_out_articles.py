@@ -1,0 +1,108 @@
+"""A corpus whose datastore can help: parts of articles, and what they were taken from.
+
+    python -m benchmarks.held_out_articles --articles=FILE --text FILE ... --out=FOLDER
+
+Of every article one passage in four is held out as text to be predicted, a sixth of the
+articles for validation and the others for test; the other passages are the datastore.
+So documents treat the same subject as the text, and are never the text itself.
+
+Writes ``FOLDER/text/{train,valid,test}.jsonl``, which is a corpus
+(``jsonl:FOLDER/text``), and ``FOLDER/store.jsonl``, its passages.  Training texts that
+share 13 words in a row with a held-out passage are left out.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from rlm_jax.data import files, overlap, passage_files
+from rlm_jax.data.passage_files import Passage
+from rlm_jax.errors import UserError
+
+EVERY, HELD_OUT = 4, 2  # of an article's passages, number 2, 6, 10, ...
+EVERY_ARTICLE, VALIDATION = 6, 5
+
+
+def split(passages: Iterable[Passage]) -> dict[str, list[Passage]]:
+    """Passages, those of an article in a row, to ``valid``, ``test`` and ``store``.
+
+    A held-out article is one text: what was taken out of it, in its order.
+    """
+    found: dict[str, list[Passage]] = {"valid": [], "test": [], "store": []}
+    articles = itertools.groupby(passages, key=lambda passage: passage.title)
+    for number, (title, group) in enumerate(articles):
+        every = list(group)
+        kept = every[HELD_OUT::EVERY]
+        name = "valid" if number % EVERY_ARTICLE == VALIDATION else "test"
+        if kept:
+            text = "".join(f"{passage.text}\n" for passage in kept)
+            found[name].append(Passage(title, title, text))
+        held_out = {passage.id for passage in kept}
+        found["store"] += [passage for passage in every if passage.id not in held_out]
+    return found
+
+
+def texts(paths: Iterable[Path]) -> Iterator[Passage]:
+    """The texts of JSON lines one by one, and each plain file as one text."""
+    for path in paths:
+        if path.name.endswith((".jsonl", ".jsonl.gz")):
+            yield from passage_files.jsonl(path)[1]
+        else:
+            name = path.name.split(".")[0]
+            yield Passage(name, name, "".join(files.lines(path)))
+
+
+def write(path: Path, passages: Iterable[Passage]) -> int:
+    """Their number of characters, once they are written as JSON lines."""
+    size = 0
+    with open(path, "w", encoding="utf-8") as file:
+        for passage in passages:
+            file.write(json.dumps(passage._asdict(), ensure_ascii=False) + "\n")
+            size += len(passage.text)
+    return size
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.held_out_articles", description=__doc__
+    )
+    parser.add_argument("--articles", type=Path, required=True, help="JSON lines")
+    parser.add_argument("--text", type=Path, nargs="+", required=True, help="to train")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    chosen = parser.parse_args(arguments)
+    try:
+        found = split(passage_files.jsonl(chosen.articles)[1])
+        if not (found["valid"] and found["test"]):
+            raise UserError(
+                f"{chosen.articles} holds too few articles of {HELD_OUT + 1} passages "
+                f"or more; it takes {EVERY_ARTICLE} of them."
+            )
+        evaluated = [
+            passage.text for name in ("valid", "test") for passage in found[name]
+        ]
+        shared = overlap.overlapping((x.text for x in texts(chosen.text)), evaluated)
+        (chosen.out / "text").mkdir(parents=True)
+        sizes = {
+            "train": write(
+                chosen.out / "text/train.jsonl",
+                itertools.compress(texts(chosen.text), ~shared),
+            )
+        }
+        for name in ("valid", "test"):
+            sizes[name] = write(chosen.out / f"text/{name}.jsonl", found[name])
+        sizes["store"] = write(chosen.out / "store.jsonl", found["store"])
+    except UserError as error:
+        parser.error(str(error))
+    except FileExistsError:
+        parser.error(f"There is something in {chosen.out} already; name a new folder.")
+    for name, size in sizes.items():
+        print(f"{name}: {size:,} characters")
+    print(f"left out, for what they share with the held-out texts: {shared.sum():,}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

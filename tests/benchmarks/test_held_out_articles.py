@@ -1,0 +1,74 @@
+"""The held-out corpus: texts and datastore share articles, and no passage."""
+
+import json
+
+import pytest
+
+from benchmarks import held_out_articles
+from rlm_jax.data import corpora, passages
+
+
+@pytest.fixture
+def files(tmp_path):
+    articles = [
+        {"id": f"{a}#{i}", "title": f"Article {a}", "text": f"Of {a}, passage {i}."}
+        for a in range(7)
+        for i in range(7)
+    ]
+    copied = " ".join(f"word{i}" for i in range(20))
+    articles[2]["text"] = copied
+    (tmp_path / "articles.jsonl").write_text("\n".join(map(json.dumps, articles)))
+    (tmp_path / "more.jsonl").write_text(
+        "\n".join(
+            json.dumps({"id": str(i), "text": text})
+            for i, text in enumerate([f"It says {copied}.", "Something else."])
+        )
+    )
+    (tmp_path / "novel.txt").write_text("A long story.\nIts end.\n")
+    return tmp_path
+
+
+def make(files, *more):
+    return held_out_articles.main(
+        [
+            f"--articles={files / 'articles.jsonl'}",
+            f"--out={files / 'made'}",
+            "--text",
+            str(files / "more.jsonl"),
+            str(files / "novel.txt"),
+            *more,
+        ]
+    )
+
+
+def test_texts_and_store_are_parts_of_the_same_articles(files, monkeypatch, capsys):
+    monkeypatch.setenv("RLM_CACHE", str(files / "cache"))
+    assert make(files) == 0
+    corpus = corpora.load(f"jsonl:{files / 'made/text'}")
+    held = [
+        [document.text for document in corpus.documents(name)]
+        for name in ("validation", "test")
+    ]
+    assert [len(x) for x in held] == [1, 6]
+    assert held[0] == ["Of 5, passage 2.\nOf 5, passage 6.\n"]
+    store = passages.load(f"jsonl:{files / 'made/store.jsonl'}")
+    kept = {store[i].text for i in range(len(store))}
+    assert len(kept) == 7 * 5 and "Of 5, passage 3." in kept
+    assert not kept & {line for x in held for text in x for line in text.splitlines()}
+    train = [document.text for document in corpus.documents("train")]
+    assert train == ["Something else.", "A long story.\nIts end.\n"]
+    assert "left out, for what they share with the held-out texts: 1" in (
+        capsys.readouterr().out
+    )
+
+
+def test_what_is_wrong_is_said(files, capsys):
+    make(files)
+    for wrong, says in (
+        ([], "name a new folder"),
+        ([f"--articles={files / 'nowhere'}"], "no file"),
+        ([f"--articles={files / 'more.jsonl'}"], "too few articles"),
+    ):
+        with pytest.raises(SystemExit):
+            make(files, *wrong)
+        assert says in capsys.readouterr().err
