@@ -1,14 +1,16 @@
 """A corpus whose datastore can help: parts of articles, and what they were taken from.
 
-    python -m benchmarks.held_out_articles --articles=FILE --text FILE ... --out=FOLDER
+    python -m benchmarks.held_out_articles --articles=FILE --out=FOLDER --text CORPUS ..
 
 Of every article one passage in four is held out as text to be predicted, a sixth of the
 articles for validation and the others for test; the other passages are the datastore.
 So documents treat the same subject as the text, and are never the text itself.
 
 Writes ``FOLDER/text/{train,valid,test}.jsonl``, which is a corpus
-(``jsonl:FOLDER/text``), and ``FOLDER/store.jsonl``, its passages.  Training texts that
-share 13 words in a row with a held-out passage are left out.
+(``jsonl:FOLDER/text``), and ``FOLDER/store.jsonl``, its passages.  A held-out text has
+a title of its own, so that launchers do not take the store for a copy of it.  To train
+on there are the training splits of other corpora (jsonl:PATH, text:PATH, ...), without
+the documents that share 13 words in a row with a held-out passage.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rlm_jax.data import files, overlap, passage_files
+from rlm_jax.data import corpora, overlap, passage_files
 from rlm_jax.data.passage_files import Passage
 from rlm_jax.errors import UserError
 
@@ -39,20 +41,17 @@ def split(passages: Iterable[Passage]) -> dict[str, list[Passage]]:
         name = "valid" if number % EVERY_ARTICLE == VALIDATION else "test"
         if kept:
             text = "".join(f"{passage.text}\n" for passage in kept)
-            found[name].append(Passage(title, title, text))
+            found[name].append(Passage(title, f"{title} (held out)", text))
         held_out = {passage.id for passage in kept}
         found["store"] += [passage for passage in every if passage.id not in held_out]
     return found
 
 
-def texts(paths: Iterable[Path]) -> Iterator[Passage]:
-    """The texts of JSON lines one by one, and each plain file as one text."""
-    for path in paths:
-        if path.name.endswith((".jsonl", ".jsonl.gz")):
-            yield from passage_files.jsonl(path)[1]
-        else:
-            name = path.name.split(".")[0]
-            yield Passage(name, name, "".join(files.lines(path)))
+def texts(names: Iterable[str]) -> Iterator[Passage]:
+    """The documents of the corpora's training splits."""
+    for name in names:
+        for document in corpora.load(name).documents("train"):
+            yield Passage(document.name, document.name, document.text)
 
 
 def write(path: Path, passages: Iterable[Passage]) -> int:
@@ -70,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m benchmarks.held_out_articles", description=__doc__
     )
     parser.add_argument("--articles", type=Path, required=True, help="JSON lines")
-    parser.add_argument("--text", type=Path, nargs="+", required=True, help="to train")
+    parser.add_argument("--text", nargs="+", required=True, help="corpora to train on")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     chosen = parser.parse_args(arguments)
     try:
@@ -84,6 +83,11 @@ def main(arguments: list[str] | None = None) -> int:
             passage.text for name in ("valid", "test") for passage in found[name]
         ]
         shared = overlap.overlapping((x.text for x in texts(chosen.text)), evaluated)
+        if shared.all():
+            raise UserError(
+                "Every training text shares 13 words in a row with a held-out passage; "
+                "name other corpora with --text."
+            )
         (chosen.out / "text").mkdir(parents=True)
         sizes = {
             "train": write(

@@ -176,7 +176,8 @@ def repeats(split: TokenSplit, *, batch_size: int, length: int) -> Batches:
     """Rows of random tokens, read again and again: all there is to learn is to copy.
 
     A row is n distinct tokens, any that the split has, n uniform in [T / 8, T / 3],
-    repeated until the row is full; of the first reading no target counts (mask 0).
+    repeated until the row is full; no target counts (mask 0) of the first reading, nor
+    the token at which it begins again, whose place nothing tells.
     Rows never come twice; an epoch is as long as that of `shuffled`. A small decoder
     that learns on text alone may not learn to copy for a long time, and then no
     retrieved text can help it; a thousand steps of this come first (see docs/lm.md).
@@ -209,7 +210,7 @@ def repeats(split: TokenSplit, *, batch_size: int, length: int) -> Batches:
             rng = np.random.default_rng((seed, step, int(row), len(split.tokens)))
             n = rng.integers(shortest, longest, endpoint=True)
             window[i] = np.resize(rng.choice(kinds, n, replace=False), length + 1)
-            mask[i, : n - 1] = 0
+            mask[i, :n] = 0
         return {
             "tokens": window[:, :-1],
             "targets": window[:, 1:],

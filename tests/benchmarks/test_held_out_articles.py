@@ -5,11 +5,12 @@ import json
 import pytest
 
 from benchmarks import held_out_articles
+from experiments import documents, language_model, leaks
 from rlm_jax.data import corpora, passages
 
 
 @pytest.fixture
-def files(tmp_path):
+def files(tmp_path, monkeypatch):
     articles = [
         {"id": f"{a}#{i}", "title": f"Article {a}", "text": f"Of {a}, passage {i}."}
         for a in range(7)
@@ -18,13 +19,15 @@ def files(tmp_path):
     copied = " ".join(f"word{i}" for i in range(20))
     articles[2]["text"] = copied
     (tmp_path / "articles.jsonl").write_text("\n".join(map(json.dumps, articles)))
+    more = [f"It says {copied}.", *(f"Something else, {i}." for i in range(39))]
     (tmp_path / "more.jsonl").write_text(
-        "\n".join(
-            json.dumps({"id": str(i), "text": text})
-            for i, text in enumerate([f"It says {copied}.", "Something else."])
-        )
+        "\n".join(json.dumps({"text": text}) for text in more)
     )
-    (tmp_path / "novel.txt").write_text("A long story.\nIts end.\n")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/novel.txt").write_text("A long story.\nIts end.\n")
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/novel.txt").write_text("Another story.\n")
+    monkeypatch.setenv("RLM_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 
@@ -34,15 +37,14 @@ def make(files, *more):
             f"--articles={files / 'articles.jsonl'}",
             f"--out={files / 'made'}",
             "--text",
-            str(files / "more.jsonl"),
-            str(files / "novel.txt"),
+            f"jsonl:{files / 'more.jsonl'}",
+            f"text:{files}",
             *more,
         ]
     )
 
 
-def test_texts_and_store_are_parts_of_the_same_articles(files, monkeypatch, capsys):
-    monkeypatch.setenv("RLM_CACHE", str(files / "cache"))
+def test_texts_and_store_are_parts_of_the_same_articles(files, capsys):
     assert make(files) == 0
     corpus = corpora.load(f"jsonl:{files / 'made/text'}")
     held = [
@@ -56,18 +58,27 @@ def test_texts_and_store_are_parts_of_the_same_articles(files, monkeypatch, caps
     assert len(kept) == 7 * 5 and "Of 5, passage 3." in kept
     assert not kept & {line for x in held for text in x for line in text.splitlines()}
     train = [document.text for document in corpus.documents("train")]
-    assert train == ["Something else.", "A long story.\nIts end.\n"]
+    assert train[0] == "Something else, 0." and train[-1] == "A long story.\nIts end.\n"
+    assert len(train) == 36 - 1 + 1  # a tenth of a single file is kept back
     assert "left out, for what they share with the held-out texts: 1" in (
         capsys.readouterr().out
     )
+    # What launchers leave out by default is not what the program made.
+    store = passages.load(f"jsonl:{files / 'made/store.jsonl'}")
+    data = language_model.DataConfig(f"jsonl:{files / 'made/text'}", "bytes")
+    config = documents.Experiment(data)
+    text = language_model.load_text(data)
+    assert not leaks.excluded(config, store, text, "test").out.any()
 
 
 def test_what_is_wrong_is_said(files, capsys):
     make(files)
+    few = json.dumps({"id": "0", "title": "One", "text": "All."})
+    (files / "few.jsonl").write_text(few)
     for wrong, says in (
         ([], "name a new folder"),
         ([f"--articles={files / 'nowhere'}"], "no file"),
-        ([f"--articles={files / 'more.jsonl'}"], "too few articles"),
+        ([f"--articles={files / 'few.jsonl'}"], "too few articles"),
     ):
         with pytest.raises(SystemExit):
             make(files, *wrong)
