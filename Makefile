@@ -31,6 +31,9 @@ demo: $(VENV)/.installed-test  ## Train the tiny TRIME, compare it, draw the plo
 test test-all: export JAX_PLATFORMS := cpu
 test test-all: export NPROC := 16
 
+# Compiled as users have it; `test` spares LLVM's expensive passes (tests/conftest.py).
+test-all: export XLA_FLAGS ?=
+
 test: $(VENV)/.installed-test  ## Run the fast tests, on the CPU
 	$(PYTEST) -m "not slow and not torch and not gpu"
 

@@ -169,10 +169,11 @@ def _describe(config: Any, text: Text, passages: Passages) -> None:
         f"{len(passages):,} passages of {lengths.mean():,.0f} bytes on average"
     )
     tokens, _ = language_model.head(text, "test", config.evaluate.max_tokens)
-    places = -(-len(tokens) // config.evaluate.stride) * config.documents.num
+    strides = -(-len(tokens) // config.evaluate.stride)
     progress.say(
-        f"{len(tokens):,} tokens in strides of {config.evaluate.stride}: up to "
-        f"{places:,} passes of {protocol(config).row_length} tokens, once more shuffled"
+        f"{len(tokens):,} tokens in {strides:,} strides: up to "
+        f"{strides * config.documents.num:,} passes of {protocol(config).row_length} "
+        f"tokens, once more shuffled, and {strides:,} with the answer"
     )
 
 
@@ -351,14 +352,16 @@ def answered(config: Experiment, model: Given, some: Part) -> np.ndarray:
     """log p of each stride under the text's own last tokens, the stride among them.
 
     A control that has seen the answer word for word: what a language model that reads
-    documents, and copies from them, could gain at most. float32 [S, stride].
+    documents, and copies from them, could gain at most. Of a stride that is longer than
+    a document it has the beginning. float32 [S, stride].
     """
     strides = np.arange(len(some.at.end))
     length = config.documents.length
+    before = max(length, config.evaluate.stride)
 
     def own(stride: int) -> np.ndarray:
         end = some.at.end[stride]
-        return some.tokens[max(0, end - length) : end]
+        return some.tokens[max(0, end - before) : end][:length]
 
     values = in_context.score(
         model.log_probs,

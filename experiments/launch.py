@@ -13,14 +13,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import tqdm
 from absl import app, flags, logging
+from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from experiments import options
 from rlm_jax.errors import UserError
 from rlm_jax.report import report
 from rlm_jax.train import parallel, progress
+
+LOCK = ".lock"
 
 
 class Run(NamedTuple):
@@ -55,7 +59,9 @@ def main(
         logging.set_verbosity(logging.WARNING)  # Orbax tells of its every thread
         parallel.initialise()
         workdir = pathlib.Path(flags.FLAGS.workdir)
-        execute(config.value, Run(system, preset, workdir, flags.FLAGS.dry_run))
+        run = Run(system, preset, workdir, flags.FLAGS.dry_run)
+        with contextlib.nullcontext() if run.dry_run else _alone(workdir):
+            execute(config.value, run)
 
     with _one_line():
         preset = options.preset(sys.argv[1:], presets)
@@ -91,6 +97,61 @@ def _one_line():
     except KeyboardInterrupt:
         progress.say("interrupted; start again to go on from the last checkpoint")
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def _alone(workdir: pathlib.Path):
+    """Meanwhile no other launcher may write the workdir.
+
+    Of several processes of a run the first holds the lock, and all learn if it cannot.
+    """
+    held, error = -1, None
+    if parallel.is_first_process():
+        try:
+            held = _lock(workdir)
+        except UserError as found:
+            error = found
+    if jax.process_count() > 1:
+        failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
+        if failed and error is None:
+            error = UserError(f"The first process cannot work in {workdir}.")
+    if error is not None:
+        raise error
+    try:
+        yield
+    finally:
+        if held >= 0:
+            if [path.name for path in workdir.glob("*")] == [LOCK]:  # nothing was done
+                (workdir / LOCK).unlink()
+                workdir.rmdir()
+            os.close(held)
+
+
+def _lock(workdir: pathlib.Path) -> int:
+    """The descriptor of the workdir's lock, which ends with the process that has it."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        held = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise _unwritable(workdir, error) from error
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(held)
+        raise UserError(
+            f"Another process is at work in the workdir {workdir}; wait for it, stop "
+            "it, or choose another --workdir."
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    return held
+
+
+def _unwritable(workdir: pathlib.Path, error: OSError) -> UserError:
+    return UserError(
+        f"The workdir {workdir} cannot be written ({error.strerror}); choose another "
+        "--workdir or make room there."
+    )
 
 
 class Phases:
@@ -168,8 +229,7 @@ def claim(run: Run, config: Any, text: str, *, same: tuple[str, ...]) -> None:
     writes nothing.
 
     Raises:
-      UserError: the workdir holds another run, cannot be written, or another process
-        is at work in it.
+      UserError: the workdir holds another run, or cannot be written.
     """
     ours, theirs = _fields(run, config, text), _completed(run, config)
     for field in ("system", *same, "fingerprint"):
@@ -187,39 +247,12 @@ def claim(run: Run, config: Any, text: str, *, same: tuple[str, ...]) -> None:
     partial = path.with_suffix(".partial")
     try:
         run.workdir.mkdir(parents=True, exist_ok=True)
-        _hold(run.workdir)
         partial.write_text(json.dumps(ours, indent=1) + "\n")
         if ours != theirs:
             (run.workdir / "report.json").unlink(missing_ok=True)
         partial.replace(path)
     except OSError as error:
-        raise UserError(
-            f"The workdir {run.workdir} cannot be written ({error.strerror}); choose "
-            "another --workdir or make room there."
-        ) from error
-
-
-_HELD: dict[pathlib.Path, int] = {}
-"""Workdir -> its lock's descriptor, which stays open for this process's life."""
-
-
-def _hold(workdir: pathlib.Path) -> None:
-    """Until this process ends, however it ends, no other one may write the workdir."""
-    workdir = workdir.resolve()
-    if workdir in _HELD:
-        return
-    file = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(file)
-        raise UserError(
-            f"Another process is at work in the workdir {workdir}; wait for it, stop "
-            "it, or choose another --workdir."
-        ) from error
-    except OSError:  # a file system without locks
-        pass
-    _HELD[workdir] = file
+        raise _unwritable(run.workdir, error) from error
 
 
 def claim_part(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:

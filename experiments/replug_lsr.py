@@ -218,8 +218,10 @@ def _train(
         fresh = turn.start == turn.index_step
         made_of = params if fresh else None
         index = _index(config, folder, setting, initial, turn.index_step, made_of)
-        if fresh and turn.start > max((x["step"] for x in ages), default=0):
-            last = refresh.Round(turn.start - every, turn.start, turn.start - every)
+        last = refresh.Round(turn.start - every, turn.start, turn.start - every)
+        untold = turn.start > max((x["step"] for x in ages), default=0)
+        # Training can go on without the index before, if it is no more.
+        if fresh and untold and refresh.exists(folder / "indexes", last.index_step):
             old = _index(config, folder, setting, initial, last.index_step, None)
             now = initial._replace(params=params)
             found = _staleness(config, setting, now, old, index)

@@ -168,6 +168,11 @@ def _check(config: Config) -> None:
             "method.trained is 'retrieval', which leaves the decoder as it is; name a "
             "trained one with --config.init_from."
         )
+    if not 0 <= config.oracle_steps < config.train.steps:
+        raise UserError(
+            f"oracle_steps is {config.oracle_steps} of {config.train.steps} in all; "
+            "choose 0 or more, and fewer than train.steps, or no neighbour is read."
+        )
     Sampling(temperature=config.temperature)
     if config.new_tokens < 1:
         raise UserError(f"new_tokens is {config.new_tokens}; choose 1 or more.")
@@ -180,7 +185,8 @@ def _baseline(config: Config, text: Text) -> Decoding:
             f"The run in {config.baseline} is of {stored['system']}; name one of "
             "experiments.lm as the baseline."
         )
-    plain = given_model.load(config.baseline, config.data).decoding
+    dtype = config.method.decoder.dtype
+    plain = given_model.load(config.baseline, config.data, dtype=dtype).decoding
     assert plain is not None
     return plain
 

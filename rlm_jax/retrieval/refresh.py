@@ -127,6 +127,11 @@ def open_or_build(
     return open(there / _FILES)
 
 
+def exists(folder: str | os.PathLike, step: int) -> bool:
+    """Whether the index of a step is there, whole."""
+    return _path(folder, step).exists()
+
+
 def remove_others(folder: str | os.PathLike, step: int) -> None:
     """Deletes every index in the folder, whole or not, but the one of this step.
 

@@ -81,14 +81,24 @@ def test_the_workdir_of_another_configuration(copy, corpus):
         lm.execute(config, shrunken.run_in(copy / "trime", "lm"))
 
 
-def test_a_workdir_in_use(corpus, cache, tmp_path):
-    with open(tmp_path / ".lock", "w") as another:
+def test_a_workdir_in_use(tmp_path, capsys):
+    """One launcher at a time; where nothing was done nothing stays."""
+
+    def launch_in(workdir):
+        command = [sys.executable, "-m", "experiments.lm", f"--workdir={workdir}"]
+        command += [f"--config.data.corpus=text:{tmp_path / 'nowhere'}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    used = tmp_path / "used"
+    used.mkdir()
+    with open(used / ".lock", "w") as another:
         fcntl.flock(another, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="Another process is at work in .*wait for"):
-            lm.execute(
-                shrunken.shrink(lm.tiny(), corpus), shrunken.run_in(tmp_path, "lm")
-            )
-    assert [x.name for x in tmp_path.iterdir()] == [".lock"]
+        done = launch_in(used)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert f"Another process is at work in the workdir {used}; wait" in done.stderr
+    done = launch_in(tmp_path / "free")
+    assert done.returncode == 1 and "There is no corpus" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["used"]
 
 
 def test_a_run_to_continue_that_is_not_there(corpus, cache, tmp_path):

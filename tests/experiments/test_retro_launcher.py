@@ -6,10 +6,11 @@ import pathlib
 import shutil
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import launch, lm, retro, retro_data, retro_evaluation
+from experiments import launch, lm, retro, retro_data, retro_evaluation, training
 from rlm_jax.errors import UserError
 from rlm_jax.report import report
 from rlm_jax.train import checkpoint
@@ -79,7 +80,6 @@ def fitted(text: str, plain: pathlib.Path) -> retro.Config:
     config.method.trained, config.init_from = "retrieval", str(plain)
     config.baseline = str(plain)
     config.optim.weight_decay = 0.1
-    config.oracle_steps = 1
     return config
 
 
@@ -113,6 +113,35 @@ def test_fitting_leaves_the_decoder_as_it_was(trained, plain):
         after["decoder"]["vocabulary"]["embedding_0"],
         before["vocabulary"]["embedding_0"],
     )
+
+
+def test_the_oracle_steps_are_training_alone(text, cache, tmp_path, monkeypatch):
+    seen = {}
+
+    def train(method, batch_at, *_, **__):
+        seen["train"] = [batch_at(step) for step in (0, 1)]
+        return method.init(jax.random.key(0))
+
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(
+        training, "validation", lambda _, some, *__: seen.update(validation=some)
+    )
+    config = small(retro.tiny(), text)
+    config.oracle_steps, config.train.steps = 1, 2
+    made = execute(retro, config, tmp_path)
+
+    def reads_itself(batch):
+        """With what follows, which the toy text's other places hardly have too."""
+        own = batch["tokens"].reshape(*batch["neighbours"].shape[:2], M)
+        shown = np.concatenate([own[:, :-1], own[:, 1:]], axis=-1)
+        return (batch["neighbours"][:, :-1, 0] == shown).all()
+
+    assert [reads_itself(batch) for batch in seen["train"]] == [True, False]
+    assert not reads_itself(seen["validation"].batch_at(0, 0))
+    assert made["protocol"]["oracle_steps"] == 1
+    config.oracle_steps = 2
+    with pytest.raises(UserError, match="oracle_steps is 2 of 2"):
+        execute(retro, config, tmp_path / "none")
 
 
 def test_neighbours_are_of_other_documents_and_of_none_that_is_copied(trained, text):

@@ -18,6 +18,27 @@ def test_recall_counts_shared_ids_and_no_absent_ones():
     assert index.recall(neighbours([[0]]), neighbours([[-1]])) == 1
 
 
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_first_kept_is_what_a_loop_finds(k):
+    rng = np.random.default_rng(0)
+    ids = rng.permuted(np.tile(np.arange(6), (20, 1)), axis=1).astype(np.int32)
+    ids[rng.random(ids.shape) < 0.2] = -1
+    found = Neighbours(rng.normal(size=ids.shape).astype(np.float32), ids)
+    stays = rng.random((20, 6)) < 0.5
+
+    kept = index.first_kept(found, lambda ids: np.take_along_axis(stays, ids, 1), k)
+
+    for row in range(20):
+        left = [
+            (score, i)
+            for score, i in zip(found.scores[row], ids[row], strict=True)
+            if i >= 0 and stays[row, i]
+        ][:k]
+        left += [(-np.inf, -1)] * (k - len(left))
+        np.testing.assert_array_equal(kept.scores[row], [x for x, _ in left])
+        np.testing.assert_array_equal(kept.ids[row], [i for _, i in left])
+
+
 @pytest.mark.parametrize(
     ("queries", "k", "named"),
     [
