@@ -47,7 +47,7 @@ class Config:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
-    # Of training, its first, at which each chunk's first neighbour is the chunk itself.
+    # Of training, its first, at which each chunk's first neighbour is the text itself.
     oracle_steps: int = 0
     init_from: str = ""  # workdir or Hugging Face folder of the decoder it begins with
     baseline: str = ""  # workdir of a language model, scored on the same chunks

@@ -48,10 +48,10 @@ def with_neighbours(
       lookup: `retrieval.chunk_database.Chunks.values` of what was searched.
       chunk_length: m, in tokens.
       k: K, of the neighbours that a chunk has, the first that are used.
-      oracle_steps: at the steps before this one a chunk's first neighbour is the chunk
-        itself, with what follows it: what it is asked to predict.  A cross-attention
-        learns to read from that, and from sparse neighbours alone may not.  The split's
-        chunks must be the first of what `lookup` knows.
+      oracle_steps: at the steps before this one a chunk's first neighbour is the text
+        itself, from up to m / 2 tokens before the chunk's beginning or after: it tells
+        what is to be predicted, to a model that finds its place by what it reads.
+        A cross-attention learns that from this, and from sparse neighbours may not.
 
     Raises:
       UserError: segments that are no whole chunks, or ids of another split.
@@ -80,9 +80,11 @@ def with_neighbours(
         # A last segment may reach beyond the stream, where there are no chunks.
         inside = (chunks < num_chunks)[..., None]
         found = ids[np.minimum(chunks, num_chunks - 1), :k]
-        if step < oracle_steps:
-            found = np.concatenate([chunks[..., None], found[..., 1:]], axis=-1)
         neighbours, mask = lookup(np.where(inside, found, -1))
+        if step < oracle_steps:
+            keys = [(seed, step, int(row)) for row in batch["segment"]]
+            shown = _shifted(split.tokens, chunks, chunk_length, keys)
+            neighbours[:, :, 0], mask[:, :, 0] = shown
         return {
             **batch,
             "tokens": np.asarray(split.tokens[at], np.int32),
@@ -92,6 +94,20 @@ def with_neighbours(
         }
 
     return dataclasses.replace(positions, batch_at=batch_at)
+
+
+def _shifted(
+    tokens: np.ndarray, chunks: np.ndarray, m: int, keys: list[tuple[int, ...]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """2 m tokens from near the beginning of each chunk, [B, C, 2 m], and their mask."""
+    shifts = [
+        np.random.default_rng(key).integers(-(m // 2), m // 2, len(row), endpoint=True)
+        for key, row in zip(keys, chunks, strict=True)
+    ]
+    at = (chunks * m + np.stack(shifts))[..., None] + np.arange(2 * m)
+    mask = (at >= 0) & (at < len(tokens))
+    shown = np.asarray(tokens[np.clip(at, 0, len(tokens) - 1)], np.int32)
+    return np.where(mask, shown, 0), mask.astype(np.int32)
 
 
 def in_order(

@@ -80,18 +80,34 @@ def test_rows_have_the_neighbours_of_their_own_chunks(order):
     assert len(seen) >= 20
 
 
-def test_at_first_a_chunk_may_have_itself():
-    batches, real = make(shuffled, oracle_steps=2), make(shuffled)
-    for step in (0, 1):
-        batch = batches.batch_at(5, step)
-        own = np.array(chunks_of(batch))[:, None] + np.arange(LENGTH // M)
-        expected, mask = lookup(own)
-        np.testing.assert_array_equal(batch["neighbours"][:, :, 0], expected)
-        np.testing.assert_array_equal(batch["neighbour_mask"][:, :, 0], mask)
-        second = real.batch_at(5, step)["neighbours"][:, :, 1]
-        np.testing.assert_array_equal(batch["neighbours"][:, :, 1], second)
-    for name, array in real.batch_at(5, 2).items():
-        np.testing.assert_array_equal(batches.batch_at(5, 2)[name], array)
+def test_at_first_a_neighbour_may_be_the_text_itself():
+    """Its 2 m tokens begin up to m / 2 before the chunk or after, as drawn."""
+    batches, real = make(shuffled, oracle_steps=60), make(shuffled)
+    stream, shifts = make_split().tokens.astype(np.int32), []
+    padded = np.concatenate([np.zeros(M, np.int32), stream, np.zeros(2 * M, np.int32)])
+    for step in range(60):
+        batch, plain = batches.batch_at(5, step), real.batch_at(5, step)
+        for row, first in enumerate(chunks_of(batch)):
+            for chunk in range(LENGTH // M):
+                shown = batch["neighbours"][row, chunk, 0]
+                start = M + (first + chunk) * M
+                found = [
+                    shift
+                    for shift in range(-M // 2, M // 2 + 1)
+                    if (padded[start + shift : start + shift + 2 * M] == shown).all()
+                ]
+                assert found, (step, row, chunk)
+                if batch["neighbour_mask"][row, chunk, 0].all():
+                    shifts += found
+        for name in ("neighbours", "neighbour_mask"):
+            np.testing.assert_array_equal(batch[name][:, :, 1], plain[name][:, :, 1])
+    assert set(shifts) == set(range(-M // 2, M // 2 + 1))
+    again = make(shuffled, oracle_steps=60).batch_at(5, 3, rows=slice(1, 3))
+    np.testing.assert_array_equal(
+        again["neighbours"], batches.batch_at(5, 3)["neighbours"][1:3]
+    )
+    for name, array in real.batch_at(5, 60).items():
+        np.testing.assert_array_equal(batches.batch_at(5, 60)[name], array)
 
 
 @pytest.mark.parametrize("order", [shuffled, in_order(8)], ids=["shuffled", "in_order"])
