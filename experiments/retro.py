@@ -47,7 +47,7 @@ class Config:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
-    # Of training, its first, at which each chunk's first neighbour is the text itself.
+    # Of training, its first, at which rows are random and neighbours alone tell them.
     oracle_steps: int = 0
     init_from: str = ""  # workdir or Hugging Face folder of the decoder it begins with
     baseline: str = ""  # workdir of a language model, scored on the same chunks
@@ -171,7 +171,7 @@ def _check(config: Config) -> None:
     if not 0 <= config.oracle_steps < config.train.steps:
         raise UserError(
             f"oracle_steps is {config.oracle_steps} of {config.train.steps} in all; "
-            "choose 0 or more, and fewer than train.steps, or no neighbour is read."
+            "choose 0 or more, and fewer than train.steps, or no text is read."
         )
     Sampling(temperature=config.temperature)
     if config.new_tokens < 1:

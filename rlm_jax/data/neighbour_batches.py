@@ -11,6 +11,7 @@ and stays a pure function of (seed, step).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -48,10 +49,8 @@ def with_neighbours(
       lookup: `retrieval.chunk_database.Chunks.values` of what was searched.
       chunk_length: m, in tokens.
       k: K, of the neighbours that a chunk has, the first that are used.
-      oracle_steps: at the steps before this one a chunk's first neighbour is the text
-        itself, from up to m / 2 tokens before the chunk's beginning or after: it tells
-        what is to be predicted, to a model that finds its place by what it reads.
-        A cross-attention learns that from this, and from sparse neighbours may not.
+      oracle_steps: the batches of the steps before this one are made for reading alone,
+        see `_to_read`.
 
     Raises:
       UserError: segments that are no whole chunks, or ids of another split.
@@ -65,6 +64,8 @@ def with_neighbours(
             "each; search for those of this split's own chunks, and for enough."
         )
     positions = order(_of_positions(split))
+    # Some of the split is enough to know what tokens there are.
+    vocabulary = functools.cache(lambda: np.unique(split.tokens[: 1 << 20]))
 
     def batch_at(seed: int, step: int, *, rows: Rows | None = None) -> Batch:
         batch = positions.batch_at(seed, step, rows=rows)
@@ -81,33 +82,44 @@ def with_neighbours(
         inside = (chunks < num_chunks)[..., None]
         found = ids[np.minimum(chunks, num_chunks - 1), :k]
         neighbours, mask = lookup(np.where(inside, found, -1))
-        if step < oracle_steps:
-            keys = [(seed, step, int(row)) for row in batch["segment"]]
-            shown = _shifted(split.tokens, chunks, chunk_length, keys)
-            neighbours[:, :, 0], mask[:, :, 0] = shown
-        return {
+        batch = {
             **batch,
             "tokens": np.asarray(split.tokens[at], np.int32),
             "targets": np.asarray(split.tokens[batch["targets"]], np.int32),
             "neighbours": neighbours,
             "neighbour_mask": mask,
         }
+        if step < oracle_steps:
+            for i, row in enumerate(batch["segment"]):
+                rng = np.random.default_rng((seed, step, int(row)))
+                _to_read({name: x[i] for name, x in batch.items()}, vocabulary(), rng)
+        return batch
 
     return dataclasses.replace(positions, batch_at=batch_at)
 
 
-def _shifted(
-    tokens: np.ndarray, chunks: np.ndarray, m: int, keys: list[tuple[int, ...]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """2 m tokens from near the beginning of each chunk, [B, C, 2 m], and their mask."""
-    shifts = [
-        np.random.default_rng(key).integers(-(m // 2), m // 2, len(row), endpoint=True)
-        for key, row in zip(keys, chunks, strict=True)
-    ]
-    at = (chunks * m + np.stack(shifts))[..., None] + np.arange(2 * m)
-    mask = (at >= 0) & (at < len(tokens))
-    shown = np.asarray(tokens[np.clip(at, 0, len(tokens) - 1)], np.int32)
-    return np.where(mask, shown, 0), mask.astype(np.int32)
+def _to_read(row: Batch, vocabulary: np.ndarray, rng: np.random.Generator) -> None:
+    """Makes of a row one that neighbours alone can predict, in place.
+
+    Its tokens are random ones, and one of each chunk's neighbours, any of the K, is the
+    row itself, from somewhere in the chunk's first half on: what follows the chunk
+    stands in it, for a model that finds its place by what it has read. The other
+    neighbours stay. Targets without neighbours, those in the first chunk, do not count.
+    On text, where there is so much else to learn, a cross-attention may not learn to
+    read for a long time (see docs/retro.md). Ours; not in the paper.
+    """
+    num_chunks, k, width = row["neighbours"].shape
+    length = len(row["tokens"])
+    m = length // num_chunks
+    tokens = rng.choice(vocabulary, length + 1).astype(np.int32)
+    row["tokens"][:], row["targets"][:] = tokens[:-1], tokens[1:]
+    row["mask"][: m - 1] = 0
+    starts = np.arange(num_chunks) * m + rng.integers(m // 2, size=num_chunks)
+    at = starts[:, None] + np.arange(width)
+    inside = at <= length
+    chosen = np.arange(num_chunks), rng.integers(k, size=num_chunks)
+    row["neighbours"][chosen] = np.where(inside, tokens[np.minimum(at, length)], 0)
+    row["neighbour_mask"][chosen] = inside
 
 
 def in_order(
