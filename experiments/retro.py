@@ -47,8 +47,6 @@ class Config:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
-    # Of training, its first, at which rows are random and neighbours alone tell them.
-    oracle_steps: int = 0
     init_from: str = ""  # workdir or Hugging Face folder of the decoder it begins with
     baseline: str = ""  # workdir of a language model, scored on the same chunks
     prompt: str = ""  # a text to continue; then nothing is evaluated
@@ -56,7 +54,7 @@ class Config:
     temperature: float = 0.7  # 0: the most likely token
 
 
-SAME = ("data", "method", "database", "optim", "oracle_steps", "init_from")
+SAME = ("data", "method", "database", "optim", "init_from")
 
 
 def tiny() -> Config:
@@ -168,11 +166,6 @@ def _check(config: Config) -> None:
             "method.trained is 'retrieval', which leaves the decoder as it is; name a "
             "trained one with --config.init_from."
         )
-    if not 0 <= config.oracle_steps < config.train.steps:
-        raise UserError(
-            f"oracle_steps is {config.oracle_steps} of {config.train.steps} in all; "
-            "choose 0 or more, and fewer than train.steps, or no text is read."
-        )
     Sampling(temperature=config.temperature)
     if config.new_tokens < 1:
         raise UserError(f"new_tokens is {config.new_tokens}; choose 1 or more.")
@@ -220,9 +213,9 @@ def _train(
         )
     of_split = {
         name: retro_data.batches(
-            config, text, name, database.chunks, database.neighbours[name].ids, oracle
+            config, text, name, database.chunks, database.neighbours[name].ids
         )
-        for name, oracle in (("train", config.oracle_steps), ("validation", 0))
+        for name in ("train", "validation")
     }
     initial = None
     if given is not None and given.decoding is not None:

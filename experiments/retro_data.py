@@ -176,12 +176,7 @@ def prepare(
 
 
 def batches(
-    config: Any,
-    text: Text,
-    name: str,
-    chunks: Chunks,
-    ids: np.ndarray,
-    oracle_steps: int = 0,
+    config: Any, text: Text, name: str, chunks: Chunks, ids: np.ndarray
 ) -> Batches:
     """A split's training batches, each chunk with ``method.k`` neighbours."""
     order = functools.partial(
@@ -196,7 +191,6 @@ def batches(
         chunks.values,
         chunk_length=config.method.chunk_length,
         k=config.method.k,
-        oracle_steps=oracle_steps,
     )
 
 

@@ -103,7 +103,6 @@ def evaluate(
             "chunk_length": config.method.chunk_length,
             "neighbours": k,
             "trained": config.method.trained,
-            "oracle_steps": config.oracle_steps,
             "database": database.facts,
             "leakage": curve._asdict(),
         },

@@ -11,7 +11,6 @@ and stays a pure function of (seed, step).
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -36,7 +35,6 @@ def with_neighbours(
     *,
     chunk_length: int,
     k: int,
-    oracle_steps: int = 0,
 ) -> Batches:
     """The batches of an order, each row with the neighbours of its chunks.
 
@@ -49,8 +47,6 @@ def with_neighbours(
       lookup: `retrieval.chunk_database.Chunks.values` of what was searched.
       chunk_length: m, in tokens.
       k: K, of the neighbours that a chunk has, the first that are used.
-      oracle_steps: the batches of the steps before this one are made for reading alone,
-        see `_to_read`.
 
     Raises:
       UserError: segments that are no whole chunks, or ids of another split.
@@ -64,8 +60,6 @@ def with_neighbours(
             "each; search for those of this split's own chunks, and for enough."
         )
     positions = order(_of_positions(split))
-    # Some of the split is enough to know what tokens there are.
-    vocabulary = functools.cache(lambda: np.unique(split.tokens[: 1 << 20]))
 
     def batch_at(seed: int, step: int, *, rows: Rows | None = None) -> Batch:
         batch = positions.batch_at(seed, step, rows=rows)
@@ -82,44 +76,15 @@ def with_neighbours(
         inside = (chunks < num_chunks)[..., None]
         found = ids[np.minimum(chunks, num_chunks - 1), :k]
         neighbours, mask = lookup(np.where(inside, found, -1))
-        batch = {
+        return {
             **batch,
             "tokens": np.asarray(split.tokens[at], np.int32),
             "targets": np.asarray(split.tokens[batch["targets"]], np.int32),
             "neighbours": neighbours,
             "neighbour_mask": mask,
         }
-        if step < oracle_steps:
-            for i, row in enumerate(batch["segment"]):
-                rng = np.random.default_rng((seed, step, int(row)))
-                _to_read({name: x[i] for name, x in batch.items()}, vocabulary(), rng)
-        return batch
 
     return dataclasses.replace(positions, batch_at=batch_at)
-
-
-def _to_read(row: Batch, vocabulary: np.ndarray, rng: np.random.Generator) -> None:
-    """Makes of a row one that neighbours alone can predict, in place.
-
-    Its tokens are random ones, and one of each chunk's neighbours, any of the K, is the
-    row itself, from somewhere in the chunk's first half on: what follows the chunk
-    stands in it, for a model that finds its place by what it has read. The other
-    neighbours stay. Targets without neighbours, those in the first chunk, do not count.
-    On text, where there is so much else to learn, a cross-attention may not learn to
-    read for a long time (see docs/retro.md). Ours; not in the paper.
-    """
-    num_chunks, k, width = row["neighbours"].shape
-    length = len(row["tokens"])
-    m = length // num_chunks
-    tokens = rng.choice(vocabulary, length + 1).astype(np.int32)
-    row["tokens"][:], row["targets"][:] = tokens[:-1], tokens[1:]
-    row["mask"][: m - 1] = 0
-    starts = np.arange(num_chunks) * m + rng.integers(m // 2, size=num_chunks)
-    at = starts[:, None] + np.arange(width)
-    inside = at <= length
-    chosen = np.arange(num_chunks), rng.integers(k, size=num_chunks)
-    row["neighbours"][chosen] = np.where(inside, tokens[np.minimum(at, length)], 0)
-    row["neighbour_mask"][chosen] = inside
 
 
 def in_order(

@@ -80,44 +80,6 @@ def test_rows_have_the_neighbours_of_their_own_chunks(order):
     assert len(seen) >= 20
 
 
-def test_at_first_only_neighbours_can_tell():
-    """Random rows; one neighbour of each chunk is the row, from the chunk's middle."""
-    batches, real = make(shuffled, oracle_steps=9), make(shuffled)
-    vocabulary, slots, rows = set(make_split().tokens.tolist()), set(), set()
-    for step in range(9):
-        batch, plain = batches.batch_at(5, step), real.batch_at(5, step)
-        np.testing.assert_array_equal(batch["tokens"][:, 1:], batch["targets"][:, :-1])
-        np.testing.assert_array_equal(batch["mask"][:, : M - 1], 0)
-        np.testing.assert_array_equal(batch["mask"][:, M - 1 :], 1)
-        for row, tokens in enumerate(batch["tokens"].tolist()):
-            rows.add(tuple(tokens))
-            stream = [*tokens, batch["targets"][row, -1]]
-            assert set(stream) <= vocabulary
-            for chunk in range(LENGTH // M):
-                shown, mask = (
-                    batch[name][row, chunk] for name in ("neighbours", "neighbour_mask")
-                )
-                changed = [
-                    j
-                    for j in range(K)
-                    if (shown[j] != plain["neighbours"][row, chunk, j]).any()
-                ]
-                assert len(changed) == 1
-                slots.add(changed[0])
-                told = shown[changed[0]][mask[changed[0]] > 0].tolist()
-                starts = range(chunk * M, chunk * M + M // 2)
-                found = [i for i in starts if stream[i : i + 2 * M] == told]
-                assert found
-                # All of the next chunk is told.
-                assert found[0] + len(told) >= min((chunk + 2) * M, LENGTH + 1)
-    assert slots == set(range(K)) and len(rows) == 9 * 4
-    part = make(shuffled, oracle_steps=9).batch_at(5, 3, rows=slice(1, 3))
-    for name, array in batches.batch_at(5, 3).items():
-        np.testing.assert_array_equal(part[name], array[1:3])
-    for name, array in real.batch_at(5, 9).items():
-        np.testing.assert_array_equal(batches.batch_at(5, 9)[name], array)
-
-
 @pytest.mark.parametrize("order", [shuffled, in_order(8)], ids=["shuffled", "in_order"])
 def test_the_rest_is_what_the_order_makes(order):
     split, batches = make_split(), make(order)

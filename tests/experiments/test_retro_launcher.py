@@ -6,11 +6,10 @@ import pathlib
 import shutil
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
-from experiments import launch, lm, retro, retro_data, retro_evaluation, training
+from experiments import launch, lm, retro, retro_data, retro_evaluation
 from rlm_jax.errors import UserError
 from rlm_jax.report import report
 from rlm_jax.train import checkpoint
@@ -113,30 +112,6 @@ def test_fitting_leaves_the_decoder_as_it_was(trained, plain):
         after["decoder"]["vocabulary"]["embedding_0"],
         before["vocabulary"]["embedding_0"],
     )
-
-
-def test_the_oracle_steps_are_training_alone(text, cache, tmp_path, monkeypatch):
-    batches, asked, seen = retro_data.batches, {}, []
-
-    def note(config, text, name, chunks, ids, oracle_steps=0):
-        asked[name] = oracle_steps
-        return batches(config, text, name, chunks, ids, oracle_steps)
-
-    def train(method, batch_at, *_, **__):
-        seen.append(batch_at(0))
-        return method.init(jax.random.key(0))
-
-    monkeypatch.setattr(retro_data, "batches", note)
-    monkeypatch.setattr(training, "train", train)
-    config = small(retro.tiny(), text)
-    config.oracle_steps, config.train.steps = 1, 2
-    made = execute(retro, config, tmp_path)
-    assert asked == {"train": 1, "validation": 0}
-    assert not seen[0]["mask"][:, : M - 1].any()  # what no neighbour can tell
-    assert made["protocol"]["oracle_steps"] == 1
-    config.oracle_steps = 2
-    with pytest.raises(UserError, match="oracle_steps is 2 of 2"):
-        execute(retro, config, tmp_path / "none")
 
 
 def test_neighbours_are_of_other_documents_and_of_none_that_is_copied(trained, text):
