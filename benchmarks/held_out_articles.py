@@ -42,8 +42,8 @@ def split(passages: Iterable[Passage]) -> dict[str, list[Passage]]:
         if kept:
             text = "".join(f"{passage.text}\n" for passage in kept)
             found[name].append(Passage(title, f"{title} (held out)", text))
-        held_out = {passage.id for passage in kept}
-        found["store"] += [passage for passage in every if passage.id not in held_out]
+        del every[HELD_OUT::EVERY]
+        found["store"] += every
     return found
 
 

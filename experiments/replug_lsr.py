@@ -218,14 +218,15 @@ def _train(
         fresh = turn.start == turn.index_step
         made_of = params if fresh else None
         index = _index(config, folder, setting, initial, turn.index_step, made_of)
-        last = refresh.Round(turn.start - every, turn.start, turn.start - every)
+        before = turn.start - every
         untold = turn.start > max((x["step"] for x in ages), default=0)
         # Training can go on without the index before, if it is no more.
-        if fresh and untold and refresh.exists(folder / "indexes", last.index_step):
-            old = _index(config, folder, setting, initial, last.index_step, None)
+        if fresh and untold and refresh.exists(folder / "indexes", before):
+            old = _index(config, folder, setting, initial, before, None)
             now = initial._replace(params=params)
             found = _staleness(config, setting, now, old, index)
-            ages.append({"step": turn.start, **last.age(), **found})
+            age = refresh.Round(before, turn.start, before).age()
+            ages.append({"step": turn.start, **age, **found})
             if parallel.is_first_process():
                 report.write(told, {"refreshes": ages})
             progress.say(

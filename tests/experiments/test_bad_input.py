@@ -81,7 +81,7 @@ def test_the_workdir_of_another_configuration(copy, corpus):
         lm.execute(config, shrunken.run_in(copy / "trime", "lm"))
 
 
-def test_a_workdir_in_use(tmp_path, capsys):
+def test_a_workdir_in_use(tmp_path):
     """One launcher at a time; where nothing was done nothing stays."""
 
     def launch_in(workdir):
