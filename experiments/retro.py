@@ -166,6 +166,11 @@ def _check(config: Config) -> None:
             "method.trained is 'retrieval', which leaves the decoder as it is; name a "
             "trained one with --config.init_from."
         )
+    if config.method.warm_start and not config.init_from:
+        raise UserError(
+            "method.warm_start copies a trained decoder's layers; name one with "
+            "--config.init_from."
+        )
     Sampling(temperature=config.temperature)
     if config.new_tokens < 1:
         raise UserError(f"new_tokens is {config.new_tokens}; choose 1 or more.")
@@ -220,7 +225,9 @@ def _train(
     initial = None
     if given is not None and given.decoding is not None:
         init = jax.jit(method.init)(jax.random.key(config.train.seed))
-        initial = retro.around(given.decoding.params, jax.device_get(init))
+        initial = retro.around(
+            config.method, given.decoding.params, jax.device_get(init)
+        )
     size, count = config.data.batch_size, config.evaluate.validation_batches
     return training.train(
         method,

@@ -17,12 +17,13 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Params, TokenScores
 from rlm_jax.methods.lm import decoder_functions
 from rlm_jax.models.decoder import DecoderConfig
-from rlm_jax.models.neighbours import NeighbourEncoderConfig
+from rlm_jax.models.neighbours import NeighbourEncoderConfig, filled
 from rlm_jax.models.retro import Retro, check, usual_layers
 from rlm_jax.ops import collectives, losses
 
@@ -43,6 +44,7 @@ class RetroConfig:
     k: int = 2  # neighbours of a chunk
     cca_layers: tuple[int, ...] = ()  # from 1; (): the paper's 6, 9, 12, ...
     trained: str = "all"  # all, or retrieval: RETRO-fitting, the decoder stays
+    warm_start: bool = False  # `around` a decoder begin as copies of its layers
 
 
 def everything(params: Params):
@@ -126,11 +128,19 @@ def model_sizes(
     return config.decoder, config.encoder, config.chunk_length, layers
 
 
-def around(decoder_params: Params, params: Params) -> Params:
+def around(config: RetroConfig, decoder_params: Params, params: Params) -> Params:
     """RETRO's parameters with a trained decoder's in place of its own.
 
+    With ``warm_start`` what reads the neighbours starts as copies of that decoder's
+    layers (Rothe et al. 2020 so begin encoder-decoders; the RETRO paper does not):
+    the encoder's blocks, but for their attention to the chunk, as its first, and each
+    cross-attention as the self-attention of its layer. A decoder that finds in its own
+    context what followed the same words before then finds it in a neighbour, from the
+    first steps of training on.
+
     Raises:
-      UserError: the decoder is of another configuration.
+      UserError: the decoder is of another configuration, or its layers do not fit in
+        the encoder's place.
     """
     wanted, given = (
         jax.tree.map(lambda x: tuple(x.shape), tree)
@@ -141,7 +151,78 @@ def around(decoder_params: Params, params: Params) -> Params:
             "the decoder's parameters are not of the configuration's sizes; take the "
             "configuration that it was trained with."
         )
-    return {**params, "decoder": decoder_params}
+    params = {**params, "decoder": decoder_params}
+    return _warm_started(config, params) if config.warm_start else params
+
+
+def _warm_started(config: RetroConfig, params: Params) -> Params:
+    decoder, sizes, _, layers = model_sizes(config)
+    _check_copies(decoder, filled(sizes, decoder))
+    encoder = {**params["encoder"], "embedding": {"kernel": np.eye(decoder.width)}}
+    for i in range(sizes.num_layers):
+        block = params["decoder"][f"block_{i}"]
+        qkv = {name: _all_heads(decoder, x) for name, x in _qkv(block).items()}
+        attention = {**block["attention"], "qkv": qkv}
+        encoder[f"block_{i}"] = {
+            **encoder[f"block_{i}"],
+            **block,
+            "attention": attention,
+        }
+    cross = {}
+    for layer in layers:
+        block = params["decoder"][f"block_{layer - 1}"]
+        kernel = _all_heads(decoder, _qkv(block)["kernel"])
+        query, key_value = np.split(kernel, [decoder.width], axis=1)
+        # One norm ends the encoder; what the layer's own would scale, its kernel does.
+        scale = np.asarray(block["attention_norm"]["scale"])[:, None]
+        attention = {
+            "query": {"kernel": query},
+            "key_value": {"kernel": scale * key_value},
+            "out": {"kernel": block["attention"]["out"]["kernel"]},
+        }
+        cross[f"cross_block_{layer - 1}"] = {
+            "norm": block["attention_norm"],
+            "attention": attention,
+        }
+    return {**params, "encoder": encoder, **cross}
+
+
+def _check_copies(decoder: DecoderConfig, encoder: NeighbourEncoderConfig) -> None:
+    for name in ("width", "num_heads", "feed_forward_width"):
+        has, wants = getattr(encoder, name), getattr(decoder, name)
+        if has != wants:
+            raise UserError(
+                f"with warm_start the encoder's {name} has to be the decoder's, {wants}, "
+                f"and is {has}; set encoder.{name} to 0."
+            )
+    if encoder.num_layers > decoder.num_layers:
+        raise UserError(
+            f"with warm_start {encoder.num_layers} layers of the encoder would be copies "
+            f"of the decoder's {decoder.num_layers}; lower encoder.num_layers."
+        )
+    if decoder.positions != "rotary":
+        raise UserError(
+            f"the decoder's positions are {decoder.positions} and the encoder's rotary, "
+            "so its layers are no warm start; set warm_start to False."
+        )
+    if decoder.head_width not in (0, decoder.width // decoder.num_heads):
+        raise UserError(
+            f"the decoder's heads of {decoder.head_width} do not make up its width of "
+            f"{decoder.width}, as the encoder's do; set warm_start to False."
+        )
+
+
+def _qkv(block: Params) -> Params:
+    return block["attention"]["qkv"]
+
+
+def _all_heads(decoder: DecoderConfig, x) -> np.ndarray:
+    """Kernel or bias [..., (H + 2 G) d] with keys and values repeated for all H."""
+    heads, groups = decoder.num_heads, decoder.num_kv_heads or decoder.num_heads
+    split = np.asarray(x).reshape(*x.shape[:-1], heads + 2 * groups, -1)
+    q, kv = split[..., :heads, :], split[..., heads:, :]
+    kv = np.repeat(kv, heads // groups, axis=-2)
+    return np.concatenate([q, kv], axis=-2).reshape(*x.shape[:-1], -1)
 
 
 def _without_gradient(params, trainable):

@@ -62,6 +62,7 @@ class CrossAttention(nn.Module):
     out_width: int
     dtype: str
     out_init: Any
+    rotary_base: float
 
     def setup(self):
         init = nn.initializers.normal(0.02)
@@ -75,17 +76,19 @@ class CrossAttention(nn.Module):
 
     def queries(self, x, positions):
         """[N, T, H, d] for x [N, T, D] and int32 [T]."""
-        return layers.rotate(self._heads(self.query(x)), positions)
+        return self._turned(self.query(x), positions)
 
     def keys_values(self, states, positions):
         """Keys and values, [N, S, H, d] each, for states [N, S, D] and int32 [S]."""
         k, v = jnp.split(self.key_value(states), 2, axis=-1)
-        k = layers.rotate(self._heads(k), positions)
-        return layers.KeysValues(k, self._heads(v))
+        return layers.KeysValues(self._turned(k, positions), self._heads(v))
 
     def project(self, attended):
         """[N, T, D] for what the heads found, [N, T, H, d]."""
         return self.out(attended.reshape(*attended.shape[:2], self.width))
+
+    def _turned(self, x, positions):
+        return layers.rotate(self._heads(x), positions, self.rotary_base)
 
     def _heads(self, x):
         return x.reshape(*x.shape[:-1], self.num_heads, self.width // self.num_heads)
@@ -114,6 +117,7 @@ class EncoderBlock(nn.Module):
             dtype=c.dtype,
             causal=False,
             rotary=True,
+            rotary_base=c.rotary_base,
             output_scale=scale,
             name="attention",
         )(norm("attention_norm")(x), positions, mask)
@@ -124,6 +128,7 @@ class EncoderBlock(nn.Module):
             out_width=sizes.width,
             dtype=c.dtype,
             out_init=nn.initializers.normal(scale),
+            rotary_base=c.rotary_base,
             name="cross_attention",
         )
         q = cross.queries(norm("cross_attention_norm")(x), positions)
@@ -198,6 +203,7 @@ class ChunkedCrossAttention(nn.Module):
             out_width=c.width,
             dtype=c.dtype,
             out_init=nn.initializers.zeros,
+            rotary_base=c.rotary_base,
         )
         self.dropout = nn.Dropout(c.dropout)
 

@@ -141,13 +141,13 @@ def test_bfloat16_compute():
 
 
 def test_around_a_trained_decoder():
-    params = initial()
+    config, params = systems.config("retro"), initial()
     trained = jax.tree.map(lambda x: x + 1, params["decoder"])
-    found = retro.around(trained, params)
+    found = retro.around(config, trained, params)
     assert found["decoder"] is trained and found["encoder"] is params["encoder"]
     deeper = trained | {"block_1": trained["block_0"]}
     with pytest.raises(UserError, match="take the configuration that it was trained"):
-        retro.around(deeper, params)
+        retro.around(config, deeper, params)
 
 
 @pytest.mark.parametrize(
