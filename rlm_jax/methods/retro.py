@@ -87,6 +87,8 @@ def retro(config: RetroConfig) -> Method:
         raise UserError(f"k is {config.k}; choose 1 or more neighbours of a chunk.")
     sizes = model_sizes(config)
     check(*sizes)
+    if config.warm_start:
+        _check_copies(config.decoder, filled(config.encoder, config.decoder))
     model = Retro(*sizes)
     plain_init, _ = decoder_functions(config.decoder)
 
@@ -157,7 +159,6 @@ def around(config: RetroConfig, decoder_params: Params, params: Params) -> Param
 
 def _warm_started(config: RetroConfig, params: Params) -> Params:
     decoder, sizes, _, layers = model_sizes(config)
-    _check_copies(decoder, filled(sizes, decoder))
     encoder = {**params["encoder"], "embedding": {"kernel": np.eye(decoder.width)}}
     for i in range(sizes.num_layers):
         block = params["decoder"][f"block_{i}"]

@@ -185,6 +185,7 @@ def test_a_prompt_is_continued_and_the_report_stays(trained, text, plain, capsys
         ({"new_tokens": 0}, "new_tokens is 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"method.trained": "retrieval"}, "name a trained one with --config.init_from"),
+        ({"method.warm_start": True, "method.encoder.width": 0}, "--config.init_from"),
         ({"init_from": "nowhere"}, "no language model in nowhere"),
         ({"baseline": "nowhere"}, "no run in nowhere"),
         ({"database.encoder": "nowhere"}, "nowhere"),

@@ -67,7 +67,7 @@ def config(name: str, **model) -> Any:
         return METHODS[entry][0](encoder=encoder, **changes)
     if entry == "trime":
         changes = changes | {"remote_gradients": True}
-    return METHODS[entry][0](decoder=modern(**SIZES, **model), **changes)
+    return METHODS[entry][0](decoder=modern(**SIZES | model), **changes)
 
 
 def method(name: str, **model) -> Method:

@@ -8,6 +8,14 @@ import pytest
 
 from rlm_jax.errors import UserError
 from rlm_jax.methods import lm, retro
+from rlm_jax.models import layers
+from rlm_jax.models.decoder import Block
+from rlm_jax.models.neighbours import (
+    ChunkedCrossAttention,
+    NeighbourEncoder,
+    NeighbourEncoderConfig,
+    filled,
+)
 from rlm_jax.train import optim, step
 from tests.methods import systems
 
@@ -148,6 +156,94 @@ def test_around_a_trained_decoder():
     deeper = trained | {"block_1": trained["block_0"]}
     with pytest.raises(UserError, match="take the configuration that it was trained"):
         retro.around(config, deeper, params)
+
+
+def warm(**model):
+    config = systems.config("retro", **model)
+    config.warm_start, config.encoder = True, NeighbourEncoderConfig(num_layers=1)
+    return config
+
+
+def warm_started(config):
+    params = jax.jit(retro.retro(config).init)(jax.random.key(0))
+    random = np.random.default_rng(4)
+    trained = jax.tree.map(
+        lambda x: (0.4 * random.normal(size=x.shape)).astype(np.float32),
+        params["decoder"],
+    )
+    return retro.around(config, trained, params)
+
+
+GROUPED = dict(num_layers=2, num_heads=4, num_kv_heads=2, rotary_base=50.0)
+
+
+def test_warm_started_cross_attention_is_the_layers_self_attention():
+    """The last of a row's states attends to those before it, not to itself."""
+    config = warm(**GROUPED)
+    config.chunk_length, config.cca_layers = 4, (2,)
+    params = warm_started(config)
+    decoder, sizes, m, _ = retro.model_sizes(config)
+    layer, cross = params["decoder"]["block_1"], params["cross_block_1"]
+    states = np.random.default_rng(5).normal(size=(1, 2 * m + 1, decoder.width))
+    states = states.astype(np.float32)
+    positions = np.append(np.arange(2 * m), m - 1)
+    attention = layers.SelfAttention(
+        decoder.num_heads, False, "float32", False, True, num_kv_heads=2, rotary_base=50.0
+    )
+    norm, ones = layers.norm("rms", "float32"), {"scale": np.ones(decoder.width)}
+    wanted = attention.apply(
+        {"params": layer["attention"]},
+        norm.apply({"params": layer["attention_norm"]}, states),
+        positions,
+        (np.arange(2 * m + 1) < 2 * m)[None],
+    )
+    found = ChunkedCrossAttention(decoder, filled(sizes, decoder), m).apply(
+        {"params": cross},
+        np.repeat(states[:, -1:], m, axis=1),
+        norm.apply({"params": ones}, states[:, None, : 2 * m]),
+        np.ones((1, 1, 2 * m), np.int32),
+        True,
+    )
+    np.testing.assert_allclose(found[0, -1], wanted[0, -1], rtol=1e-4, atol=1e-5)
+    assert np.abs(wanted[0, -1]).max() > 0.1
+
+
+def test_a_warm_started_encoder_is_the_decoders_layer():
+    """For one token, which needs no mask, and blind to its chunk."""
+    config = warm(**GROUPED)
+    params = warm_started(config)
+    decoder, sizes, *_ = retro.model_sizes(config)
+    blind = jax.tree_util.tree_map_with_path(
+        lambda path, x: 0 * x if "'cross_attention'" in str(path) else x,
+        params["encoder"],
+    )
+    x = np.random.default_rng(6).normal(size=(3, 1, decoder.width)).astype(np.float32)
+    found = NeighbourEncoder(decoder, filled(sizes, decoder)).apply(
+        {"params": blind}, x[:, None], np.ones((3, 1, 1), np.int32), x, True
+    )
+    block = {"params": params["decoder"]["block_0"]}
+    wanted, _ = Block(decoder).apply(block, x, np.arange(1), True)
+    norm = layers.norm("rms", "float32")
+    wanted = norm.apply({"params": {"scale": np.ones(decoder.width)}}, wanted)
+    np.testing.assert_allclose(found[:, 0], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "encoder", "message"),
+    [
+        ({}, dict(width=4), "width has to be the decoder's, 8, and is 4"),
+        ({}, dict(num_heads=1), "set encoder.num_heads to 0"),
+        ({}, dict(num_layers=2), "2 layers .* decoder's 1; lower"),
+        (dict(positions="learned"), {}, "positions are learned"),
+        (dict(head_width=2), {}, "heads of 2 do not make up its width of 8"),
+    ],
+    ids=["width", "num_heads", "num_layers", "positions", "head_width"],
+)
+def test_layers_that_are_no_warm_start_are_refused(model, encoder, message):
+    config = warm(**model)
+    config.encoder = NeighbourEncoderConfig(**{"num_layers": 1, **encoder})
+    with pytest.raises(UserError, match=message):
+        retro.retro(config)
 
 
 @pytest.mark.parametrize(
