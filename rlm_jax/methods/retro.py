@@ -88,7 +88,7 @@ def retro(config: RetroConfig) -> Method:
     sizes = model_sizes(config)
     check(*sizes)
     if config.warm_start:
-        _check_copies(config.decoder, filled(config.encoder, config.decoder))
+        _check_copies(sizes[0], filled(config.encoder, sizes[0]), sizes[-1])
     model = Retro(*sizes)
     plain_init, _ = decoder_functions(config.decoder)
 
@@ -135,10 +135,11 @@ def around(config: RetroConfig, decoder_params: Params, params: Params) -> Param
 
     With ``warm_start`` what reads the neighbours starts as copies of that decoder's
     layers (Rothe et al. 2020 so begin encoder-decoders; the RETRO paper does not):
-    the encoder's blocks, but for their attention to the chunk, as its first, and each
-    cross-attention as the self-attention of its layer. A decoder that finds in its own
-    context what followed the same words before then finds it in a neighbour, from the
-    first steps of training on.
+    the encoder's E blocks, but for their attention to the chunk, as its first E, and
+    each cross-attention above them as the self-attention of its layer, which has read
+    states of that depth; one at layer E or below starts at zero, as all do without. A
+    decoder that finds in its own context what followed the same words before then finds
+    it in a neighbour, from the first steps of training on.
 
     Raises:
       UserError: the decoder is of another configuration, or its layers do not fit in
@@ -171,6 +172,8 @@ def _warm_started(config: RetroConfig, params: Params) -> Params:
         }
     cross = {}
     for layer in layers:
+        if layer <= sizes.num_layers:
+            continue
         block = params["decoder"][f"block_{layer - 1}"]
         kernel = _all_heads(decoder, _qkv(block)["kernel"])
         query, key_value = np.split(kernel, [decoder.width], axis=1)
@@ -188,7 +191,11 @@ def _warm_started(config: RetroConfig, params: Params) -> Params:
     return {**params, "encoder": encoder, **cross}
 
 
-def _check_copies(decoder: DecoderConfig, encoder: NeighbourEncoderConfig) -> None:
+def _check_copies(
+    decoder: DecoderConfig,
+    encoder: NeighbourEncoderConfig,
+    cross_layers: tuple[int, ...],
+) -> None:
     for name in ("width", "num_heads", "feed_forward_width"):
         has, wants = getattr(encoder, name), getattr(decoder, name)
         if has != wants:
@@ -196,10 +203,11 @@ def _check_copies(decoder: DecoderConfig, encoder: NeighbourEncoderConfig) -> No
                 f"with warm_start the encoder's {name} has to be the decoder's, {wants}, "
                 f"and is {has}; set encoder.{name} to 0."
             )
-    if encoder.num_layers > decoder.num_layers:
+    if encoder.num_layers >= cross_layers[-1]:
         raise UserError(
-            f"with warm_start {encoder.num_layers} layers of the encoder would be copies "
-            f"of the decoder's {decoder.num_layers}; lower encoder.num_layers."
+            f"with warm_start the encoder's {encoder.num_layers} layers have to be fewer "
+            f"than those up to the last cross-attention, {cross_layers[-1]}; lower "
+            "encoder.num_layers."
         )
     if decoder.positions != "rotary":
         raise UserError(

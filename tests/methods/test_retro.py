@@ -159,7 +159,8 @@ def test_around_a_trained_decoder():
 
 
 def warm(**model):
-    config = systems.config("retro", **model)
+    config = systems.config("retro", **{"num_layers": 2} | model)
+    config.cca_layers = (1, 2)
     config.warm_start, config.encoder = True, NeighbourEncoderConfig(num_layers=1)
     return config
 
@@ -174,13 +175,13 @@ def warm_started(config):
     return retro.around(config, trained, params)
 
 
-GROUPED = dict(num_layers=2, num_heads=4, num_kv_heads=2, rotary_base=50.0)
+GROUPED = dict(num_heads=4, num_kv_heads=2, rotary_base=50.0)
 
 
 def test_warm_started_cross_attention_is_the_layers_self_attention():
     """The last of a row's states attends to those before it, not to itself."""
     config = warm(**GROUPED)
-    config.chunk_length, config.cca_layers = 4, (2,)
+    config.chunk_length = 4
     params = warm_started(config)
     decoder, sizes, m, _ = retro.model_sizes(config)
     layer, cross = params["decoder"]["block_1"], params["cross_block_1"]
@@ -206,6 +207,8 @@ def test_warm_started_cross_attention_is_the_layers_self_attention():
     )
     np.testing.assert_allclose(found[0, -1], wanted[0, -1], rtol=1e-4, atol=1e-5)
     assert np.abs(wanted[0, -1]).max() > 0.1
+    # What the encoder's one layer has left behind starts as without.
+    assert not params["cross_block_0"]["attention"]["out"]["kernel"].any()
 
 
 def test_a_warm_started_encoder_is_the_decoders_layer():
@@ -233,7 +236,7 @@ def test_a_warm_started_encoder_is_the_decoders_layer():
     [
         ({}, dict(width=4), "width has to be the decoder's, 8, and is 4"),
         ({}, dict(num_heads=1), "set encoder.num_heads to 0"),
-        ({}, dict(num_layers=2), "2 layers .* decoder's 1; lower"),
+        ({}, dict(num_layers=2), "encoder's 2 layers .* cross-attention, 2; lower"),
         (dict(positions="learned"), {}, "positions are learned"),
         (dict(head_width=2), {}, "heads of 2 do not make up its width of 8"),
     ],
