@@ -160,7 +160,8 @@ def around(config: RetroConfig, decoder_params: Params, params: Params) -> Param
 
 def _warm_started(config: RetroConfig, params: Params) -> Params:
     decoder, sizes, _, layers = model_sizes(config)
-    encoder = {**params["encoder"], "embedding": {"kernel": np.eye(decoder.width)}}
+    same = np.eye(decoder.width, dtype=np.float32)
+    encoder = {**params["encoder"], "embedding": {"kernel": same}}
     for i in range(sizes.num_layers):
         block = params["decoder"][f"block_{i}"]
         qkv = {name: _all_heads(decoder, x) for name, x in _qkv(block).items()}
@@ -200,19 +201,19 @@ def _check_copies(
         has, wants = getattr(encoder, name), getattr(decoder, name)
         if has != wants:
             raise UserError(
-                f"with warm_start the encoder's {name} has to be the decoder's, {wants}, "
-                f"and is {has}; set encoder.{name} to 0."
+                f"with warm_start the encoder's {name} has to be the decoder's, "
+                f"{wants}, and is {has}; set encoder.{name} to 0."
             )
     if encoder.num_layers >= cross_layers[-1]:
         raise UserError(
-            f"with warm_start the encoder's {encoder.num_layers} layers have to be fewer "
-            f"than those up to the last cross-attention, {cross_layers[-1]}; lower "
-            "encoder.num_layers."
+            f"with warm_start the encoder's {encoder.num_layers} layers have to be "
+            f"fewer than those up to the last cross-attention, {cross_layers[-1]}; "
+            "lower encoder.num_layers."
         )
     if decoder.positions != "rotary":
         raise UserError(
-            f"the decoder's positions are {decoder.positions} and the encoder's rotary, "
-            "so its layers are no warm start; set warm_start to False."
+            f"the decoder's positions are {decoder.positions} and the encoder's "
+            "rotary, so its layers are no warm start; set warm_start to False."
         )
     if decoder.head_width not in (0, decoder.width // decoder.num_heads):
         raise UserError(

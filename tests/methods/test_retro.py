@@ -175,6 +175,10 @@ def warm_started(config):
     return retro.around(config, trained, params)
 
 
+def applied(module, params, *args) -> np.ndarray:
+    return np.asarray(module.apply({"params": params}, *args))
+
+
 GROUPED = dict(num_heads=4, num_kv_heads=2, rotary_base=50.0)
 
 
@@ -189,19 +193,27 @@ def test_warm_started_cross_attention_is_the_layers_self_attention():
     states = states.astype(np.float32)
     positions = np.append(np.arange(2 * m), m - 1)
     attention = layers.SelfAttention(
-        decoder.num_heads, False, "float32", False, True, num_kv_heads=2, rotary_base=50.0
+        decoder.num_heads,
+        False,
+        "float32",
+        False,
+        True,
+        num_kv_heads=2,
+        rotary_base=50.0,
     )
     norm, ones = layers.norm("rms", "float32"), {"scale": np.ones(decoder.width)}
-    wanted = attention.apply(
-        {"params": layer["attention"]},
-        norm.apply({"params": layer["attention_norm"]}, states),
+    wanted = applied(
+        attention,
+        layer["attention"],
+        applied(norm, layer["attention_norm"], states),
         positions,
         (np.arange(2 * m + 1) < 2 * m)[None],
     )
-    found = ChunkedCrossAttention(decoder, filled(sizes, decoder), m).apply(
-        {"params": cross},
+    found = applied(
+        ChunkedCrossAttention(decoder, filled(sizes, decoder), m),
+        cross,
         np.repeat(states[:, -1:], m, axis=1),
-        norm.apply({"params": ones}, states[:, None, : 2 * m]),
+        applied(norm, ones, states[:, None, : 2 * m]),
         np.ones((1, 1, 2 * m), np.int32),
         True,
     )
@@ -221,13 +233,18 @@ def test_a_warm_started_encoder_is_the_decoders_layer():
         params["encoder"],
     )
     x = np.random.default_rng(6).normal(size=(3, 1, decoder.width)).astype(np.float32)
-    found = NeighbourEncoder(decoder, filled(sizes, decoder)).apply(
-        {"params": blind}, x[:, None], np.ones((3, 1, 1), np.int32), x, True
+    found = applied(
+        NeighbourEncoder(decoder, filled(sizes, decoder)),
+        blind,
+        x[:, None],
+        np.ones((3, 1, 1), np.int32),
+        x,
+        True,
     )
-    block = {"params": params["decoder"]["block_0"]}
-    wanted, _ = Block(decoder).apply(block, x, np.arange(1), True)
+    block = Block(decoder).bind({"params": params["decoder"]["block_0"]})
+    wanted, _ = block(x, np.arange(1), True)
     norm = layers.norm("rms", "float32")
-    wanted = norm.apply({"params": {"scale": np.ones(decoder.width)}}, wanted)
+    wanted = applied(norm, {"scale": np.ones(decoder.width)}, wanted)
     np.testing.assert_allclose(found[:, 0], wanted, rtol=1e-4, atol=1e-5)
 
 

@@ -26,7 +26,9 @@ def repeating(seed):
     random = np.random.default_rng([0, seed])
     period = random.integers(LENGTH // 4, LENGTH * 3 // 4, (ROWS, 1))
     # No word twice before it is repeated, so that what follows is certain.
-    words = random.permuted(np.tile(np.arange(VOCAB, dtype=np.int32), (ROWS, 1)), axis=1)
+    words = random.permuted(
+        np.tile(np.arange(VOCAB, dtype=np.int32), (ROWS, 1)), axis=1
+    )
     places = np.arange(LENGTH + 1)
     row = np.take_along_axis(words, places % period, axis=1)
     return as_batch(row, places[1:] > period)
@@ -37,9 +39,7 @@ def told_by_a_neighbour(seed):
     random = np.random.default_rng([1, seed])
     row = random.integers(VOCAB, size=(ROWS, LENGTH + 1), dtype=np.int32)
     chunks = LENGTH // M
-    neighbours = random.integers(
-        VOCAB, size=(ROWS, chunks, K, 2 * M), dtype=np.int32
-    )
+    neighbours = random.integers(VOCAB, size=(ROWS, chunks, K, 2 * M), dtype=np.int32)
     starts = M * np.arange(chunks) + random.integers(M // 2, size=(ROWS, chunks))
     at = np.minimum(starts[..., None] + np.arange(2 * M), LENGTH)
     r, c = np.indices((ROWS, chunks))
