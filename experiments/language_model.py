@@ -25,7 +25,8 @@ class DataConfig:
     corpus: str = "stdlib"  # stdlib, text:PATH, jsonl:PATH or a TFDS name
     tokenizer: str = "bpe"  # bytes, bpe, word or hf:PATH
     vocab_size: int = 4096  # of bpe; word: 0 for all words
-    order: str = "shuffled"  # consecutive, same_document, similar or repeats
+    # shuffled, consecutive, same_document, similar, repeats or frequent_repeats
+    order: str = "shuffled"
     batch_size: int = 16  # segments of a step, over all devices
     length: int = 256  # tokens of a segment
     segments_per_group: int = 16  # consecutive and same_document: segments that follow
@@ -108,6 +109,7 @@ def batches(config: DataConfig, split: token_store.TokenSplit) -> batching.Batch
         "same_document": lambda: batching.same_document(split, **size, **group),
         "similar": lambda: batching.similar(split, **size),
         "repeats": lambda: batching.repeats(split, **size),
+        "frequent_repeats": lambda: batching.repeats(split, distinct=False, **size),
     }
     if config.order not in orders:
         raise UserError(

@@ -172,15 +172,21 @@ def similar(
     return _batches(split, spans, num_segments, batch_size, length, 1)
 
 
-def repeats(split: TokenSplit, *, batch_size: int, length: int) -> Batches:
+def repeats(
+    split: TokenSplit, *, batch_size: int, length: int, distinct: bool = True
+) -> Batches:
     """Rows of random tokens, read again and again: all there is to learn is to copy.
 
-    A row is n distinct tokens, any that the split has, n uniform in [T / 8, T / 3],
-    repeated until the row is full; no target counts (mask 0) of the first reading, nor
-    the token at which it begins again, whose place nothing tells.
-    Rows never come twice; an epoch is as long as that of `shuffled`. A small decoder
-    that learns on text alone may not learn to copy for a long time, and then no
-    retrieved text can help it; a thousand steps of this come first (see docs/lm.md).
+    A row is n tokens, n uniform in [T / 8, T / 3], repeated until the row is full. They
+    are distinct, any that the split has, so that one token tells the next; or drawn
+    from the split as often as they stand there, so that the frequent ones are followed
+    now by this and now by that, and more than one has to match.
+
+    No target counts (mask 0) of the first reading, nor the token at which it begins
+    again, whose place nothing tells. Rows never come twice; an epoch is as long as that
+    of `shuffled`. A small decoder that learns on text alone may not learn to copy for a
+    long time, and then no retrieved text can help it; a thousand steps of this come
+    first (see docs/lm.md).
 
     Raises:
       UserError: the split has fewer than T / 3 different tokens, or T < 16.
@@ -209,7 +215,11 @@ def repeats(split: TokenSplit, *, batch_size: int, length: int) -> Batches:
             # The split's size: validation is not training's batches once more.
             rng = np.random.default_rng((seed, step, int(row), len(split.tokens)))
             n = rng.integers(shortest, longest, endpoint=True)
-            window[i] = np.resize(rng.choice(kinds, n, replace=False), length + 1)
+            if distinct:
+                span = rng.choice(kinds, n, replace=False)
+            else:
+                span = rng.choice(split.tokens, n)
+            window[i] = np.resize(span, length + 1)
             mask[i, :n] = 0
         return {
             "tokens": window[:, :-1],

@@ -179,6 +179,22 @@ def test_repeats_read_random_tokens_again_and_again():
     np.testing.assert_array_equal(batch["group"], np.arange(4))
 
 
+def test_frequent_repeats_draw_tokens_as_often_as_they_stand_in_the_text():
+    split = TokenSplit(
+        np.where(np.arange(400) % 4, np.arange(400), 0), np.array([0, 400]), 0, 0
+    )
+    batches = batching.repeats(split, batch_size=8, length=48, distinct=False)
+    zeros = spans = 0
+    for step in range(6):
+        batch = batches.batch_at(0, step)
+        for tokens, mask in zip(batch["tokens"], batch["mask"], strict=True):
+            period = int(48 - mask.sum())
+            assert 6 <= period <= 16
+            np.testing.assert_array_equal(tokens[period:], tokens[:-period])
+            zeros, spans = zeros + (tokens[:period] == 0).sum(), spans + period
+    assert 0.15 < zeros / spans < 0.35  # a quarter of the text
+
+
 def test_repeats_never_come_twice_and_rows_are_a_slice():
     batches = batching.repeats(make_split([190, 30]), batch_size=4, length=48)
     again = batching.repeats(make_split([190, 30]), batch_size=4, length=48)
