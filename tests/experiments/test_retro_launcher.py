@@ -42,6 +42,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 def small(config, text: str):
     config = shrunken.shrink(config, text)
     config.evaluate.window, config.evaluate.stride = 32, 16
+    config.method.decoder.num_layers = 2
     if hasattr(config, "database"):
         config.method.chunk_length, config.method.k = M, 2
         config.method.cca_layers = (1,)
@@ -77,6 +78,8 @@ def trained(text, plain, tmp_path_factory) -> pathlib.Path:
 def fitted(text: str, plain: pathlib.Path) -> retro.Config:
     config = small(retro.tiny(), text)
     config.method.trained, config.init_from = "retrieval", str(plain)
+    config.method.warm_start, config.method.cca_layers = True, (2,)
+    config.method.encoder.width = config.method.encoder.num_heads = 0
     config.baseline = str(plain)
     config.optim.weight_decay = 0.1
     return config
@@ -112,6 +115,13 @@ def test_fitting_leaves_the_decoder_as_it_was(trained, plain):
         after["decoder"]["vocabulary"]["embedding_0"],
         before["vocabulary"]["embedding_0"],
     )
+
+
+def test_a_warm_start_is_where_the_training_began(trained, plain):
+    before, after = (checkpoint.load_params(x) for x in (plain, trained))
+    kernel = before["block_0"]["feed_forward"]["in"]["kernel"]
+    moved = after["encoder"]["block_0"]["feed_forward"]["in"]["kernel"] - kernel
+    assert 0 < np.abs(moved).max() < 0.2 * np.abs(kernel).max()
 
 
 def test_neighbours_are_of_other_documents_and_of_none_that_is_copied(trained, text):
