@@ -134,16 +134,17 @@ def execute(config: Config, run: launch.Run):
             text = given_model.text_of(given, config.data)
         else:
             text = language_model.load_text(config.data)
+    if given is not None:
+        complete = given_model.with_tokenizer(config, given)
+    else:
+        complete = language_model.with_vocabulary(config, text)
+    method = retro.retro(complete.method)  # before a workdir is taken for it
     # What is continued is no part of what a workdir belongs to.
     as_evaluated = {"prompt": "", "new_tokens": 0, "temperature": 0.0}
     launch.claim(
         run, dataclasses.replace(config, **as_evaluated), text.fingerprint, same=SAME
     )
-    if given is not None:
-        config = given_model.with_tokenizer(config, given)
-    else:
-        config = language_model.with_vocabulary(config, text)
-    method = retro.retro(config.method)
+    config = complete
     baseline = _baseline(config, text) if config.baseline else None
     if run.dry_run:
         return _describe(method, config, text)

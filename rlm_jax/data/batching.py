@@ -189,7 +189,8 @@ def repeats(
     first (see docs/lm.md).
 
     Raises:
-      UserError: the split has fewer than T / 3 different tokens, or T < 16.
+      UserError: T < 16, or ``distinct`` and the split has fewer than T / 3 different
+        tokens.
 
     Source: the task by which Olsson et al. 2022 (In-context learning and induction
     heads) measure induction heads; as training data it is ours.
@@ -199,7 +200,7 @@ def repeats(
     _check_enough(num_segments // batch_size, split, batch_size, length)
     kinds = np.unique(split.tokens).astype(np.int32)
     shortest, longest = length // 8, length // 3
-    if shortest < 2 or len(kinds) < longest:
+    if shortest < 2 or (distinct and len(kinds) < longest):
         raise UserError(
             f"Repeated spans need segments of at least 16 tokens, and a split with "
             f"{longest} different ones; these are segments of {length}, and the split "

@@ -44,7 +44,7 @@ class RetroConfig:
     k: int = 2  # neighbours of a chunk
     cca_layers: tuple[int, ...] = ()  # from 1; (): the paper's 6, 9, 12, ...
     trained: str = "all"  # all, or retrieval: RETRO-fitting, the decoder stays
-    warm_start: bool = False  # `around` a decoder begin as copies of its layers
+    warm_start: bool = False  # what reads starts as copies of the decoder's layers
 
 
 def everything(params: Params):
@@ -136,14 +136,14 @@ def around(config: RetroConfig, decoder_params: Params, params: Params) -> Param
     With ``warm_start`` what reads the neighbours starts as copies of that decoder's
     layers (Rothe et al. 2020 so begin encoder-decoders; the RETRO paper does not):
     the encoder's E blocks, but for their attention to the chunk, as its first E, and
-    each cross-attention above them as the self-attention of its layer, which has read
-    states of that depth; one at layer E or below starts at zero, as all do without. A
-    decoder that finds in its own context what followed the same words before then finds
-    it in a neighbour, from the first steps of training on.
+    each cross-attention above layer E as the self-attention of its layer; one at layer
+    E or below starts at zero, as all do without. It is a start and no equality: the
+    encoder attends both ways, the query comes after the layer's own attention, and
+    layer E + 1 alone has read keys of the encoder's depth. But a decoder that finds in
+    its context what followed the same words before soon finds it in a neighbour.
 
     Raises:
-      UserError: the decoder is of another configuration, or its layers do not fit in
-        the encoder's place.
+      UserError: the decoder is of another configuration.
     """
     wanted, given = (
         jax.tree.map(lambda x: tuple(x.shape), tree)
@@ -164,20 +164,16 @@ def _warm_started(config: RetroConfig, params: Params) -> Params:
     encoder = {**params["encoder"], "embedding": {"kernel": same}}
     for i in range(sizes.num_layers):
         block = params["decoder"][f"block_{i}"]
-        qkv = {name: _all_heads(decoder, x) for name, x in _qkv(block).items()}
+        qkv = {"kernel": _qkv_of_all_heads(decoder, block)}
         attention = {**block["attention"], "qkv": qkv}
-        encoder[f"block_{i}"] = {
-            **encoder[f"block_{i}"],
-            **block,
-            "attention": attention,
-        }
+        encoder[f"block_{i}"] = encoder[f"block_{i}"] | block | {"attention": attention}
     cross = {}
     for layer in layers:
         if layer <= sizes.num_layers:
             continue
         block = params["decoder"][f"block_{layer - 1}"]
-        kernel = _all_heads(decoder, _qkv(block)["kernel"])
-        query, key_value = np.split(kernel, [decoder.width], axis=1)
+        qkv = _qkv_of_all_heads(decoder, block)
+        query, key_value = np.split(qkv, [decoder.width], axis=1)
         # One norm ends the encoder; what the layer's own would scale, its kernel does.
         scale = np.asarray(block["attention_norm"]["scale"])[:, None]
         attention = {
@@ -215,6 +211,11 @@ def _check_copies(
             f"the decoder's positions are {decoder.positions} and the encoder's "
             "rotary, so its layers are no warm start; set warm_start to False."
         )
+    if decoder.norm != "rms" or decoder.bias:
+        raise UserError(
+            f"the decoder's norm is {decoder.norm!r} and its bias {decoder.bias}, and "
+            "cross-attention has no biases to copy; set warm_start to False."
+        )
     if decoder.head_width not in (0, decoder.width // decoder.num_heads):
         raise UserError(
             f"the decoder's heads of {decoder.head_width} do not make up its width of "
@@ -222,17 +223,14 @@ def _check_copies(
         )
 
 
-def _qkv(block: Params) -> Params:
-    return block["attention"]["qkv"]
-
-
-def _all_heads(decoder: DecoderConfig, x) -> np.ndarray:
-    """Kernel or bias [..., (H + 2 G) d] with keys and values repeated for all H."""
+def _qkv_of_all_heads(decoder: DecoderConfig, block: Params) -> np.ndarray:
+    """[D, 3 D] for a kernel [D, (H + 2 G) d]: keys and values once for every head."""
+    kernel = np.asarray(block["attention"]["qkv"]["kernel"])
     heads, groups = decoder.num_heads, decoder.num_kv_heads or decoder.num_heads
-    split = np.asarray(x).reshape(*x.shape[:-1], heads + 2 * groups, -1)
-    q, kv = split[..., :heads, :], split[..., heads:, :]
-    kv = np.repeat(kv, heads // groups, axis=-2)
-    return np.concatenate([q, kv], axis=-2).reshape(*x.shape[:-1], -1)
+    split = kernel.reshape(len(kernel), heads + 2 * groups, -1)
+    q, kv = split[:, :heads], split[:, heads:]
+    kv = np.repeat(kv, heads // groups, axis=1)
+    return np.concatenate([q, kv], axis=1).reshape(len(kernel), -1)
 
 
 def _without_gradient(params, trainable):

@@ -217,6 +217,7 @@ def test_repeats_need_room_and_kinds():
     few = TokenSplit(np.tile(np.arange(9), 40), np.array([0, 360]), 0, 0)
     with pytest.raises(UserError, match="has 9"):
         batching.repeats(few, batch_size=2, length=48)
+    batching.repeats(few, batch_size=2, length=48, distinct=False).batch_at(0, 0)
     with pytest.raises(UserError, match="too few for one batch"):
         batching.repeats(make_split([40]), batch_size=2, length=48)
 

@@ -193,13 +193,13 @@ def test_warm_started_cross_attention_is_the_layers_self_attention():
     states = states.astype(np.float32)
     positions = np.append(np.arange(2 * m), m - 1)
     attention = layers.SelfAttention(
-        decoder.num_heads,
-        False,
-        "float32",
-        False,
-        True,
-        num_kv_heads=2,
-        rotary_base=50.0,
+        num_heads=decoder.num_heads,
+        num_kv_heads=decoder.num_kv_heads,
+        bias=False,
+        dtype="float32",
+        causal=False,
+        rotary=True,
+        rotary_base=decoder.rotary_base,
     )
     norm, ones = layers.norm("rms", "float32"), {"scale": np.ones(decoder.width)}
     wanted = applied(
@@ -224,7 +224,7 @@ def test_warm_started_cross_attention_is_the_layers_self_attention():
 
 
 def test_a_warm_started_encoder_is_the_decoders_layer():
-    """For one token, which needs no mask, and blind to its chunk."""
+    """At the last token, which sees all others either way; blind to its chunk."""
     config = warm(**GROUPED)
     params = warm_started(config)
     decoder, sizes, *_ = retro.model_sizes(config)
@@ -232,20 +232,20 @@ def test_a_warm_started_encoder_is_the_decoders_layer():
         lambda path, x: 0 * x if "'cross_attention'" in str(path) else x,
         params["encoder"],
     )
-    x = np.random.default_rng(6).normal(size=(3, 1, decoder.width)).astype(np.float32)
+    x = np.random.default_rng(6).normal(size=(3, 5, decoder.width)).astype(np.float32)
     found = applied(
         NeighbourEncoder(decoder, filled(sizes, decoder)),
         blind,
         x[:, None],
-        np.ones((3, 1, 1), np.int32),
+        np.ones((3, 1, 5), np.int32),
         x,
         True,
     )
     block = Block(decoder).bind({"params": params["decoder"]["block_0"]})
-    wanted, _ = block(x, np.arange(1), True)
+    wanted, _ = block(x, np.arange(5), True)
     norm = layers.norm("rms", "float32")
     wanted = applied(norm, {"scale": np.ones(decoder.width)}, wanted)
-    np.testing.assert_allclose(found[:, 0], wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[:, 0, -1], wanted[:, -1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -256,8 +256,18 @@ def test_a_warm_started_encoder_is_the_decoders_layer():
         ({}, dict(num_layers=2), "encoder's 2 layers .* cross-attention, 2; lower"),
         (dict(positions="learned"), {}, "positions are learned"),
         (dict(head_width=2), {}, "heads of 2 do not make up its width of 8"),
+        (dict(norm="layer"), {}, "norm is 'layer' and its bias False"),
+        (dict(bias=True), {}, "its bias True, and cross-attention has no biases"),
     ],
-    ids=["width", "num_heads", "num_layers", "positions", "head_width"],
+    ids=[
+        "width",
+        "num_heads",
+        "num_layers",
+        "positions",
+        "head_width",
+        "norm",
+        "bias",
+    ],  # fmt: skip
 )
 def test_layers_that_are_no_warm_start_are_refused(model, encoder, message):
     config = warm(**model)
