@@ -141,6 +141,8 @@ def test_launcher_commands_parse(page):
         if words[:2] != ["python", "-m"] or not words[2].startswith("experiments."):
             continue
         launcher, options = words[2].removeprefix("experiments."), words[3:]
+        if launcher == "held_out_articles":  # makes a corpus, has no preset
+            continue
         assert "--workdir" in options
         if launcher == "demo":
             continue

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import held_out_articles
+from experiments import held_out_articles
 from experiments import documents, language_model, leaks
 from rlm_jax.data import corpora, passages
 

@@ -1,6 +1,6 @@
 """A corpus whose datastore can help: parts of articles, and what they were taken from.
 
-    python -m benchmarks.held_out_articles --articles=FILE --out=FOLDER --text CORPUS ..
+    python -m experiments.held_out_articles --articles=FILE --out=FOLDER --text CORPUS ..
 
 Of every article one passage in four is held out as text to be predicted, a sixth of the
 articles for validation and the others for test; the other passages are the datastore.
@@ -66,7 +66,7 @@ def write(path: Path, passages: Iterable[Passage]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.held_out_articles", description=__doc__
+        prog="python -m experiments.held_out_articles", description=__doc__
     )
     parser.add_argument("--articles", type=Path, required=True, help="JSON lines")
     parser.add_argument("--text", nargs="+", required=True, help="corpora to train on")
