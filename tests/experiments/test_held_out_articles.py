@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from experiments import held_out_articles
-from experiments import documents, language_model, leaks
+from experiments import documents, held_out_articles, language_model, leaks
 from rlm_jax.data import corpora, passages
 
 
