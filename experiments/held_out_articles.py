@@ -1,6 +1,6 @@
 """A corpus whose datastore can help: parts of articles, and what they were taken from.
 
-    python -m experiments.held_out_articles --articles=FILE --out=FOLDER --text CORPUS ..
+    python -m experiments.held_out_articles --articles=FILE --out=DIR --text CORPUS ..
 
 Of every article one passage in four is held out as text to be predicted, a sixth of the
 articles for validation and the others for test; the other passages are the datastore.
