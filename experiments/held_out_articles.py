@@ -6,11 +6,11 @@ Of every article one passage in four is held out as text to be predicted, a sixt
 articles for validation and the others for test; the other passages are the datastore.
 So documents treat the same subject as the text, and are never the text itself.
 
-Writes ``FOLDER/text/{train,valid,test}.jsonl``, which is a corpus
-(``jsonl:FOLDER/text``), and ``FOLDER/store.jsonl``, its passages.  A held-out text has
-a title of its own, so that launchers do not take the store for a copy of it.  To train
-on there are the training splits of other corpora (jsonl:PATH, text:PATH, ...), without
-the documents that share 13 words in a row with a held-out passage.
+Writes ``DIR/text/{train,valid,test}.jsonl``, which is a corpus (``jsonl:DIR/text``),
+and ``DIR/store.jsonl``, its passages.  A held-out text has a title of its own, so that
+launchers do not take the store for a copy of it.  To train on there are the training
+splits of other corpora (jsonl:PATH, text:PATH, ...), without the documents that share
+13 words in a row with a held-out passage.
 """
 
 import argparse

@@ -4,9 +4,10 @@
 
 The training text, cut into chunks, is encoded and searched once; every chunk then has
 its neighbours for good. ``--config.init_from=MODEL --config.method.trained=retrieval``
-teaches a trained decoder to read them (RETRO-fitting). ``--config.baseline=WORKDIR``
-scores a plain language model on the same chunks. ``--config.prompt=TEXT`` continues a
-text in place of the evaluation.
+teaches a trained decoder to read them (RETRO-fitting), and
+``--config.method.warm_start=True`` lets what reads begin as copies of its layers.
+``--config.baseline=WORKDIR`` scores a plain language model on the same chunks.
+``--config.prompt=TEXT`` continues a text in place of the evaluation.
 """
 
 import dataclasses
