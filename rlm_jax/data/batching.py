@@ -198,13 +198,13 @@ def repeats(
     _check_sizes(batch_size, length, 1)
     num_segments = (len(split.tokens) - 1) // length
     _check_enough(num_segments // batch_size, split, batch_size, length)
-    kinds = np.unique(split.tokens).astype(np.int32)
+    drawn = np.unique(split.tokens) if distinct else split.tokens
     shortest, longest = length // 8, length // 3
-    if shortest < 2 or (distinct and len(kinds) < longest):
+    if shortest < 2 or len(drawn) < longest:
         raise UserError(
             f"Repeated spans need segments of at least 16 tokens, and a split with "
             f"{longest} different ones; these are segments of {length}, and the split "
-            f"has {len(kinds)}: set another data.length."
+            f"has {len(drawn)}: set another data.length."
         )
 
     def batch_at(seed: int, step: int, *, rows: Rows | None = None) -> Batch:
@@ -216,10 +216,7 @@ def repeats(
             # The split's size: validation is not training's batches once more.
             rng = np.random.default_rng((seed, step, int(row), len(split.tokens)))
             n = rng.integers(shortest, longest, endpoint=True)
-            if distinct:
-                span = rng.choice(kinds, n, replace=False)
-            else:
-                span = rng.choice(split.tokens, n)
+            span = rng.choice(drawn, n, replace=not distinct)
             window[i] = np.resize(span, length + 1)
             mask[i, :n] = 0
         return {
