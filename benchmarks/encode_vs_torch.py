@@ -96,8 +96,8 @@ def ours(argument: dict):
 
 
 def theirs(argument: dict):
-    import sentence_transformers
-    import torch
+    import sentence_transformers  # pyright: ignore[reportMissingImports]
+    import torch  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(workers.NUM_THREADS)
     model = sentence_transformers.SentenceTransformer(argument["encoder"], device="cpu")

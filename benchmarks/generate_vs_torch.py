@@ -77,8 +77,8 @@ def ours(case: dict):
 
 def theirs(case: dict):
     """The same in PyTorch."""
-    import torch
-    import transformers
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(workers.NUM_THREADS)
     network: Any = transformers.GPT2LMHeadModel.from_pretrained(case["folder"])

@@ -90,8 +90,8 @@ def ours(model: dict):
 
 def theirs(model: dict):
     """The same in PyTorch."""
-    import torch
-    import transformers
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(workers.NUM_THREADS)
     torch.manual_seed(0)

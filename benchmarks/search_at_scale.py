@@ -96,7 +96,7 @@ class Faiss:
     def __init__(
         self, keys: np.ndarray, num_lists: int, threads: int, block: int, code: str
     ):
-        import faiss
+        import faiss  # pyright: ignore[reportMissingImports]
 
         faiss.omp_set_num_threads(threads)
         start = time.perf_counter()
