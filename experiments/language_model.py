@@ -109,7 +109,7 @@ def batches(config: DataConfig, split: token_store.TokenSplit) -> batching.Batch
         "same_document": lambda: batching.same_document(split, **size, **group),
         "similar": lambda: batching.similar(split, **size),
         "repeats": lambda: batching.repeats(split, **size),
-        "frequent_repeats": lambda: batching.repeats(split, distinct=False, **size),
+        "frequent_repeats": lambda: batching.frequent_repeats(split, **size),
     }
     if config.order not in orders:
         raise UserError(

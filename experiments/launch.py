@@ -25,6 +25,7 @@ from rlm_jax.report import report
 from rlm_jax.train import parallel, progress
 
 LOCK = ".lock"
+CONFIG = "config.json"
 
 
 class Run(NamedTuple):
@@ -121,8 +122,10 @@ def _alone(workdir: pathlib.Path):
         yield
     finally:
         if held >= 0:
-            if [path.name for path in workdir.glob("*")] == [LOCK]:  # nothing was done
-                (workdir / LOCK).unlink()
+            left = list(workdir.glob("*"))
+            if {path.name for path in left} <= {LOCK, CONFIG}:  # nothing was done
+                for path in left:
+                    path.unlink()
                 workdir.rmdir()
             os.close(held)
 
@@ -243,7 +246,7 @@ def claim(run: Run, config: Any, text: str, *, same: tuple[str, ...]) -> None:
             )
     if run.dry_run or not parallel.is_first_process():
         return
-    path = run.workdir / "config.json"
+    path = run.workdir / CONFIG
     partial = path.with_suffix(".partial")
     try:
         run.workdir.mkdir(parents=True, exist_ok=True)
@@ -289,7 +292,7 @@ def _fields(run: Run, config: Any, text: str) -> dict[str, Any]:
 
 def _stored(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The config.json of a workdir; None where there is none yet."""
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     try:
         stored = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):

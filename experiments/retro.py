@@ -5,7 +5,7 @@
 The training text, cut into chunks, is encoded and searched once; every chunk then has
 its neighbours for good. ``--config.init_from=MODEL --config.method.trained=retrieval``
 teaches a trained decoder to read them (RETRO-fitting), and
-``--config.method.warm_start=True`` lets what reads begin as copies of its layers.
+``--config.warm_start=True`` lets what reads begin as copies of its layers.
 ``--config.baseline=WORKDIR`` scores a plain language model on the same chunks.
 ``--config.prompt=TEXT`` continues a text in place of the evaluation.
 """
@@ -49,13 +49,14 @@ class Config:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     init_from: str = ""  # workdir or Hugging Face folder of the decoder it begins with
+    warm_start: bool = False  # what reads neighbours begins as copies of its layers
     baseline: str = ""  # workdir of a language model, scored on the same chunks
     prompt: str = ""  # a text to continue; then nothing is evaluated
     new_tokens: int = 128  # of its continuation
     temperature: float = 0.7  # 0: the most likely token
 
 
-SAME = ("data", "method", "database", "optim", "init_from")
+SAME = ("data", "method", "database", "optim", "init_from", "warm_start")
 
 
 def tiny() -> Config:
@@ -135,17 +136,18 @@ def execute(config: Config, run: launch.Run):
             text = given_model.text_of(given, config.data)
         else:
             text = language_model.load_text(config.data)
-    if given is not None:
-        complete = given_model.with_tokenizer(config, given)
-    else:
-        complete = language_model.with_vocabulary(config, text)
-    method = retro.retro(complete.method)  # before a workdir is taken for it
     # What is continued is no part of what a workdir belongs to.
     as_evaluated = {"prompt": "", "new_tokens": 0, "temperature": 0.0}
     launch.claim(
         run, dataclasses.replace(config, **as_evaluated), text.fingerprint, same=SAME
     )
-    config = complete
+    if given is not None:
+        config = given_model.with_tokenizer(config, given)
+    else:
+        config = language_model.with_vocabulary(config, text)
+    method = retro.retro(config.method)
+    if config.warm_start:
+        retro.check_warm_start(config.method)
     baseline = _baseline(config, text) if config.baseline else None
     if run.dry_run:
         return _describe(method, config, text)
@@ -168,9 +170,9 @@ def _check(config: Config) -> None:
             "method.trained is 'retrieval', which leaves the decoder as it is; name a "
             "trained one with --config.init_from."
         )
-    if config.method.warm_start and not config.init_from:
+    if config.warm_start and not config.init_from:
         raise UserError(
-            "method.warm_start copies a trained decoder's layers; name one with "
+            "warm_start copies a trained decoder's layers; name one with "
             "--config.init_from."
         )
     Sampling(temperature=config.temperature)
@@ -227,9 +229,9 @@ def _train(
     initial = None
     if given is not None and given.decoding is not None:
         init = jax.jit(method.init)(jax.random.key(config.train.seed))
-        initial = retro.around(
-            config.method, given.decoding.params, jax.device_get(init)
-        )
+        initial = retro.around(given.decoding.params, jax.device_get(init))
+        if config.warm_start:
+            initial = retro.warm_started(config.method, initial)
     size, count = config.data.batch_size, config.evaluate.validation_batches
     return training.train(
         method,

@@ -172,33 +172,44 @@ def similar(
     return _batches(split, spans, num_segments, batch_size, length, 1)
 
 
-def repeats(
-    split: TokenSplit, *, batch_size: int, length: int, distinct: bool = True
-) -> Batches:
+def repeats(split: TokenSplit, *, batch_size: int, length: int) -> Batches:
     """Rows of random tokens, read again and again: all there is to learn is to copy.
 
-    A row is n tokens, n uniform in [T / 8, T / 3], repeated until the row is full. They
-    are distinct, any that the split has, so that one token tells the next; or drawn
-    from the split as often as they stand there, so that the frequent ones are followed
-    now by this and now by that, and more than one has to match.
-
-    No target counts (mask 0) of the first reading, nor the token at which it begins
-    again, whose place nothing tells. Rows never come twice; an epoch is as long as that
-    of `shuffled`. A small decoder that learns on text alone may not learn to copy for a
-    long time, and then no retrieved text can help it; a thousand steps of this come
-    first (see docs/lm.md).
+    A row is n distinct tokens, any that the split has, n uniform in [T / 8, T / 3],
+    repeated until the row is full; no target counts (mask 0) of the first reading, nor
+    the token at which it begins again, whose place nothing tells.
+    Rows never come twice; an epoch is as long as that of `shuffled`. A small decoder
+    that learns on text alone may not learn to copy for a long time, and then no
+    retrieved text can help it; a thousand steps of this come first (see docs/lm.md).
 
     Raises:
-      UserError: T < 16, or ``distinct`` and the split has fewer than T / 3 different
-        tokens.
+      UserError: the split has fewer than T / 3 different tokens, or T < 16.
 
     Source: the task by which Olsson et al. 2022 (In-context learning and induction
     heads) measure induction heads; as training data it is ours.
     """
+    kinds = np.unique(split.tokens)
+    return _repeated(split, kinds, batch_size, length, replace=False)
+
+
+def frequent_repeats(split: TokenSplit, *, batch_size: int, length: int) -> Batches:
+    """As `repeats`, of tokens that are drawn as often as they stand in the split.
+
+    A frequent one is followed now by this and now by that, so that more than one token
+    has to match before what followed is worth copying.
+
+    Raises:
+      UserError: T < 16.
+    """
+    return _repeated(split, split.tokens, batch_size, length, replace=True)
+
+
+def _repeated(
+    split: TokenSplit, drawn: np.ndarray, batch_size: int, length: int, *, replace: bool
+) -> Batches:
     _check_sizes(batch_size, length, 1)
     num_segments = (len(split.tokens) - 1) // length
     _check_enough(num_segments // batch_size, split, batch_size, length)
-    drawn = np.unique(split.tokens) if distinct else split.tokens
     shortest, longest = length // 8, length // 3
     if shortest < 2 or len(drawn) < longest:
         raise UserError(
@@ -216,7 +227,7 @@ def repeats(
             # The split's size: validation is not training's batches once more.
             rng = np.random.default_rng((seed, step, int(row), len(split.tokens)))
             n = rng.integers(shortest, longest, endpoint=True)
-            span = rng.choice(drawn, n, replace=not distinct)
+            span = rng.choice(drawn, n, replace=replace)
             window[i] = np.resize(span, length + 1)
             mask[i, :n] = 0
         return {

@@ -44,7 +44,6 @@ class RetroConfig:
     k: int = 2  # neighbours of a chunk
     cca_layers: tuple[int, ...] = ()  # from 1; (): the paper's 6, 9, 12, ...
     trained: str = "all"  # all, or retrieval: RETRO-fitting, the decoder stays
-    warm_start: bool = False  # what reads starts as copies of the decoder's layers
 
 
 def everything(params: Params):
@@ -87,8 +86,6 @@ def retro(config: RetroConfig) -> Method:
         raise UserError(f"k is {config.k}; choose 1 or more neighbours of a chunk.")
     sizes = model_sizes(config)
     check(*sizes)
-    if config.warm_start:
-        _check_copies(sizes[0], filled(config.encoder, sizes[0]), sizes[-1])
     model = Retro(*sizes)
     plain_init, _ = decoder_functions(config.decoder)
 
@@ -130,17 +127,8 @@ def model_sizes(
     return config.decoder, config.encoder, config.chunk_length, layers
 
 
-def around(config: RetroConfig, decoder_params: Params, params: Params) -> Params:
+def around(decoder_params: Params, params: Params) -> Params:
     """RETRO's parameters with a trained decoder's in place of its own.
-
-    With ``warm_start`` what reads the neighbours starts as copies of that decoder's
-    layers (Rothe et al. 2020 so begin encoder-decoders; the RETRO paper does not):
-    the encoder's E blocks, but for their attention to the chunk, as its first E, and
-    each cross-attention above layer E as the self-attention of its layer; one at layer
-    E or below starts at zero, as all do without. It is a start and no equality: the
-    encoder attends both ways, the query comes after the layer's own attention, and
-    layer E + 1 alone has read keys of the encoder's depth. But a decoder that finds in
-    its context what followed the same words before soon finds it in a neighbour.
 
     Raises:
       UserError: the decoder is of another configuration.
@@ -154,11 +142,24 @@ def around(config: RetroConfig, decoder_params: Params, params: Params) -> Param
             "the decoder's parameters are not of the configuration's sizes; take the "
             "configuration that it was trained with."
         )
-    params = {**params, "decoder": decoder_params}
-    return _warm_started(config, params) if config.warm_start else params
+    return {**params, "decoder": decoder_params}
 
 
-def _warm_started(config: RetroConfig, params: Params) -> Params:
+def warm_started(config: RetroConfig, params: Params) -> Params:
+    """RETRO's parameters, what reads the neighbours as copies of its decoder's layers.
+
+    (Rothe et al. 2020 so begin encoder-decoders; the RETRO paper does not.) The
+    encoder's E blocks, but for their attention to the chunk, become the decoder's first
+    E, and each cross-attention above layer E the self-attention of its layer; one at
+    layer E or below stays. It is a start and no equality: the encoder attends both
+    ways, the query comes after the layer's own attention, and layer E + 1 alone has
+    read keys of the encoder's depth. But a decoder that finds in its context what
+    followed the same words before soon finds it in a neighbour.
+
+    Raises:
+      UserError: as of `check_warm_start`.
+    """
+    check_warm_start(config)
     decoder, sizes, _, layers = model_sizes(config)
     same = np.eye(decoder.width, dtype=np.float32)
     encoder = {**params["encoder"], "embedding": {"kernel": same}}
@@ -168,9 +169,7 @@ def _warm_started(config: RetroConfig, params: Params) -> Params:
         attention = {**block["attention"], "qkv": qkv}
         encoder[f"block_{i}"] = encoder[f"block_{i}"] | block | {"attention": attention}
     cross = {}
-    for layer in layers:
-        if layer <= sizes.num_layers:
-            continue
+    for layer in (x for x in layers if x > sizes.num_layers):
         block = params["decoder"][f"block_{layer - 1}"]
         qkv = _qkv_of_all_heads(decoder, block)
         query, key_value = np.split(qkv, [decoder.width], axis=1)
@@ -188,38 +187,37 @@ def _warm_started(config: RetroConfig, params: Params) -> Params:
     return {**params, "encoder": encoder, **cross}
 
 
-def _check_copies(
-    decoder: DecoderConfig,
-    encoder: NeighbourEncoderConfig,
-    cross_layers: tuple[int, ...],
-) -> None:
+def check_warm_start(config: RetroConfig) -> None:
+    """Raises UserError where the decoder's layers do not fit in the readers' place."""
+    decoder, sizes, _, cross_layers = model_sizes(config)
+    encoder = filled(sizes, decoder)
     for name in ("width", "num_heads", "feed_forward_width"):
         has, wants = getattr(encoder, name), getattr(decoder, name)
         if has != wants:
             raise UserError(
-                f"with warm_start the encoder's {name} has to be the decoder's, "
+                f"with a warm start the encoder's {name} has to be the decoder's, "
                 f"{wants}, and is {has}; set encoder.{name} to 0."
             )
     if encoder.num_layers >= cross_layers[-1]:
         raise UserError(
-            f"with warm_start the encoder's {encoder.num_layers} layers have to be "
+            f"with a warm start the encoder's {encoder.num_layers} layers have to be "
             f"fewer than those up to the last cross-attention, {cross_layers[-1]}; "
             "lower encoder.num_layers."
         )
     if decoder.positions != "rotary":
         raise UserError(
             f"the decoder's positions are {decoder.positions} and the encoder's "
-            "rotary, so its layers are no warm start; set warm_start to False."
+            "rotary, so its layers are no warm start; leave warm_start out."
         )
     if decoder.norm != "rms" or decoder.bias:
         raise UserError(
             f"the decoder's norm is {decoder.norm!r} and its bias {decoder.bias}, and "
-            "cross-attention has no biases to copy; set warm_start to False."
+            "cross-attention has no biases to copy; leave warm_start out."
         )
     if decoder.head_width not in (0, decoder.width // decoder.num_heads):
         raise UserError(
             f"the decoder's heads of {decoder.head_width} do not make up its width of "
-            f"{decoder.width}, as the encoder's do; set warm_start to False."
+            f"{decoder.width}, as the encoder's do; leave warm_start out."
         )
 
 

@@ -183,7 +183,7 @@ def test_frequent_repeats_draw_tokens_as_often_as_they_stand_in_the_text():
     split = TokenSplit(
         np.where(np.arange(400) % 4, np.arange(400), 0), np.array([0, 400]), 0, 0
     )
-    batches = batching.repeats(split, batch_size=8, length=48, distinct=False)
+    batches = batching.frequent_repeats(split, batch_size=8, length=48)
     zeros = spans = 0
     for step in range(6):
         batch = batches.batch_at(0, step)
@@ -217,7 +217,7 @@ def test_repeats_need_room_and_kinds():
     few = TokenSplit(np.tile(np.arange(9), 40), np.array([0, 360]), 0, 0)
     with pytest.raises(UserError, match="has 9"):
         batching.repeats(few, batch_size=2, length=48)
-    batching.repeats(few, batch_size=2, length=48, distinct=False).batch_at(0, 0)
+    batching.frequent_repeats(few, batch_size=2, length=48).batch_at(0, 0)
     with pytest.raises(UserError, match="too few for one batch"):
         batching.repeats(make_split([40]), batch_size=2, length=48)
 

@@ -78,7 +78,7 @@ def trained(text, plain, tmp_path_factory) -> pathlib.Path:
 def fitted(text: str, plain: pathlib.Path) -> retro.Config:
     config = small(retro.tiny(), text)
     config.method.trained, config.init_from = "retrieval", str(plain)
-    config.method.warm_start, config.method.cca_layers = True, (2,)
+    config.warm_start, config.method.cca_layers = True, (2,)
     config.method.encoder.width = config.method.encoder.num_heads = 0
     config.baseline = str(plain)
     config.optim.weight_decay = 0.1
@@ -195,7 +195,7 @@ def test_a_prompt_is_continued_and_the_report_stays(trained, text, plain, capsys
         ({"new_tokens": 0}, "new_tokens is 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"method.trained": "retrieval"}, "name a trained one with --config.init_from"),
-        ({"method.warm_start": True}, "warm_start copies a trained decoder's layers"),
+        ({"warm_start": True}, "warm_start copies a trained decoder's layers"),
         ({"init_from": "nowhere"}, "no language model in nowhere"),
         ({"baseline": "nowhere"}, "no run in nowhere"),
         ({"database.encoder": "nowhere"}, "nowhere"),
@@ -217,12 +217,12 @@ def test_bad_input_is_one_sentence(text, cache, tmp_path, changes, says):
         execute(retro, config, tmp_path)
 
 
-def test_a_warm_start_that_cannot_be_takes_no_workdir(text, plain, tmp_path):
+def test_a_warm_start_that_cannot_be_is_told_before_the_encoding(text, plain, tmp_path):
     config = fitted(text, plain)
     config.method.encoder.width = 16
     with pytest.raises(UserError, match="set encoder.width to 0"):
         execute(retro, config, tmp_path)
-    assert not (tmp_path / "config.json").exists()
+    assert not (tmp_path / "database").exists()
 
 
 @pytest.mark.parametrize("field", ["baseline", "init_from"])

@@ -149,19 +149,19 @@ def test_bfloat16_compute():
 
 
 def test_around_a_trained_decoder():
-    config, params = systems.config("retro"), initial()
+    params = initial()
     trained = jax.tree.map(lambda x: x + 1, params["decoder"])
-    found = retro.around(config, trained, params)
+    found = retro.around(trained, params)
     assert found["decoder"] is trained and found["encoder"] is params["encoder"]
     deeper = trained | {"block_1": trained["block_0"]}
     with pytest.raises(UserError, match="take the configuration that it was trained"):
-        retro.around(config, deeper, params)
+        retro.around(deeper, params)
 
 
 def warm(**model):
     config = systems.config("retro", **{"num_layers": 2} | model)
     config.cca_layers = (1, 2)
-    config.warm_start, config.encoder = True, NeighbourEncoderConfig(num_layers=1)
+    config.encoder = NeighbourEncoderConfig(num_layers=1)
     return config
 
 
@@ -172,7 +172,7 @@ def warm_started(config):
         lambda x: (0.4 * random.normal(size=x.shape)).astype(np.float32),
         params["decoder"],
     )
-    return retro.around(config, trained, params)
+    return retro.warm_started(config, retro.around(trained, params))
 
 
 def applied(module, params, *args) -> np.ndarray:
@@ -259,21 +259,13 @@ def test_a_warm_started_encoder_is_the_decoders_layer():
         (dict(norm="layer"), {}, "norm is 'layer' and its bias False"),
         (dict(bias=True), {}, "its bias True, and cross-attention has no biases"),
     ],
-    ids=[
-        "width",
-        "num_heads",
-        "num_layers",
-        "positions",
-        "head_width",
-        "norm",
-        "bias",
-    ],  # fmt: skip
+    ids="width num_heads num_layers positions head_width norm bias".split(),
 )
 def test_layers_that_are_no_warm_start_are_refused(model, encoder, message):
     config = warm(**model)
     config.encoder = NeighbourEncoderConfig(**{"num_layers": 1, **encoder})
     with pytest.raises(UserError, match=message):
-        retro.retro(config)
+        retro.check_warm_start(config)
 
 
 @pytest.mark.parametrize(

@@ -97,10 +97,11 @@ def test_only_a_warm_start_reads_within_120_steps(warm):
         chunk_length=M,
         k=K,
         cca_layers=(2,),
-        warm_start=warm,
     )
     method = retro.retro(config)
     init = jax.device_get(method.init(jax.random.key(1)))
-    initial = retro.around(config, copying(), init)
+    initial = retro.around(copying(), init)
+    if warm:
+        initial = retro.warm_started(config, initial)
     _, loss = train(method, initial, told_by_a_neighbour, 120)
     assert loss < 1 if warm else loss > 0.9 * math.log(VOCAB)
