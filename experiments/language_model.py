@@ -25,11 +25,12 @@ class DataConfig:
     corpus: str = "stdlib"  # stdlib, text:PATH, jsonl:PATH or a TFDS name
     tokenizer: str = "bpe"  # bytes, bpe, word or hf:PATH
     vocab_size: int = 4096  # of bpe; word: 0 for all words
-    # shuffled, consecutive, same_document, similar, repeats or frequent_repeats
+    # shuffled, consecutive, same_document, similar, related, repeats, frequent_repeats
     order: str = "shuffled"
     batch_size: int = 16  # segments of a step, over all devices
     length: int = 256  # tokens of a segment
-    segments_per_group: int = 16  # consecutive and same_document: segments that follow
+    # consecutive and same_document: segments that follow; related: those of a row
+    segments_per_group: int = 16
 
 
 @dataclasses.dataclass
@@ -108,6 +109,9 @@ def batches(config: DataConfig, split: token_store.TokenSplit) -> batching.Batch
         "consecutive": lambda: batching.consecutive(split, **size, **group),
         "same_document": lambda: batching.same_document(split, **size, **group),
         "similar": lambda: batching.similar(split, **size),
+        "related": lambda: batching.related(
+            split, **size, segments_per_row=config.segments_per_group
+        ),
         "repeats": lambda: batching.repeats(split, **size),
         "frequent_repeats": lambda: batching.frequent_repeats(split, **size),
     }
@@ -190,7 +194,7 @@ def _continue_from(
 
 def _validation(method: Method, config: Experiment, text: Text) -> training.Validation:
     data = config.data
-    if data.order == "similar":  # a walk of its own for the validation split
+    if data.order in ("similar", "related"):  # whose walk would be one more
         data = dataclasses.replace(data, order="shuffled")
     some = batches(data, text.store.split("validation"))
     count = config.evaluate.validation_batches

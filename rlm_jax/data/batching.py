@@ -1,4 +1,4 @@
-"""Batches of segments as a pure function of (seed, step), in five orders.
+"""Batches of segments as a pure function of (seed, step), in seven orders.
 
 A batch is a dict of NumPy arrays for B rows of T = `length` tokens:
 
@@ -9,7 +9,7 @@ A batch is a dict of NumPy arrays for B rows of T = `length` tokens:
   group    int32 [B]       rows of equal group are consecutive text, in row order
 
 Every epoch sees every segment once, in a new order, except for the few that do not fill
-a last batch; `repeats` alone draws its rows, for ever. There is no state: resuming at a
+a last batch; the `repeats` draw their rows, for ever. There is no state: resuming at a
 step needs the step alone.
 """
 
@@ -152,13 +152,7 @@ def similar(
     num_segments = (len(split.tokens) - 1) // length
     num_batches = num_segments // batch_size
     _check_enough(num_batches, split, batch_size, length)
-    segments = np.asarray(split.tokens[: num_segments * length])
-    walk = similarity.walk(
-        segments.reshape(num_segments, length),
-        seed=seed,
-        cache_dir=cache_dir,
-        progress=progress,
-    ).astype(np.int64)
+    walk = _walk(split, num_segments, length, seed, cache_dir, progress)
 
     def spans(seed: int, epoch: int) -> _Spans:
         rng = _rng(seed, epoch)
@@ -170,6 +164,86 @@ def similar(
         return starts, starts + length
 
     return _batches(split, spans, num_segments, batch_size, length, 1)
+
+
+def related(
+    split: TokenSplit,
+    *,
+    batch_size: int,
+    length: int,
+    segments_per_row: int,
+    seed: int = 0,
+    cache_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> Batches:
+    """A row is S lexically similar segments of T / S tokens, one after another.
+
+    They follow one another in the walk of `similar`, which every epoch cuts into rows
+    at another place; rows are shuffled. The target of a segment's last token is what
+    follows it in its own text. So a model learns to use what stands before its text on
+    the same subject, as a retrieved document does.
+
+    Arguments:
+      seed: of the walk, which is made once and kept under `cache_dir`.
+
+    Raises:
+      UserError: S does not divide T, the split is too short for one batch, or the disk
+        is full.
+
+    Source: Shi et al. 2023 (In-context Pretraining), section 2, which walks through
+    whole documents by their embeddings.
+    """
+    s = segments_per_row
+    if s < 1 or length % s:
+        raise UserError(
+            f"A row of {length} tokens cannot be joined of {s} segments; make "
+            "data.length a multiple of data.segments_per_group."
+        )
+    piece = length // s
+    _check_sizes(batch_size, piece, 1)
+    num_pieces = (len(split.tokens) - 1) // piece
+    num_rows = max(num_pieces - s + 1, 0) // s  # from whichever place rows begin at
+    _check_enough(num_rows // batch_size, split, batch_size, length)
+    walk = _walk(split, num_pieces, piece, seed, cache_dir, progress)
+
+    def spans(seed: int, epoch: int) -> _Spans:
+        rng = _rng(seed, epoch)
+        rows = walk[rng.integers(s) :][: num_rows * s].reshape(num_rows, s)
+        starts = rows[rng.permutation(num_rows)].reshape(-1) * piece
+        return starts, starts + piece
+
+    pieces = _batches(split, spans, num_rows * s, batch_size * s, piece, 1)
+
+    def batch_at(seed: int, step: int, *, rows: Rows | None = None) -> Batch:
+        row = np.arange(batch_size, dtype=np.int32)
+        row = row if rows is None else row[rows]
+        of_rows = (row[:, None] * s + np.arange(s)).reshape(-1)
+        batch = pieces.batch_at(seed, step, rows=of_rows)
+        joined = {
+            name: batch[name].reshape(len(row), length)
+            for name in ("tokens", "targets", "mask")
+        }
+        return {**joined, "segment": row, "group": row}
+
+    return Batches(batch_at, num_rows, num_rows // batch_size)
+
+
+def _walk(
+    split: TokenSplit,
+    num_segments: int,
+    length: int,
+    seed: int,
+    cache_dir: str | os.PathLike | None,
+    progress: bool,
+) -> np.ndarray:
+    """Numbers of segments, int64 [N], neighbours beside one another."""
+    segments = np.asarray(split.tokens[: num_segments * length])
+    return similarity.walk(
+        segments.reshape(num_segments, length),
+        seed=seed,
+        cache_dir=cache_dir,
+        progress=progress,
+    ).astype(np.int64)
 
 
 def repeats(split: TokenSplit, *, batch_size: int, length: int) -> Batches:

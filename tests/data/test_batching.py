@@ -7,7 +7,7 @@ from rlm_jax.data import batching
 from rlm_jax.data.token_store import TokenSplit
 from rlm_jax.errors import UserError
 
-ORDERS = ("shuffled", "consecutive", "same_document", "similar")
+ORDERS = ("shuffled", "consecutive", "same_document", "similar", "related")
 settings = hypothesis.settings(max_examples=40, deadline=None)
 
 
@@ -24,6 +24,9 @@ def make_batches(order, split, tmp_path, *, groups=2, per_group=2, length=5):
         return batching.shuffled(split, **sizes)
     if order == "similar":
         return batching.similar(split, **sizes, cache_dir=tmp_path, progress=False)
+    if order == "related":
+        sizes["segments_per_row"] = length  # of one token each
+        return batching.related(split, **sizes, cache_dir=tmp_path, progress=False)
     make = getattr(batching, order)
     return make(split, **sizes, segments_per_group=per_group)
 
@@ -160,6 +163,69 @@ def test_too_few_tokens_says_how_many_and_what_to_lower(order, cache):
         make_batches(order, make_split([6]), cache)
     with pytest.raises(UserError, match="has 0 tokens"):
         make_batches(order, make_split([0]), cache)
+
+
+def subjects(num, length):
+    """Segments of `num` subjects, in any order, each in the words of its own."""
+    random = np.random.default_rng(0)
+    subject = random.permutation(np.repeat(np.arange(num), 6))
+    words = 20 * subject[:, None] + random.integers(20, size=(6 * num, length))
+    tokens = np.append(words.reshape(-1), 0).astype(np.uint16)
+    return TokenSplit(tokens, np.array([0, len(tokens)]), 0, 0)
+
+
+def test_a_related_row_joins_segments_of_one_subject(cache):
+    split = subjects(num=30, length=8)
+    batches = batching.related(
+        split,
+        batch_size=4,
+        length=24,
+        segments_per_row=3,
+        cache_dir=cache,
+        progress=False,
+    )
+    assert batches.num_segments == (180 - 2) // 3
+    for epoch in range(2):
+        pieces, same = [], 0
+        for step in range(batches.num_batches):
+            batch = batches.batch_at(5, epoch * batches.num_batches + step)
+            assert batch["mask"].all()
+            for row, targets in zip(batch["tokens"], batch["targets"], strict=True):
+                at = [segment_of(split, x) for x in row.reshape(3, 8)]
+                pieces += at
+                for i, found in zip(at, targets.reshape(3, 8), strict=True):
+                    after = split.tokens[8 * i + 1 : 8 * i + 9]
+                    np.testing.assert_array_equal(found, after)
+                same += len(np.unique(row // 20)) == 1
+        assert len(set(pieces)) == len(pieces) == 12 * batches.num_batches
+        # Five of six segments have one of their subject after them in the walk.
+        assert same > 0.5 * len(pieces) / 3
+
+
+def segment_of(split, piece):
+    rows = split.tokens[:-1].reshape(-1, len(piece))
+    (found,) = np.flatnonzero((rows == piece).all(axis=1))
+    return found
+
+
+def test_related_rows_begin_elsewhere_in_another_epoch(cache):
+    split = subjects(num=30, length=8)
+    batches = batching.related(
+        split, batch_size=1, length=16, segments_per_row=2, cache_dir=cache
+    )
+
+    def followed(epoch):
+        of = (batches.batch_at(0, epoch * batches.num_batches + i) for i in range(80))
+        return {
+            tuple(segment_of(split, x) for x in row["tokens"].reshape(2, 8))
+            for row in of
+        }
+
+    pairs = [followed(epoch) for epoch in range(6)]
+    # The walk is cut at one of two places, and pairs of both are seen.
+    assert 80 < len(set.union(*pairs)) <= 179
+    with pytest.raises(UserError, match="16 tokens cannot be joined of 3 segments"):
+        batching.related(split, batch_size=1, length=16, segments_per_row=3)
 
 
 def test_repeats_read_random_tokens_again_and_again():
