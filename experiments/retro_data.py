@@ -1,5 +1,6 @@
 """What experiments.retro retrieves: chunks to vectors to neighbours, kept on disk."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -15,6 +16,7 @@ from experiments.language_model import Text
 from experiments.retrievers import SearchConfig, Tower
 from rlm_jax.data import (
     batching,
+    cache,
     corpora,
     neighbour_batches,
     overlap,
@@ -116,10 +118,38 @@ def prepare(
     """Encode the database and the evaluated splits, and find all neighbours.
 
     What is finished is opened; a killed run goes on from its last finished shard. Of
-    several processes all encode and the first searches.
+    several processes all encode and the first searches; of several runs that share a
+    folder one fills it, while the others wait.
     """
+    folder = pathlib.Path(config.database.folder or run.workdir / "database")
+    with _alone(folder):
+        return _prepare(config, text, phases, folder)
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """No other run fills the folder meanwhile; the first process sees to it."""
+    with contextlib.ExitStack() as stack:
+        if parallel.is_first_process():
+            waits = f"note: waiting for another run, which fills {folder}"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = cache.locked(folder / ".lock", lambda: progress.say(waits))
+                stack.enter_context(lock)
+            except OSError as error:
+                raise UserError(
+                    f"The folder {folder} cannot be written ({error.strerror}); name "
+                    "another in --config.database.folder."
+                ) from error
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("the database is locked")
+        yield
+
+
+def _prepare(
+    config: Any, text: Text, phases: launch.Phases, folder: pathlib.Path
+) -> Database:
     chosen = config.database
-    folder = pathlib.Path(chosen.folder or run.workdir / "database")
     with phases("database"):
         chunks, stores = _chunks(config, text)
         everything = chunks["train"]

@@ -43,7 +43,7 @@ def once(target: Path, build: Callable[[Path], None]) -> Path:
         if target.exists():
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_name(f".{target.name}.lock")):
+        with locked(target.with_name(f".{target.name}.lock")):
             if not target.exists():
                 _build_and_rename(target, build)
     except (OSError, RuntimeError) as error:
@@ -61,6 +61,23 @@ def once(target: Path, build: Callable[[Path], None]) -> Path:
             ) from error
         raise
     return target
+
+
+@contextlib.contextmanager
+def locked(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the file `path` alone; who has to wait for it calls ``waits()`` first.
+
+    Raises:
+      OSError: the file cannot be opened.
+    """
+    # The kernel drops the lock when its holder dies: no stale locks, no process ids.
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waits()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def checksums(directory: Path) -> dict[str, dict[str, int]]:
@@ -130,11 +147,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # The kernel drops the lock when its holder dies: no stale locks, no process ids.
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

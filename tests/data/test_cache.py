@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -19,6 +20,22 @@ def test_once_builds_once(tmp_path):
     assert cache.once(target, write) == target
     cache.once(target, lambda path: pytest.fail("built twice"))
     assert (target / "file").read_text() == "whole"
+
+
+def test_who_comes_second_waits_for_the_lock(tmp_path):
+    order, waiting = [], threading.Event()
+
+    def second():
+        with cache.locked(tmp_path / "lock", waiting.set):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with cache.locked(tmp_path / "lock", lambda: pytest.fail("waited for nobody")):
+        thread.start()
+        assert waiting.wait(timeout=60)
+        order.append("first")
+    thread.join(timeout=60)
+    assert order == ["first", "second"]
 
 
 def test_failed_build_leaves_nothing(tmp_path):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from experiments import launch, lm, retro, retro_data, retro_evaluation
+from rlm_jax.data.cache import locked
 from rlm_jax.errors import UserError
 from rlm_jax.report import report
-from rlm_jax.train import checkpoint
+from rlm_jax.train import checkpoint, progress
 from tests.experiments import shrunken
 
 M = 8
@@ -160,6 +161,26 @@ def test_a_run_goes_on_and_shares_its_database(trained, text, plain, tmp_path):
         execute(retro, config, tmp_path / "more")
 
 
+def test_a_run_waits_for_another_that_fills_its_database(
+    text, cache, tmp_path, monkeypatch
+):
+    class Waits(Exception):
+        pass
+
+    def say(line):
+        if "waiting for another run" in line:
+            raise Waits
+
+    monkeypatch.setattr(progress, "say", say)
+    folder = tmp_path / "database"
+    folder.mkdir()
+    config = small(retro.tiny(), text)
+    config.database.folder = str(folder)
+    with locked(folder / ".lock"), pytest.raises(Waits):
+        execute(retro, config, tmp_path / "retro")
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
 def test_another_corpus_joins_and_what_overlaps_does_not(text, cache, tmp_path):
     config = small(retro.tiny(), text)
     config.database.more, config.database.overlap = text, 1
@@ -199,6 +220,7 @@ def test_a_prompt_is_continued_and_the_report_stays(trained, text, plain, capsys
         ({"init_from": "nowhere"}, "no language model in nowhere"),
         ({"baseline": "nowhere"}, "no run in nowhere"),
         ({"database.encoder": "nowhere"}, "nowhere"),
+        ({"database.folder": "/dev/null/x"}, "name another in --config.database.fol"),
         ({"database.search.index": "tree"}, "database.search.index is 'tree'"),
         ({"database.duplicates": 1e-9, "database.overlap": 1}, "Every chunk"),
         ({"database.duplicates": 2.0}, "Jaccard similarity of 2.0"),
