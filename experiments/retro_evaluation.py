@@ -84,6 +84,9 @@ def evaluate(
         # The chunk itself and the one that follows it, which is the answer.
         own = np.arange(len(ids), dtype=np.int32)[:, None]
         log_probs["oracle"] = score(given(own, part.chunks.values, 1))
+        for other in config.ks:
+            if other != k:
+                log_probs[f"k={other}"] = score(given(ids, values, other))
         if baseline is not None:
             plain = _scorer(lm.lm(lm.LMConfig(baseline.config)))
             log_probs[PLAIN] = _log_probs(plain, baseline.params, order(part.split))

@@ -152,8 +152,8 @@ def warm_started(config: RetroConfig, params: Params) -> Params:
     encoder's E blocks, but for their attention to the chunk, become the decoder's first
     E, and each cross-attention above layer E the self-attention of its layer; one at
     layer E or below stays. It is a start and no equality: the encoder attends both
-    ways, the query comes after the layer's own attention, and layer E + 1 alone has
-    read keys of the encoder's depth. But a decoder that finds in its context what
+    ways, the query comes after the layer's own attention, layer E + 1 alone has read
+    keys of the encoder's depth, and nothing is attended to as much as K r even slots. But a decoder that finds in its context what
     followed the same words before soon finds it in a neighbour.
 
     Raises:
@@ -169,6 +169,7 @@ def warm_started(config: RetroConfig, params: Params) -> Params:
         attention = {**block["attention"], "qkv": qkv}
         encoder[f"block_{i}"] = encoder[f"block_{i}"] | block | {"attention": attention}
     cross = {}
+    even = np.float32(np.log(config.k * 2 * config.chunk_length))
     for layer in (x for x in layers if x > sizes.num_layers):
         block = params["decoder"][f"block_{layer - 1}"]
         qkv = _qkv_of_all_heads(decoder, block)
@@ -180,9 +181,12 @@ def warm_started(config: RetroConfig, params: Params) -> Params:
             "key_value": {"kernel": scale * key_value},
             "out": {"kernel": block["attention"]["out"]["kernel"]},
         }
-        cross[f"cross_block_{layer - 1}"] = {
+        name = f"cross_block_{layer - 1}"
+        nothing = params[name]["nothing"]
+        cross[name] = {
             "norm": block["attention_norm"],
             "attention": attention,
+            "nothing": {**nothing, "bias": nothing["bias"] + even},
         }
     return {**params, "encoder": encoder, **cross}
 

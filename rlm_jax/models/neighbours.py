@@ -205,15 +205,27 @@ class ChunkedCrossAttention(nn.Module):
             out_init=nn.initializers.zeros,
             rotary_base=c.rotary_base,
         )
+        self.nothing = nn.Dense(
+            self.sizes.num_heads, dtype=c.dtype, kernel_init=nn.initializers.zeros
+        )
         self.dropout = nn.Dropout(c.dropout)
 
     def __call__(self, x, encoded, mask, deterministic: bool):
         """[B, T, D] for x [B, T, D], encoded [B C, K, r, E] and mask [B C, K, r]."""
         positions = chunks.window_positions(jnp.arange(x.shape[1]), self.m)
-        q = chunks.windows(self.attention.queries(self.norm(x), positions), self.m)
+        h = self.norm(x)
+        q, nothing = (
+            chunks.windows(of_rows, self.m)
+            for of_rows in (self.attention.queries(h, positions), self.nothing(h))
+        )
         k, v = self.keys_values(encoded)
-        slots = mask.reshape(len(mask), -1)
-        out = chunks.cross_attention(q.reshape(-1, *q.shape[2:]), k, v, slots)
+        out = chunks.cross_attention(
+            q.reshape(-1, *q.shape[2:]),
+            k,
+            v,
+            mask.reshape(len(mask), -1),
+            nothing.reshape(-1, *nothing.shape[2:]),
+        )
         out = chunks.from_windows(out.reshape(q.shape), x.shape[1])
         return self.dropout(self.attention.project(out), deterministic=deterministic)
 
@@ -231,6 +243,8 @@ class ChunkedCrossAttention(nn.Module):
           mask: [B, K r].
         """
         positions = chunks.window_positions(positions, self.m)
-        q = self.attention.queries(self.norm(x), positions)
+        h = self.norm(x)
+        q, nothing = self.attention.queries(h, positions), self.nothing(h)
         k, v = keys_values
-        return self.attention.project(chunks.cross_attention(q, k, v, mask))
+        out = chunks.cross_attention(q, k, v, mask, nothing)
+        return self.attention.project(out)

@@ -9,6 +9,8 @@ it is. Where this differs from the paper:
 * The encoder embeds tokens with the decoder's table and a linear map to its own width.
 * Cross-attention, the decoder's too, has the encoder's heads: what a narrow encoder
   says does not grow by wider keys.
+* A head of chunked cross-attention may attend to nothing, as a learned logit says; one
+  of the public rebuilds has a learned null key for it.
 * The output of chunked cross-attention starts at zero, so that a new RETRO is its
   decoder.
 """

@@ -58,15 +58,21 @@ def from_windows(x: Array, length: int) -> jax.Array:
     return jnp.pad(flat, ((0, 0), (before, after), *[(0, 0)] * len(rest)))
 
 
-def cross_attention(q: Array, k: Array, v: Array, mask: Array | None) -> jax.Array:
+def cross_attention(
+    q: Array, k: Array, v: Array, mask: Array | None, nothing: Array | None = None
+) -> jax.Array:
     """softmax(q . k / sqrt(d)) v over the slots that there are, and 0 over none.
 
         out_i = sum_{s : mask_s} share_is v_s,  share_i = softmax_s(q_i . k_s / sqrt(d))
+
+    With ``nothing`` there is one slot more, whose logits it gives and whose value is 0:
+    a query that no key answers need not read noise.
 
     Args:
       q: [N, m, H, d].
       k, v: [N, S, H, d].
       mask: [N, S], 1 = a slot that holds something, or None where all do.
+      nothing: [N, m, H], or None.
 
     Returns:
       [N, m, H, d] in the dtype of q; the softmax is float32. Where a row of ``mask`` is
@@ -75,12 +81,19 @@ def cross_attention(q: Array, k: Array, v: Array, mask: Array | None) -> jax.Arr
     q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
     # Fused kernels do not promise finite gradients where a row of the mask is empty.
     attend = partial(jax.nn.dot_product_attention, implementation="xla")
-    if mask is None:
+    if mask is None and nothing is None:
         return attend(q, k, v)
-    visible = jnp.asarray(mask) > 0
-    out = attend(q, k, v, mask=visible[:, None, None, :])
-    # The softmax over no slot is even and finite, and multiplies noise.
+    visible = jnp.ones(k.shape[:2], bool) if mask is None else jnp.asarray(mask) > 0
     some = visible.any(axis=1)[:, None, None, None]
+    bias = None
+    if nothing is not None:
+        one = [(0, 0), (0, 1), (0, 0), (0, 0)]
+        k, v = jnp.pad(k, one), jnp.pad(v, one)
+        visible = jnp.pad(visible, one[:2], constant_values=True)
+        logits = jnp.asarray(nothing).swapaxes(1, 2)[..., None]
+        bias = jnp.pad(logits, [(0, 0), (0, 0), (0, 0), (k.shape[1] - 1, 0)])
+    out = attend(q, k, v, bias, visible[:, None, None, :])
+    # The softmax over no slot is even and finite, and multiplies noise.
     return jnp.where(some, out, jnp.zeros((), out.dtype))
 
 

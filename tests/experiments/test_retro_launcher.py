@@ -49,6 +49,7 @@ def small(config, text: str):
         config.method.cca_layers = (1,)
         config.method.encoder.width, config.method.encoder.num_heads = 16, 1
         config.database.depth, config.database.search.k = 16, 4
+        config.ks = (1, 2, 4)
     return config
 
 
@@ -88,7 +89,10 @@ def fitted(text: str, plain: pathlib.Path) -> retro.Config:
 
 def test_the_report_has_controls_baseline_leakage_and_neighbours(trained):
     made = report.read(trained / "report.json")
-    assert set(made["controls"]) == {"off", "shuffled", "oracle", "plain"}
+    assert set(made["controls"]) == {
+        *("off", "shuffled", "oracle", "plain"),
+        *("k=1", "k=4"),  # real has two
+    }
     for figures in (made["metrics"], *made["controls"].values()):
         assert all(math.isfinite(x) and x > 0 for x in figures.values())
     protocol = made["protocol"]
@@ -212,6 +216,8 @@ def test_a_prompt_is_continued_and_the_report_stays(trained, text, plain, capsys
         ({"evaluate.stride": 12}, "evaluate.stride is 12"),
         ({"data.order": "similar"}, "data.order is 'similar'"),
         ({"database.search.k": 1}, "raise database.search.k"),
+        ({"ks": (1, 5)}, "ks are .1, 5. and a test chunk keeps 4"),
+        ({"ks": (0, 1)}, "ks are .0, 1."),
         ({"database.max_depth": 8}, "raise database.max_depth"),
         ({"new_tokens": 0}, "new_tokens is 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),

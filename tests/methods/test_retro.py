@@ -201,6 +201,11 @@ def test_warm_started_cross_attention_is_the_layers_self_attention():
         rotary=True,
         rotary_base=decoder.rotary_base,
     )
+    # Nothing is worth as much as all slots of the same logit would be; then, none.
+    even = np.log(config.k * 2 * m)
+    np.testing.assert_allclose(cross["nothing"]["bias"], even, rtol=1e-6)
+    assert not cross["nothing"]["kernel"].any()
+    nothing = {**cross["nothing"], "bias": np.full_like(cross["nothing"]["bias"], -99)}
     norm, ones = layers.norm("rms", "float32"), {"scale": np.ones(decoder.width)}
     wanted = applied(
         attention,
@@ -211,7 +216,7 @@ def test_warm_started_cross_attention_is_the_layers_self_attention():
     )
     found = applied(
         ChunkedCrossAttention(decoder, filled(sizes, decoder), m),
-        cross,
+        {**cross, "nothing": nothing},
         np.repeat(states[:, -1:], m, axis=1),
         applied(norm, ones, states[:, None, : 2 * m]),
         np.ones((1, 1, 2 * m), np.int32),

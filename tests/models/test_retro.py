@@ -176,6 +176,7 @@ def test_chunked_cross_attention_by_hand():
         h = np.float64(x[0, t])
         h = h / np.sqrt((h**2).mean() + 1e-6) * p["norm"]["scale"]
         q = h @ kernels["query"]
+        nothing = h @ p["nothing"]["kernel"] + p["nothing"]["bias"]
         heads = np.zeros(WIDTH)
         for head in (slice(0, d), slice(d, WIDTH)):
             logits, values = [], []
@@ -188,6 +189,8 @@ def test_chunked_cross_attention_by_hand():
                     logits.append(turn / np.sqrt(d))
                     values.append(value[head])
             if logits:
+                logits.append(nothing[head.start // d])
+                values.append(np.zeros(d))
                 share = np.exp(np.array(logits) - max(logits))
                 heads[head] = share / share.sum() @ np.array(values)
         wanted[t] = heads @ kernels["out"]

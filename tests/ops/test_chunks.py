@@ -85,6 +85,41 @@ def test_cross_attention_is_a_loop():
     np.testing.assert_allclose(everything, wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_nothing_is_a_slot_of_value_zero_with_logits_of_its_own():
+    q, k, v, mask = qkv_and_mask()
+    nothing = np.random.default_rng(2).normal(size=q.shape[:3]).astype(np.float32)
+    # A sixth slot whose key, in one more dimension, has the logit that is wanted.
+    root = np.sqrt(7)
+    scale = (7 / 6) ** 0.5
+    more_q = np.concatenate([scale * q, root * nothing[..., None]], axis=-1)
+    more_k = np.zeros((3, 6, 2, 7), np.float32)
+    more_k[:, :5, :, :6], more_k[:, 5, :, 6] = k, 1
+    more_v = np.zeros_like(more_k)
+    more_v[:, :5, :, :6] = v
+    some = np.concatenate([mask, np.ones((3, 1), int)], axis=1)
+
+    def total(q, k, v, nothing):
+        out = chunks.cross_attention(q, k, v, mask, nothing)
+        return (out * jnp.arange(6.0)[None, None, None]).sum(), out
+
+    def wanted(q, k, v, nothing):
+        q = jnp.concatenate([scale * q, root * nothing[..., None]], axis=-1)
+        k = jnp.asarray(more_k).at[:, :5, :, :6].set(k)
+        v = jnp.asarray(more_v).at[:, :5, :, :6].set(v)
+        out = chunks.cross_attention(q, k, v, some)[..., :6]
+        return (out * jnp.arange(6.0)[None, None, None]).sum(), out
+
+    found, by_slot = (
+        jax.jit(jax.grad(f, argnums=(0, 1, 2, 3), has_aux=True))(q, k, v, nothing)
+        for f in (total, wanted)
+    )
+    by_hand = attention_by_hand(more_q, more_k, more_v, some)[..., :6]
+    np.testing.assert_allclose(found[1], by_hand, rtol=1e-5, atol=1e-6)
+    for a, b in zip(found[0], by_slot[0], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert np.abs(found[0][3][:2]).min() > 0 and (found[0][3][2] == 0).all()
+
+
 def test_nothing_to_attend_to_is_zero_with_a_gradient_of_zero():
     q, k, v, mask = qkv_and_mask()
 
