@@ -153,8 +153,9 @@ def warm_started(config: RetroConfig, params: Params) -> Params:
     E, and each cross-attention above layer E the self-attention of its layer; one at
     layer E or below stays. It is a start and no equality: the encoder attends both
     ways, the query comes after the layer's own attention, layer E + 1 alone has read
-    keys of the encoder's depth, and nothing is attended to as much as K r even slots. But a decoder that finds in its context what
-    followed the same words before soon finds it in a neighbour.
+    keys of the encoder's depth, and nothing begins with the share of K r even slots.
+    But a decoder that finds in its context what followed the same words before soon
+    finds it in a neighbour.
 
     Raises:
       UserError: as of `check_warm_start`.
