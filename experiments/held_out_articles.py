@@ -7,7 +7,8 @@ articles for validation and the others for test; the other passages are the data
 So documents treat the same subject as the text, and are never the text itself.
 
 Writes ``DIR/text/{train,valid,test}.jsonl``, which is a corpus (``jsonl:DIR/text``),
-and ``DIR/store.jsonl``, its passages.  A held-out text has a title of its own, so that
+and ``DIR/store.jsonl``, its passages, which ``--words`` cuts so short that a language
+model reads the whole of them.  A held-out text has a title of its own, so that
 launchers do not take the store for a copy of it.  To train on there are the training
 splits of other corpora (jsonl:PATH, text:PATH, ...), without the documents that share
 13 words in a row with a held-out passage.
@@ -47,6 +48,17 @@ def split(passages: Iterable[Passage]) -> dict[str, list[Passage]]:
     return found
 
 
+def pieces(passages: Iterable[Passage], num_words: int) -> Iterator[Passage]:
+    """Passages cut into as few equal pieces as have at most ``num_words`` each."""
+    for passage in passages:
+        words = passage.text.split()
+        count = max(1, -(-len(words) // num_words))
+        bounds = [len(words) * i // count for i in range(count + 1)]
+        for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
+            text = " ".join(words[start:stop])
+            yield Passage(f"{passage.id}.{i}", passage.title, text)
+
+
 def texts(names: Iterable[str]) -> Iterator[Passage]:
     """The documents of the corpora's training splits."""
     for name in names:
@@ -71,6 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--articles", type=Path, required=True, help="JSON lines")
     parser.add_argument("--text", nargs="+", required=True, help="corpora to train on")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument(
+        "--words", type=int, help="at most, in a passage of the store; all without"
+    )
     chosen = parser.parse_args(arguments)
     try:
         found = split(passage_files.jsonl(chosen.articles)[1])
@@ -79,6 +94,10 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{chosen.articles} holds too few articles of {HELD_OUT + 1} passages "
                 f"or more; it takes {EVERY_ARTICLE} of them."
             )
+        if chosen.words is not None:
+            if chosen.words < 1:
+                raise UserError(f"--words is {chosen.words}; choose 1 or more.")
+            found["store"] = list(pieces(found["store"], chosen.words))
         evaluated = [
             passage.text for name in ("valid", "test") for passage in found[name]
         ]

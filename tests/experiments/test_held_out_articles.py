@@ -70,6 +70,15 @@ def test_texts_and_store_are_parts_of_the_same_articles(files, capsys):
     assert not leaks.excluded(config, store, text, "test").out.any()
 
 
+def test_the_stores_passages_are_cut_into_equal_pieces(files):
+    assert make(files, "--words=3") == 0
+    store = passages.load(f"jsonl:{files / 'made/store.jsonl'}")
+    kept = [(store[i].id, store[i].title, store[i].text) for i in range(len(store))]
+    assert len(kept) == 7 * 5 * 2  # four words in two and two, not three and one
+    assert ("0#3.0", "Article 0", "Of 0,") in kept
+    assert ("0#3.1", "Article 0", "passage 3.") in kept
+
+
 def test_what_is_wrong_is_said(files, capsys):
     make(files)
     few = json.dumps({"id": "0", "title": "One", "text": "All."})
@@ -77,6 +86,7 @@ def test_what_is_wrong_is_said(files, capsys):
     for wrong, says in (
         ([], "name a new folder"),
         ([f"--articles={files / 'nowhere'}"], "no file"),
+        (["--words=0"], "--words is 0; choose 1 or more"),
         ([f"--articles={files / 'few.jsonl'}"], "too few articles"),
     ):
         with pytest.raises(SystemExit):
