@@ -1,17 +1,21 @@
 """A corpus whose datastore can help: parts of articles, and what they were taken from.
 
-    python -m experiments.held_out_articles --articles=FILE --out=DIR --text CORPUS ..
+    python -m experiments.held_out_articles --articles=FILE --out=DIR [--words=N] \\
+        --text CORPUS ..
 
 Of every article one passage in four is held out as text to be predicted, a sixth of the
 articles for validation and the others for test; the other passages are the datastore.
 So documents treat the same subject as the text, and are never the text itself.
 
 Writes ``DIR/text/{train,valid,test}.jsonl``, which is a corpus (``jsonl:DIR/text``),
-and ``DIR/store.jsonl``, its passages, which ``--words`` cuts so short that a language
-model reads the whole of them.  A held-out text has a title of its own, so that
+and ``DIR/store.jsonl``, its passages.  A held-out text has a title of its own, so that
 launchers do not take the store for a copy of it.  To train on there are the training
 splits of other corpora (jsonl:PATH, text:PATH, ...), without the documents that share
 13 words in a row with a held-out passage.
+
+A language model that reads a hundred tokens of a document never sees the second half
+of a longer one.  ``--words`` cuts the store's passages that short, without those that
+share 13 words in a row with a held-out one, which could not be told from their pieces.
 """
 
 import argparse
@@ -49,7 +53,10 @@ def split(passages: Iterable[Passage]) -> dict[str, list[Passage]]:
 
 
 def pieces(passages: Iterable[Passage], num_words: int) -> Iterator[Passage]:
-    """Passages cut into as few equal pieces as have at most ``num_words`` each."""
+    """Passages in as few equal pieces as have at most ``num_words`` each.
+
+    Pieces are numbered in their ids; white space becomes single spaces.
+    """
     for passage in passages:
         words = passage.text.split()
         count = max(1, -(-len(words) // num_words))
@@ -94,14 +101,16 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{chosen.articles} holds too few articles of {HELD_OUT + 1} passages "
                 f"or more; it takes {EVERY_ARTICLE} of them."
             )
-        if chosen.words is not None:
-            if chosen.words < 1:
-                raise UserError(f"--words is {chosen.words}; choose 1 or more.")
-            found["store"] = list(pieces(found["store"], chosen.words))
+        if chosen.words is not None and chosen.words < 1:
+            raise UserError(f"--words is {chosen.words}; choose 1 or more.")
         evaluated = [
             passage.text for name in ("valid", "test") for passage in found[name]
         ]
         shared = overlap.overlapping((x.text for x in texts(chosen.text)), evaluated)
+        if chosen.words is not None:
+            shows = overlap.overlapping((x.text for x in found["store"]), evaluated)
+            kept = itertools.compress(found["store"], ~shows)
+            found["store"] = list(pieces(kept, chosen.words))
         if shared.all():
             raise UserError(
                 "Every training text shares 13 words in a row with a held-out passage; "

@@ -28,7 +28,7 @@ class DataConfig:
     # shuffled, consecutive, same_document, similar, related, repeats, frequent_repeats
     order: str = "shuffled"
     batch_size: int = 16  # segments of a step, over all devices
-    length: int = 256  # tokens of a segment
+    length: int = 256  # tokens of a segment; of a row of them, in the order related
     # consecutive and same_document: segments that follow; related: those of a row
     segments_per_group: int = 16
 
@@ -194,7 +194,7 @@ def _continue_from(
 
 def _validation(method: Method, config: Experiment, text: Text) -> training.Validation:
     data = config.data
-    if data.order in ("similar", "related"):  # whose walk would be one more
+    if data.order in ("similar", "related"):  # no walk for a few batches
         data = dataclasses.replace(data, order="shuffled")
     some = batches(data, text.store.split("validation"))
     count = config.evaluate.validation_batches

@@ -122,25 +122,24 @@ def prepare(
     folder one fills it, while the others wait.
     """
     folder = pathlib.Path(config.database.folder or run.workdir / "database")
-    with _alone(folder):
+    with _filling(config.database.folder):
         return _prepare(config, text, phases, folder)
 
 
 @contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """No other run fills the folder meanwhile; the first process sees to it."""
+def _filling(shared: str) -> Iterator[None]:
+    """No other run fills the shared folder meanwhile; the workdir's is the run's own.
+
+    Where there can be no lock, in a folder that is read-only or on a file system that
+    has none, nobody waits.
+    """
     with contextlib.ExitStack() as stack:
-        if parallel.is_first_process():
-            waits = f"note: waiting for another run, which fills {folder}"
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                lock = cache.locked(folder / ".lock", lambda: progress.say(waits))
-                stack.enter_context(lock)
-            except OSError as error:
-                raise UserError(
-                    f"The folder {folder} cannot be written ({error.strerror}); name "
-                    "another in --config.database.folder."
-                ) from error
+        if shared and parallel.is_first_process():
+            waits = f"note: waiting for another run, which fills {shared}"
+            with contextlib.suppress(OSError):
+                pathlib.Path(shared).mkdir(parents=True, exist_ok=True)
+                lock = pathlib.Path(shared, ".lock")
+                stack.enter_context(cache.locked(lock, lambda: progress.say(waits)))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("the database is locked")
         yield

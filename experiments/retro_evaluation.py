@@ -85,7 +85,7 @@ def evaluate(
         own = np.arange(len(ids), dtype=np.int32)[:, None]
         log_probs["oracle"] = score(given(own, part.chunks.values, 1))
         for other in config.ks:
-            if other != k:
+            if other != k and other <= ids.shape[1]:
                 log_probs[f"k={other}"] = score(given(ids, values, other))
         if baseline is not None:
             plain = _scorer(lm.lm(lm.LMConfig(baseline.config)))

@@ -9,8 +9,8 @@ A batch is a dict of NumPy arrays for B rows of T = `length` tokens:
   group    int32 [B]       rows of equal group are consecutive text, in row order
 
 Every epoch sees every segment once, in a new order, except for the few that do not fill
-a last batch; the `repeats` draw their rows, for ever. There is no state: resuming at a
-step needs the step alone.
+a last batch (and, of `related` rows, the ends of the walk); the `repeats` draw their
+rows, for ever. There is no state: resuming at a step needs the step alone.
 """
 
 import functools
@@ -178,10 +178,10 @@ def related(
 ) -> Batches:
     """A row is S lexically similar segments of T / S tokens, one after another.
 
-    They follow one another in the walk of `similar`, which every epoch cuts into rows
-    at another place; rows are shuffled. The target of a segment's last token is what
-    follows it in its own text. So a model learns to use what stands before its text on
-    the same subject, as a retrieved document does.
+    They follow one another in the walk of `similar`, which each epoch cuts into rows
+    from a random one of S places on; rows are shuffled. The target of a segment's last
+    token is what follows it in its own text. So a model learns to use what stands
+    before its text on the same subject, as a retrieved document does.
 
     Arguments:
       seed: of the walk, which is made once and kept under `cache_dir`.
@@ -191,12 +191,13 @@ def related(
         is full.
 
     Source: Shi et al. 2023 (In-context Pretraining), section 2, which walks through
-    whole documents by their embeddings.
+    whole documents by their embeddings, near-duplicates left out. Here a row may hold
+    two segments of one document, in either order.
     """
     s = segments_per_row
     if s < 1 or length % s:
         raise UserError(
-            f"A row of {length} tokens cannot be joined of {s} segments; make "
+            f"A row of {length} tokens cannot be made of {s} segments; make "
             "data.length a multiple of data.segments_per_group."
         )
     piece = length // s

@@ -68,7 +68,7 @@ def locked(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[Non
     """Hold the file `path` alone; who has to wait for it calls ``waits()`` first.
 
     Raises:
-      OSError: the file cannot be opened.
+      OSError: the file cannot be opened, or its file system has no locks.
     """
     # The kernel drops the lock when its holder dies: no stale locks, no process ids.
     with open(path, "w") as file:

@@ -215,16 +215,16 @@ def test_related_rows_begin_elsewhere_in_another_epoch(cache):
     )
 
     def followed(epoch):
-        of = (batches.batch_at(0, epoch * batches.num_batches + i) for i in range(80))
-        return {
-            tuple(segment_of(split, x) for x in row["tokens"].reshape(2, 8))
-            for row in of
-        }
+        first = epoch * batches.num_batches
+        steps = range(first, first + batches.num_batches)
+        rows = (batches.batch_at(0, step)["tokens"] for step in steps)
+        return {tuple(segment_of(split, x) for x in row.reshape(2, 8)) for row in rows}
 
     pairs = [followed(epoch) for epoch in range(6)]
-    # The walk is cut at one of two places, and pairs of both are seen.
-    assert 80 < len(set.union(*pairs)) <= 179
-    with pytest.raises(UserError, match="16 tokens cannot be joined of 3 segments"):
+    # The walk is cut at one of two places, so that there are two sets of pairs.
+    assert {len(x) for x in pairs} == {batches.num_segments}
+    assert len(set.union(*pairs)) == 2 * batches.num_segments
+    with pytest.raises(UserError, match="16 tokens cannot be made of 3 segments"):
         batching.related(split, batch_size=1, length=16, segments_per_row=3)
 
 

@@ -71,10 +71,15 @@ def test_texts_and_store_are_parts_of_the_same_articles(files, capsys):
 
 
 def test_the_stores_passages_are_cut_into_equal_pieces(files):
+    articles = (files / "articles.jsonl").read_text().splitlines()
+    copied = json.loads(articles[2])["text"]  # which is held out
+    articles[4] = json.dumps({"id": "4", "title": "Article 0", "text": f"So {copied}."})
+    (files / "articles.jsonl").write_text("\n".join(articles))
     assert make(files, "--words=3") == 0
     store = passages.load(f"jsonl:{files / 'made/store.jsonl'}")
     kept = [(store[i].id, store[i].title, store[i].text) for i in range(len(store))]
-    assert len(kept) == 7 * 5 * 2  # four words in two and two, not three and one
+    # Four words in two and two, not three and one; the one that shows the text is out.
+    assert len(kept) == (7 * 5 - 1) * 2
     assert ("0#3.0", "Article 0", "Of 0,") in kept
     assert ("0#3.1", "Article 0", "passage 3.") in kept
 
