@@ -205,8 +205,8 @@ class ChunkedCrossAttention(nn.Module):
             out_init=nn.initializers.zeros,
             rotary_base=c.rotary_base,
         )
-        self.nothing = nn.Dense(
-            self.sizes.num_heads, dtype=c.dtype, kernel_init=nn.initializers.zeros
+        self.nothing = nn.Dense(  # a logit, which are float32 whatever c.dtype is
+            self.sizes.num_heads, dtype="float32", kernel_init=nn.initializers.zeros
         )
         self.dropout = nn.Dropout(c.dropout)
 

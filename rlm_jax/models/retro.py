@@ -10,7 +10,7 @@ it is. Where this differs from the paper:
 * Cross-attention, the decoder's too, has the encoder's heads: what a narrow encoder
   says does not grow by wider keys.
 * A head of chunked cross-attention may attend to nothing, as a learned logit says; one
-  of the public rebuilds has a learned null key for it.
+  of the public rebuilds learns a null key and a null value.
 * The output of chunked cross-attention starts at zero, so that a new RETRO is its
   decoder.
 """
