@@ -49,7 +49,7 @@ def small(config, text: str):
         config.method.cca_layers = (1,)
         config.method.encoder.width, config.method.encoder.num_heads = 16, 1
         config.database.depth, config.database.search.k = 16, 4
-        config.ks = (1, 2, 4, 10)
+        config.ks = ()
     return config
 
 
@@ -82,7 +82,7 @@ def fitted(text: str, plain: pathlib.Path) -> retro.Config:
     config.method.trained, config.init_from = "retrieval", str(plain)
     config.warm_start, config.method.cca_layers = True, (2,)
     config.method.encoder.width = config.method.encoder.num_heads = 0
-    config.baseline = str(plain)
+    config.baseline, config.ks = str(plain), (1, 2, 4, 10)
     config.optim.weight_decay = 0.1
     return config
 
