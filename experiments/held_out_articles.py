@@ -111,6 +111,11 @@ def main(arguments: list[str] | None = None) -> int:
             shows = overlap.overlapping((x.text for x in found["store"]), evaluated)
             kept = itertools.compress(found["store"], ~shows)
             found["store"] = list(pieces(kept, chosen.words))
+            if not found["store"]:
+                raise UserError(
+                    "Every passage of the store shares 13 words in a row with a held-out "
+                    "one; name other articles."
+                )
         if shared.all():
             raise UserError(
                 "Every training text shares 13 words in a row with a held-out passage; "

@@ -87,6 +87,7 @@ def evaluate(
         for other in config.ks:
             if other != k and other <= ids.shape[1]:
                 log_probs[f"k={other}"] = score(given(ids, values, other))
+                log_probs[f"k={other}, shuffled"] = score(given(others, values, other))
         if baseline is not None:
             plain = _scorer(lm.lm(lm.LMConfig(baseline.config)))
             log_probs[PLAIN] = _log_probs(plain, baseline.params, order(part.split))

@@ -152,7 +152,7 @@ def similar(
     num_segments = (len(split.tokens) - 1) // length
     num_batches = num_segments // batch_size
     _check_enough(num_batches, split, batch_size, length)
-    walk = _walk(split, num_segments, length, seed, cache_dir, progress)
+    walk = _walk(split, length, seed, cache_dir, progress)
 
     def spans(seed: int, epoch: int) -> _Spans:
         rng = _rng(seed, epoch)
@@ -205,7 +205,7 @@ def related(
     num_pieces = (len(split.tokens) - 1) // piece
     num_rows = max(num_pieces - s + 1, 0) // s  # from whichever place rows begin at
     _check_enough(num_rows // batch_size, split, batch_size, length)
-    walk = _walk(split, num_pieces, piece, seed, cache_dir, progress)
+    walk = _walk(split, piece, seed, cache_dir, progress)
 
     def spans(seed: int, epoch: int) -> _Spans:
         rng = _rng(seed, epoch)
@@ -231,16 +231,15 @@ def related(
 
 def _walk(
     split: TokenSplit,
-    num_segments: int,
     length: int,
     seed: int,
     cache_dir: str | os.PathLike | None,
     progress: bool,
 ) -> np.ndarray:
     """Numbers of segments, int64 [N], neighbours beside one another."""
-    segments = np.asarray(split.tokens[: num_segments * length])
+    whole = (len(split.tokens) - 1) // length * length
     return similarity.walk(
-        segments.reshape(num_segments, length),
+        np.asarray(split.tokens[:whole]).reshape(-1, length),
         seed=seed,
         cache_dir=cache_dir,
         progress=progress,
