@@ -113,8 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
             found["store"] = list(pieces(kept, chosen.words))
             if not found["store"]:
                 raise UserError(
-                    "Every passage of the store shares 13 words in a row with a held-out "
-                    "one; name other articles."
+                    "Every passage of the store shares 13 words in a row with a "
+                    "held-out one; name other articles."
                 )
         if shared.all():
             raise UserError(

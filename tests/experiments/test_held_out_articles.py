@@ -84,6 +84,20 @@ def test_the_stores_passages_are_cut_into_equal_pieces(files):
     assert ("0#3.1", "Article 0", "passage 3.") in kept
 
 
+def test_a_store_that_shows_the_text_everywhere_is_refused(files, capsys):
+    copied = " ".join(f"word{i}" for i in range(20))
+    articles = [
+        {"id": f"{a}#{i}", "title": f"Article {a}", "text": copied}
+        for a in range(7)
+        for i in range(7)
+    ]
+    (files / "articles.jsonl").write_text("\n".join(map(json.dumps, articles)))
+    with pytest.raises(SystemExit):
+        make(files, "--words=3")
+    assert "Every passage of the store shares 13 words" in capsys.readouterr().err
+    assert not (files / "made").exists()
+
+
 def test_what_is_wrong_is_said(files, capsys):
     make(files)
     few = json.dumps({"id": "0", "title": "One", "text": "All."})
