@@ -213,11 +213,12 @@ def applied(name, method="log_probs"):
 def test_without_retrieval_it_is_the_decoder_to_the_bit(name):
     params = initialised(name=name)
     tokens, neighbours = text(batch=2)
+    # Of its parameters as arguments: a compiler computes otherwise with constants.
     plain = jax.jit(
-        lambda tokens: Decoder(CONFIGS[name]).apply(
-            {"params": params["decoder"]}, tokens, method="log_probs"
+        lambda params, tokens: Decoder(CONFIGS[name]).apply(
+            {"params": params}, tokens, method="log_probs"
         )
-    )(tokens)
+    )(params["decoder"], tokens)
     off = applied(name)(params, tokens)
     np.testing.assert_array_equal(off, plain)
     absent = applied(name)(params, tokens, neighbours, np.zeros_like(neighbours))
