@@ -85,6 +85,7 @@ CASES: dict[str, Callable[[], tuple[Method, dict[str, np.ndarray]]]] = {
     "trime_long": partial(system, "trime_long"),
     "trime_external": partial(system, "trime_external"),
     "trime_external_off": partial(system, "trime_external_off"),
+    "retro": partial(system, "retro"),
     "dpr": partial(system, "dpr"),
     "dpr_distinct": partial(system, "dpr_distinct"),
     "contriever": partial(system, "contriever"),
