@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import json
 import os
 import pathlib
@@ -16,7 +17,6 @@ import jax
 import numpy as np
 import tqdm
 from absl import app, flags, logging
-from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from experiments import options
@@ -106,22 +106,11 @@ def _alone(workdir: pathlib.Path):
 
     Of several processes of a run the first holds the lock, and all learn if it cannot.
     """
-    held, error = -1, None
-    if parallel.is_first_process():
-        try:
-            held = _lock(workdir)
-        except UserError as found:
-            error = found
-    if jax.process_count() > 1:
-        failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
-        if failed and error is None:
-            error = UserError(f"The first process cannot work in {workdir}.")
-    if error is not None:
-        raise error
+    held = parallel.by_first(functools.partial(_lock, workdir), f"work in {workdir}")
     try:
         yield
     finally:
-        if held >= 0:
+        if held is not None:
             left = list(workdir.glob("*"))
             if {path.name for path in left} <= {LOCK, CONFIG}:  # nothing was done
                 for path in left:
@@ -222,19 +211,29 @@ def configuration(workdir: str | pathlib.Path, text: str) -> dict[str, Any]:
     return stored
 
 
-def claim(run: Run, config: Any, text: str, *, same: tuple[str, ...]) -> None:
+def claim(
+    run: Run,
+    config: Any,
+    text: str,
+    *,
+    same: tuple[str, ...],
+    unused: tuple[str, ...] = (),
+) -> None:
     """Make the workdir this run's, or check that it already is.
 
     ``config.json`` keeps the configuration and the fingerprint of the text (tokens):
     the same names may stand for another text tomorrow. A rerun may change how long to
     train and what to evaluate, but not the fields named in ``same``; the report of
-    another configuration goes. Of several processes the first one writes; a dry run
+    another configuration goes. Fields in ``unused``, which this run does not read, stay
+    as they are stored. Of several processes the first one writes; a dry run
     writes nothing.
 
     Raises:
       UserError: the workdir holds another run, or cannot be written.
     """
     ours, theirs = _fields(run, config, text), _completed(run, config)
+    if theirs is not None:
+        ours |= {field: theirs[field] for field in unused if field in theirs}
     for field in ("system", *same, "fingerprint"):
         if theirs is None:
             break

@@ -25,6 +25,7 @@ from rlm_jax.errors import UserError
 AXIS = "batch"
 
 Tree = TypeVar("Tree")
+Result = TypeVar("Result")
 
 
 def initialise(
@@ -68,6 +69,32 @@ def initialise(
 def is_first_process() -> bool:
     """Whether this process is the one that writes logs and shows progress."""
     return jax.process_index() == 0
+
+
+
+def by_first(work: Callable[[], Result], purpose: str) -> Result | None:
+    """What the first process makes while the others wait; None in those.
+
+    Args:
+      work: what it does.
+      purpose: completes "The first process cannot ..." for the others.
+
+    Raises:
+      UserError: it raised one, in all processes: none waits for ever.
+    """
+    result, error = None, None
+    if is_first_process():
+        try:
+            result = work()
+        except UserError as found:
+            error = found
+    if jax.process_count() > 1:
+        failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
+        if failed and error is None:
+            error = UserError(f"The first process cannot {purpose}, and tells why.")
+    if error is not None:
+        raise error
+    return result
 
 
 def local_rows(global_batch_size: int, *, accumulate: int = 1) -> np.ndarray:
