@@ -27,7 +27,7 @@ from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 from rlm_jax.models import generation
-from rlm_jax.models.decoder import DecoderConfig
+from rlm_jax.models.decoder import DecoderConfig, check_length
 from rlm_jax.models.generation import Sampling
 from rlm_jax.ops import mixtures
 from rlm_jax.retrieval.index import none_found
@@ -198,11 +198,7 @@ def check_window(config: Config, decoder: DecoderConfig) -> None:
             f"{document}, {stride_of(config)} new ones and a token of the prompt; make "
             "it longer, or documents.length or documents.stride shorter."
         )
-    if decoder.positions == "learned" and config.window > decoder.max_length:
-        raise UserError(
-            f"window is {config.window}, and the model's learned positions end at "
-            f"{decoder.max_length}; choose at most that."
-        )
+    check_length(decoder, config.window, "window")
 
 
 def stride_of(config: Config) -> int:

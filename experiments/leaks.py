@@ -1,14 +1,18 @@
-"""Which passages would tell a text what it says: they are not given to it."""
+"""Which passages and chunks would tell a text what it says: it is not given them."""
 
+import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import launch
 from experiments.language_model import Text
-from rlm_jax.data import corpora, overlap
+from rlm_jax.data import cache, corpora, overlap
 from rlm_jax.data.passages import Passages
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate.in_context import Strides
+from rlm_jax.retrieval.chunk_database import Chunks
 
 
 class Excluded(NamedTuple):
@@ -80,3 +84,65 @@ class OwnDocuments:
                 texts = (self._all[int(i)].text for i in ids[row])
                 own[row] |= overlap.overlapping(texts, [window], n=self._num_words)
         return own
+
+
+def left_out_chunks(
+    chosen: Any,
+    database: Chunks,
+    evaluated: Sequence[Chunks],
+    decode: Callable[[np.ndarray], str],
+    fingerprints: list[str],
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Chunks that show too much of the evaluated splits, and how many by why.
+
+    Found once for a text and its limits, and then cached.
+
+    Args:
+      chosen: a `retro_data.DatabaseConfig`.
+      database: N chunks.
+      evaluated: those of validation and test.
+      decode: tokens -> text.
+      fingerprints: of the tokens that all of them are made of.
+
+    Returns:
+      (bool [N], counts).
+    """
+    limits = chosen.duplicates, chosen.overlap, database.chunk_length
+    key = cache.fingerprint("chunks left out", *limits, *fingerprints)
+
+    def build(folder: pathlib.Path) -> None:
+        documents = _documents(database)
+        others = [decode(x) for some in evaluated for x in _documents(some)]
+        alike, shared = np.zeros(len(documents), bool), np.zeros(len(database), bool)
+        if chosen.duplicates:
+            shown = launch.bar("comparing documents", "document")(documents)
+            alike = overlap.near_duplicates(
+                map(decode, shown), others, chosen.duplicates
+            )
+        if chosen.overlap:
+            rows = launch.bar("comparing chunks", "chunk")(range(len(database)))
+            texts = (decode(database.shown(i, i + 1)[0]) for i in rows)  # with the next
+            shared = overlap.overlapping(texts, others, n=chosen.overlap)
+        np.savez(folder / "chunks.npz", alike=alike, shared=shared)
+
+    folder = cache.once(cache.root() / "left_out" / key[:32], build)
+    with np.load(folder / "chunks.npz", allow_pickle=False) as arrays:
+        alike, shared = arrays["alike"], arrays["shared"]
+    duplicates = database.touching(alike)
+    if (out := duplicates | shared).all():
+        raise UserError(
+            "Every chunk of the database shows too much of the evaluated text; raise "
+            "database.overlap and database.duplicates, or add a corpus in "
+            "database.more."
+        )
+    return out, {
+        "duplicate_documents": int(alike.sum()),
+        "duplicate_chunks": int(duplicates.sum()),
+        "overlapping_chunks": int((shared & ~duplicates).sum()),
+    }
+
+
+def _documents(chunks: Chunks) -> list[np.ndarray]:
+    offsets = chunks.document_offsets.tolist()
+    pairs = zip(offsets[:-1], offsets[1:], strict=True)
+    return [chunks.tokens[start:stop] for start, stop in pairs]

@@ -261,18 +261,24 @@ def paper_chunks() -> dict[str, Any]:
     }
 
 
-def paper_retro(*, width: int, num_heads: int) -> RetroConfig:
-    """12 layers, chunked cross-attention at 6, 9 and 12, an encoder of 2 x 896."""
+def paper_retro(*, width: int, num_heads: int, head_width: int) -> RetroConfig:
+    """12 layers, chunked cross-attention at 6, 9 and 12, an encoder of 2 x 896.
+
+    Its heads are 64 wide, and the first of its layers alone reads the chunk.
+    """
     return RetroConfig(
         decoder.modern(
             num_layers=12,
             width=width,
             num_heads=num_heads,
+            head_width=head_width,
             feed_forward_width=4 * width,
             activation="gelu",
             dtype="bfloat16",
             remat=True,
         ),
-        NeighbourEncoderConfig(width=896, num_heads=16),
+        NeighbourEncoderConfig(
+            width=896, num_heads=16, head_width=64, cca_layers=(1,)
+        ),
         cca_layers=(6, 9, 12),
     )

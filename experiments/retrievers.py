@@ -22,11 +22,12 @@ from rlm_jax.data.text_encoding import TextTokenizer
 from rlm_jax.errors import UserError
 from rlm_jax.method import Method, Neighbours, Params
 from rlm_jax.models.encoder import EncoderConfig, embedder
-from rlm_jax.retrieval import bm25, datastore, encode, encode_passages, index
+from rlm_jax.retrieval import bm25, datastore, encode, encode_passages, index, scann
 from rlm_jax.retrieval.index import TARGET_RECALL
 from rlm_jax.train import progress
 
 TITLES = ("join", "pair", "none")
+INDEXES = ("auto", "exact", "scann")
 
 
 @dataclasses.dataclass
@@ -98,11 +99,16 @@ def load_collection(config: CollectionConfig) -> Collection:
 def load_tower(
     folder: str | pathlib.Path, wanted: EncoderConfig | None = None
 ) -> Tower:
-    """An encoder in Hugging Face's layout: a published one, or a run's ``encoder``.
+    """An encoder in Hugging Face's layout: a published one, or a run's.
+
+    A run is named by its workdir or by the ``encoder`` in it.
 
     Of ``wanted`` it takes what a folder cannot say (dropout, dtype, remat), and pooling
     and normalisation where it does not.
     """
+    folder = pathlib.Path(folder)
+    if (folder / "encoder" / "config.json").is_file():
+        folder = folder / "encoder"
     otherwise, changes = {}, {}
     if wanted is not None:
         otherwise = {"pooling": wanted.pooling, "normalise": wanted.normalise}
@@ -256,13 +262,21 @@ def exact_below(
     store: datastore.Datastore, search: SearchConfig, field: str = "search"
 ) -> int:
     """The number of entries from which ScaNN takes over; ``field`` is search's name."""
+    check_search(search, field)
     everything = store.num_entries + 1
     sizes = {"auto": index.EXACT_BELOW, "exact": everything, "scann": 0}
-    if search.index not in sizes:
-        raise UserError(
-            f"{field}.index is {search.index!r}; choose one of {', '.join(sizes)}."
-        )
     return sizes[search.index]
+
+
+def check_search(search: SearchConfig, field: str = "search") -> None:
+    """Raises UserError for what a search would be refused for after the encoding."""
+    for name, known in (("index", INDEXES), ("kept", scann.KEPT)):
+        chosen = getattr(search, name)
+        if chosen not in known:
+            raise UserError(
+                f"{field}.{name} is {chosen!r}; choose one of {', '.join(known)}."
+            )
+    index.check_target(search.target_recall)
 
 
 def search_dense(

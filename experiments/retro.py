@@ -29,9 +29,11 @@ from experiments.given_model import Decoding, Given
 from experiments.language_model import DataConfig, EvaluateConfig, Text
 from experiments.retrievers import SearchConfig
 from experiments.retro_data import Database, DatabaseConfig
+from rlm_jax.data.batching import Batches
 from rlm_jax.errors import UserError
 from rlm_jax.method import Method, Params
 from rlm_jax.methods import retro
+from rlm_jax.models.decoder import check_length
 from rlm_jax.models.generation import Sampling
 from rlm_jax.train import parallel, progress
 from rlm_jax.train.loop import TrainConfig
@@ -56,8 +58,10 @@ class Config:
     prompt: str = ""  # a text to continue; then nothing is evaluated
     new_tokens: int = 128  # of its continuation
     temperature: float = 0.7  # 0: the most likely token
+    retrieve: bool = True  # neighbours for it; off: RETRO's decoder alone
 
 
+PROMPTING = ("prompt", "new_tokens", "temperature", "retrieve")
 SAME = ("data", "method", "database", "optim", "init_from", "warm_start")
 
 
@@ -77,13 +81,12 @@ def tiny() -> Config:
 
 
 def novels() -> Config:
-    """Novels and articles, a decoder of 4 layers of 256 and a sentence encoder.
+    """Novels, a decoder of 4 layers of 256 and a sentence encoder.
 
     Command: python -m experiments.retro --preset novels --workdir runs/novels_retro
       --config.data.corpus=text:FOLDER (folders train, valid and test)
       --config.database.encoder=FOLDER (all-MiniLM-L6-v2)
-    Corpus: 56 English novels, with WikiText-2 where the folder holds it too. Hardware:
-    2 CPU cores. Time: 30 minutes of training, and as many of encoding before the first.
+    Corpus: 56 English novels. Meant for 2 CPU cores; not run to its end here.
     """
     return Config(
         **presets.novels_chunks(),
@@ -92,8 +95,26 @@ def novels() -> Config:
     )
 
 
+def wikitext2() -> Config:
+    """WikiText-2, whose database the novels join.
+
+    Command: python -m experiments.retro --preset wikitext2 --workdir runs/wt2_retro
+      --config.data.corpus=text:FOLDER (WikiText-2) --config.database.more=text:FOLDER
+      (novels) --config.database.encoder=FOLDER (all-MiniLM-L6-v2)
+    Corpus: as named. Meant for 2 CPU cores; not run to its end here (docs/results.md
+    has WikiText-2 with a smaller decoder, a warm start and no novels).
+    """
+    config = novels()
+    config.data.corpus = "text:data/wikitext-2"
+    config.database.more = "text:data/books"
+    return config
+
+
 def paper_172m() -> Config:
     """Borgeaud et al. 2022, table 1: 132M parameters, 172M with retrieval.
+
+    Ours are 121M and 157M, since its relative positions have parameters (one map from
+    width to heads at each attention) and rotary ones have none.
 
     Command: python -m experiments.retro --preset paper_172m --workdir runs/retro_172m
       --config.data.corpus=jsonl:FOLDER --config.database.encoder=FOLDER (BERT)
@@ -101,25 +122,27 @@ def paper_172m() -> Config:
     """
     return Config(
         **presets.paper_chunks(),
-        method=presets.paper_retro(width=896, num_heads=16),
+        method=presets.paper_retro(width=896, num_heads=16, head_width=64),
         database=DatabaseConfig(encoder="data/bert-base-uncased"),
     )
 
 
 def paper_425m() -> Config:
-    """As paper_172m with 368M parameters, 425M with retrieval.
+    """As paper_172m with 368M parameters, 425M with retrieval; ours, 340M and 381M.
 
     Command: python -m experiments.retro --preset paper_425m --workdir runs/retro_425m
       --config.data.corpus=jsonl:FOLDER --config.database.encoder=FOLDER (BERT)
     Corpus, hardware: as paper_172m; not run here.
     """
     return dataclasses.replace(
-        paper_172m(), method=presets.paper_retro(width=1536, num_heads=12)
+        paper_172m(),
+        method=presets.paper_retro(width=1536, num_heads=12, head_width=128),
     )
 
 
 PRESETS = {
     "tiny": tiny,
+    "wikitext2": wikitext2,
     "novels": novels,
     "paper_172m": paper_172m,
     "paper_425m": paper_425m,
@@ -140,9 +163,13 @@ def execute(config: Config, run: launch.Run):
         else:
             text = language_model.load_text(config.data)
     # What is continued is no part of what a workdir belongs to.
-    as_evaluated = {"prompt": "", "new_tokens": 0, "temperature": 0.0}
+    as_evaluated = {name: getattr(Config, name) for name in PROMPTING}
     launch.claim(
-        run, dataclasses.replace(config, **as_evaluated), text.fingerprint, same=SAME
+        run,
+        dataclasses.replace(config, **as_evaluated),
+        text.fingerprint,
+        same=SAME,
+        unused=("baseline", "ks", "evaluate") if config.prompt else (),
     )
     if given is not None:
         config = given_model.with_tokenizer(config, given)
@@ -152,8 +179,9 @@ def execute(config: Config, run: launch.Run):
     if config.warm_start:
         retro.check_warm_start(config.method)
     baseline = _baseline(config, text) if config.baseline else None
+    none = _without_neighbours(config, text)
     if run.dry_run:
-        return _describe(method, config, text)
+        return _describe(method, config, text, none["train"])
     database = retro_data.prepare(config, run, text, phases)
     with phases("train"):
         params = _train(method, config, text, database, given, run)
@@ -178,8 +206,12 @@ def _check(config: Config) -> None:
             "warm_start copies a trained decoder's layers; name one with "
             "--config.init_from."
         )
-    if config.ks and min(config.ks) < 1:
-        raise UserError(f"ks are {config.ks}; choose 1 or more for each.")
+    kept = config.database.search.k
+    if config.ks and not 1 <= min(config.ks) <= max(config.ks) <= kept:
+        raise UserError(
+            f"ks are {config.ks}, and a test chunk keeps {kept} neighbours; choose from "
+            "1 to that, or raise database.search.k."
+        )
     Sampling(temperature=config.temperature)
     if config.new_tokens < 1:
         raise UserError(f"new_tokens is {config.new_tokens}; choose 1 or more.")
@@ -198,16 +230,25 @@ def _baseline(config: Config, text: Text) -> Decoding:
     return plain
 
 
-def _describe(method: Method, config: Config, text: Text) -> None:
+def _without_neighbours(config: Config, text: Text) -> dict[str, Batches]:
+    """The batches as they are before anything is found: whether they can be made."""
+    check_length(config.method.decoder, config.data.length, "data.length")
+    check_length(config.method.decoder, config.evaluate.window, "evaluate.window")
+    made = {}
+    for name in ("train", "validation"):
+        chunks = retro_data.stream(config, text.store.split(name))
+        none = np.broadcast_to(np.int32(-1), (len(chunks), config.method.k))
+        made[name] = retro_data.batches(config, text, name, chunks, none)
+    return made
+
+
+def _describe(method: Method, config: Config, text: Text, some: Batches) -> None:
     if not parallel.is_first_process():
         return
     m = config.method.chunk_length
     for name, split in text.store.splits.items():
         num = len(split.tokens)
         progress.say(f"{name}: {num:,} tokens, {-(-num // m):,} chunks of {m}")
-    chunks = retro_data.stream(config, text.store.split("train"))
-    none = np.broadcast_to(np.int32(-1), (len(chunks), config.method.k))
-    some = retro_data.batches(config, text, "train", chunks, none)
     dry_run.describe(method, some, config)
 
 

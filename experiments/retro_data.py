@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import launch, presets, retrievers
+from experiments import launch, leaks, presets, retrievers
 from experiments.language_model import Text
 from experiments.retrievers import SearchConfig, Tower
 from rlm_jax.data import (
@@ -19,7 +19,6 @@ from rlm_jax.data import (
     cache,
     corpora,
     neighbour_batches,
-    overlap,
     passages,
     token_store,
 )
@@ -35,7 +34,7 @@ from rlm_jax.retrieval import (
     index,
 )
 from rlm_jax.retrieval.chunk_database import Chunks
-from rlm_jax.retrieval.chunk_neighbours import ChunkNeighbours
+from rlm_jax.retrieval.chunk_neighbours import ChunkNeighbours, Filter
 from rlm_jax.retrieval.datastore import Datastore
 from rlm_jax.train import parallel, progress
 
@@ -66,18 +65,24 @@ class Database(NamedTuple):
     """Everything that is retrieved from, and what each split's chunks find in it."""
 
     chunks: Chunks  # of the training split, then of the other corpus
-    out: np.ndarray  # bool [N], chunks that are no neighbours
+    filters: list[Filter]  # what is no neighbour of any chunk
     index: index.Index
-    encode: Callable[[list[np.ndarray]], np.ndarray]  # tokens of chunks -> [n, D]
+    encode: Callable[[list[np.ndarray]], np.ndarray]  # tokens of a few chunks -> [n, D]
     neighbours: dict[str, ChunkNeighbours]
     facts: dict[str, Any]  # for the report
 
-    def find(self, chunks: list[np.ndarray], k: int, depth: int) -> Neighbours:
+    def find(
+        self, chunks: list[np.ndarray], k: int, depth: int, max_depth: int
+    ) -> Neighbours:
         """The k nearest of some chunks that may be neighbours, -1 where too few are."""
-        found = self.index.search(
-            self.encode(chunks), min(depth, self.index.num_entries)
+        return chunk_neighbours.nearest(
+            self.index,
+            self.encode(chunks),
+            k,
+            filters=self.filters,
+            depth=depth,
+            max_depth=max_depth,
         )
-        return index.first_kept(found, lambda ids: ~self.out[ids], k)
 
 
 def check(config: Any) -> None:
@@ -110,6 +115,7 @@ def check(config: Any) -> None:
             f"Searches of depth {chosen.depth} to {chosen.max_depth} do not give "
             f"{chosen.search.k} neighbours; raise database.max_depth."
         )
+    retrievers.check_search(chosen.search, "database.search")
 
 
 def prepare(
@@ -154,9 +160,13 @@ def _prepare(
         everything = chunks["train"]
         if chosen.more:
             everything = chunk_database.join(everything, chunks.pop("more"))
-        out, facts = _left_out(config, text, everything, chunks)
         tower = _tower(config)
-        encoder, rows, text_length = _reader(chosen, tower, text)
+        rows, text_length = _reader(chosen, tower, text)
+        encoder = retrievers.encoder_of(tower, chosen.search, text_length)
+        evaluated = [chunks[name] for name in EVALUATED]
+        out, facts = leaks.left_out_chunks(
+            chosen, everything, evaluated, text.tokenizer.decode, stores
+        )
     identity = {
         **retrievers.fingerprints(tower),
         "tokens": stores,
@@ -172,7 +182,7 @@ def _prepare(
         }
     searched, kind = _index(chosen, vectors["database"])
     searched_for = {"database": vectors["database"].checksum, **kind}
-    excluded = [chunk_neighbours.excluded(out)] if out.any() else []
+    filters = [chunk_neighbours.excluded(out)] if out.any() else []
     # A training segment takes nothing from its own documents.
     own = chunk_neighbours.same_document(
         chunks["train"], everything, config.data.length
@@ -188,7 +198,7 @@ def _prepare(
                 chosen,
                 k=config.method.k if name == "train" else chosen.search.k,
                 num_chunks=len(chunks[name]),
-                filters=[own, *excluded] if name == "train" else excluded,
+                filters=[own, *filters] if name == "train" else filters,
             )
             for name in ("train", *EVALUATED)
         }
@@ -199,9 +209,15 @@ def _prepare(
             "empty": each.empty_share,
             "chunks_per_second": each.chunks_per_second,
         }
-    return Database(
-        everything, out, searched, lambda some: encoder(rows(some)), found, facts
-    )
+
+    @functools.cache
+    def few() -> Any:  # of a prompt, whose chunks come one at a time
+        return retrievers.encoder_of(tower, chosen.search, text_length, max_rows=1)
+
+    def encode(some: list[np.ndarray]) -> np.ndarray:
+        return few()(rows(some))
+
+    return Database(everything, filters, searched, encode, found, facts)
 
 
 def batches(
@@ -245,46 +261,6 @@ def _chunks(config: Any, text: Text) -> tuple[dict[str, Chunks], list[str]]:
     return made, [text.fingerprint, other.fingerprint]
 
 
-def _left_out(
-    config: Any, text: Text, database: Chunks, chunks: dict[str, Chunks]
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """The chunks that show too much of the evaluated splits, and how many by why."""
-    chosen, decode = config.database, text.tokenizer.decode
-    out = np.zeros(len(database), bool)
-    facts = {"duplicate_documents": 0, "duplicate_chunks": 0, "overlapping_chunks": 0}
-    evaluated = [x for name in EVALUATED for x in _documents(chunks[name])]
-    if chosen.duplicates:
-        alike = overlap.near_duplicates(
-            map(decode, _documents(database)),
-            map(decode, evaluated),
-            chosen.duplicates,
-        )
-        out |= database.touching(alike)
-        facts["duplicate_documents"] = int(alike.sum())
-        facts["duplicate_chunks"] = int(out.sum())
-    if chosen.overlap:
-        shown = (
-            decode(database.shown(i, i + 1)[0])  # the continuation too
-            for i in range(len(database))
-        )
-        shared = overlap.overlapping(shown, map(decode, evaluated), n=chosen.overlap)
-        facts["overlapping_chunks"] = int((shared & ~out).sum())
-        out |= shared
-    if out.all():
-        raise UserError(
-            "Every chunk of the database shows too much of the evaluated text; raise "
-            "database.overlap and database.duplicates, or add a corpus in "
-            "database.more."
-        )
-    return out, facts
-
-
-def _documents(chunks: Chunks) -> Iterator[np.ndarray]:
-    offsets = chunks.document_offsets.tolist()
-    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
-        yield chunks.tokens[start:stop]
-
-
 def _tower(config: Any) -> Tower:
     """The frozen encoder; of random weights where none is named.
 
@@ -304,14 +280,14 @@ def _tower(config: Any) -> Tower:
 
 
 def _reader(chosen: DatabaseConfig, tower: Tower, text: Text):
-    """(encoder; tokens of chunks -> what it reads of them; its longest row)."""
+    """(tokens of chunks -> what the encoder reads of them; its longest row)."""
     length = min(chosen.text_length, tower.config.max_length)
 
     def rows(some: list[np.ndarray]) -> list[np.ndarray]:
         texts = [text.tokenizer.decode(tokens) for tokens in some]
         return tower.tokenizer.encode(texts, max_length=length)
 
-    return retrievers.encoder_of(tower, chosen.search, length), rows, length
+    return rows, length
 
 
 def _vectors(
@@ -384,10 +360,7 @@ def _neighbours(
                 **options,
             )
 
-    found = build() if parallel.is_first_process() else None
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"neighbours of {name}")
-    found = found or build()
+    found = parallel.by_first(build, f"find the neighbours of {name}") or build()
     if found.chunks_per_second:
         progress.say(
             f"neighbours of {name}: {found.chunks_per_second:,.0f} chunks/s, "

@@ -85,7 +85,7 @@ def evaluate(
         own = np.arange(len(ids), dtype=np.int32)[:, None]
         log_probs["oracle"] = score(given(own, part.chunks.values, 1))
         for other in config.ks:
-            if other != k and other <= ids.shape[1]:
+            if other != k:
                 log_probs[f"k={other}"] = score(given(ids, values, other))
                 log_probs[f"k={other}, shuffled"] = score(given(others, values, other))
         if baseline is not None:
@@ -173,14 +173,18 @@ def _show(run: launch.Run, curve: leakage.Curve) -> None:
 
 
 def continue_prompt(config: Any, text: Text, database: Database, params: Params) -> str:
-    """The prompt's continuation, with neighbours as chunks complete; both are shown."""
+    """The prompt's continuation, with neighbours as chunks complete; both are shown.
+
+    Without ``retrieve`` it is what RETRO's decoder writes alone.
+    """
     m, k = config.method.chunk_length, config.method.k
     decode = text.tokenizer.decode
     tokens = text.tokenizer.encode(config.prompt)
 
     def retrieve(so_far: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         asked = so_far[0, -m:]
-        found = database.find([asked], k, config.database.depth)
+        depths = config.database.depth, config.database.max_depth
+        found = database.find([asked], k, *depths)
         values, mask = database.chunks.values(found.ids)
         progress.say(f"\nneighbours of {_line(decode(asked))}")
         for score, ids, seen in zip(found.scores[0], values[0], mask[0], strict=True):
@@ -191,7 +195,7 @@ def continue_prompt(config: Any, text: Text, database: Database, params: Params)
     generated = retro_generator(*retro.model_sizes(config.method)).generate(
         params,
         np.asarray(tokens, np.int32)[None],
-        retrieve,
+        retrieve if config.retrieve else None,
         jax.random.key(config.train.seed),
         neighbours_shape=(k, 2 * m),
         max_new_tokens=config.new_tokens,

@@ -203,6 +203,12 @@ def check_warm_start(config: RetroConfig) -> None:
                 f"with a warm start the encoder's {name} has to be the decoder's, "
                 f"{wants}, and is {has}; set encoder.{name} to 0."
             )
+    if encoder.heads_width != encoder.width:
+        raise UserError(
+            "with a warm start the encoder's heads have to make up its width, as the "
+            f"decoder's do, and are {encoder.head_width} wide; set encoder.head_width "
+            "to 0."
+        )
     if encoder.num_layers >= cross_layers[-1]:
         raise UserError(
             f"with a warm start the encoder's {encoder.num_layers} layers have to be "

@@ -86,6 +86,15 @@ def check(config: DecoderConfig) -> None:
         )
 
 
+def check_length(config: DecoderConfig, length: int, name: str) -> None:
+    """Raises UserError where rows of ``length`` tokens, ``name``, end past positions."""
+    if config.positions == "learned" and length > config.max_length:
+        raise UserError(
+            f"{name} is {length}, and learned positions end at max_length, "
+            f"{config.max_length}; choose at most that."
+        )
+
+
 class DecoderOutput(NamedTuple):
     """What a decoder computes at each position, [B, T, D]."""
 
@@ -216,11 +225,7 @@ class Decoder(nn.Module):
         positions = jnp.arange(tokens.shape[1])
         x = self.vocabulary.embed(tokens)
         if c.positions == "learned":
-            if tokens.shape[1] > c.max_length:
-                raise UserError(
-                    f"a row has {tokens.shape[1]} tokens and max_length, where learned "
-                    f"positions end, is {c.max_length}; raise it or shorten the rows."
-                )
+            check_length(c, tokens.shape[1], "the number of tokens of a row")
             x = x + self.position_embedding[: tokens.shape[1]].astype(x.dtype)
         elif c.positions == "sinusoidal":
             x = x + layers.sinusoids(positions, c.width).astype(x.dtype)

@@ -25,6 +25,13 @@ class NeighbourEncoderConfig:
     width: int = 0  # 0: the decoder's
     num_heads: int = 0  # of it and of the cross-attention; 0: the decoder's
     feed_forward_width: int = 0  # 0: the decoder's, in proportion
+    head_width: int = 0  # of those heads; 0: as many as make up the width
+    cca_layers: tuple[int, ...] = ()  # from 1, those that read the chunk; (): all
+
+    @property
+    def heads_width(self) -> int:
+        """Of all heads together."""
+        return self.num_heads * self.head_width or self.width
 
 
 def filled(
@@ -36,22 +43,41 @@ def filled(
       UserError: they do not fit together.
     """
     width = encoder.width or decoder.width
+    heads = encoder.num_heads or decoder.num_heads
     full = NeighbourEncoderConfig(
-        encoder.num_layers,
-        width,
-        encoder.num_heads or decoder.num_heads,
-        encoder.feed_forward_width
+        num_layers=encoder.num_layers,
+        width=width,
+        num_heads=heads,
+        feed_forward_width=encoder.feed_forward_width
         or decoder.feed_forward_width * width // decoder.width,
+        head_width=encoder.head_width or width // max(heads, 1),
+        cca_layers=tuple(encoder.cca_layers) or tuple(range(1, encoder.num_layers + 1)),
     )
-    for name, size in dataclasses.asdict(full).items():
+    for name in ("num_layers", "width", "num_heads", "feed_forward_width"):
+        size = getattr(full, name)
         if size < 1:
             raise UserError(f"the encoder's {name} is {size}; choose 1 or more.")
-    if width % (2 * full.num_heads):
+    if not encoder.head_width and width % (2 * heads):
         raise UserError(
-            f"the encoder is {width} wide with {full.num_heads} heads; choose a width "
+            f"the encoder is {width} wide with {heads} heads; choose a width "
             "that gives each head an even part."
         )
+    if full.head_width < 1 or full.head_width % 2:
+        raise UserError(
+            f"the encoder's head_width is {full.head_width}, and rotary positions turn "
+            "pairs; choose an even one."
+        )
+    check_layers("the encoder's cca_layers", full.cca_layers, full.num_layers)
     return full
+
+
+def check_layers(name: str, chosen: tuple[int, ...], num_layers: int) -> None:
+    """Raises UserError where they are not some of the layers 1 ... ``num_layers``."""
+    rising = sorted(set(chosen)) == list(chosen)
+    if not rising or chosen[0] < 1 or chosen[-1] > num_layers:
+        raise UserError(
+            f"{name} are {chosen}; choose layers that rise from 1 to {num_layers}."
+        )
 
 
 class CrossAttention(nn.Module):
@@ -99,6 +125,7 @@ class EncoderBlock(nn.Module):
 
     config: DecoderConfig
     sizes: NeighbourEncoderConfig
+    reads_chunk: bool = True  # whether this layer has the cross-attention
 
     @nn.compact
     def __call__(self, x, mask, chunk_states, deterministic: bool):
@@ -119,23 +146,25 @@ class EncoderBlock(nn.Module):
             rotary=True,
             rotary_base=c.rotary_base,
             output_scale=scale,
+            head_width=sizes.head_width,
             name="attention",
         )(norm("attention_norm")(x), positions, mask)
         x = x + dropout(h)
-        cross = CrossAttention(
-            width=sizes.width,
-            num_heads=sizes.num_heads,
-            out_width=sizes.width,
-            dtype=c.dtype,
-            out_init=nn.initializers.normal(scale),
-            rotary_base=c.rotary_base,
-            name="cross_attention",
-        )
-        q = cross.queries(norm("cross_attention_norm")(x), positions)
-        count, m, _ = chunk_states.shape
-        k, v = cross.keys_values(chunk_states, jnp.arange(m))
-        h = chunks.cross_attention(q.reshape(count, -1, *q.shape[2:]), k, v, None)
-        x = x + dropout(cross.project(h.reshape(q.shape)))
+        if self.reads_chunk:
+            cross = CrossAttention(
+                width=sizes.heads_width,
+                num_heads=sizes.num_heads,
+                out_width=sizes.width,
+                dtype=c.dtype,
+                out_init=nn.initializers.normal(scale),
+                rotary_base=c.rotary_base,
+                name="cross_attention",
+            )
+            q = cross.queries(norm("cross_attention_norm")(x), positions)
+            count, m, _ = chunk_states.shape
+            k, v = cross.keys_values(chunk_states, jnp.arange(m))
+            h = chunks.cross_attention(q.reshape(count, -1, *q.shape[2:]), k, v, None)
+            x = x + dropout(cross.project(h.reshape(q.shape)))
         h = layers.FeedForward(
             width=sizes.feed_forward_width,
             activation=c.activation,
@@ -180,7 +209,8 @@ class NeighbourEncoder(nn.Module):
         chunk_states = norm(chunk_states)
         block = nn.remat(EncoderBlock, static_argnums=(4,)) if c.remat else EncoderBlock
         for i in range(sizes.num_layers):
-            x = block(c, sizes, name=f"block_{i}")(
+            reads_chunk = i + 1 in sizes.cca_layers
+            x = block(c, sizes, reads_chunk, name=f"block_{i}")(
                 x, visible, chunk_states, deterministic
             )
         norm = layers.norm(c.norm, c.dtype, "final_norm", epsilon=c.norm_epsilon)
@@ -198,7 +228,7 @@ class ChunkedCrossAttention(nn.Module):
         c = self.config
         self.norm = layers.norm(c.norm, c.dtype, epsilon=c.norm_epsilon)
         self.attention = CrossAttention(
-            width=self.sizes.width,
+            width=self.sizes.heads_width,
             num_heads=self.sizes.num_heads,
             out_width=c.width,
             dtype=c.dtype,

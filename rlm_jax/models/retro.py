@@ -29,6 +29,7 @@ from rlm_jax.models.neighbours import (
     ChunkedCrossAttention,
     NeighbourEncoder,
     NeighbourEncoderConfig,
+    check_layers,
     filled,
 )
 from rlm_jax.ops import chunks
@@ -55,12 +56,7 @@ def check(
             f"no layer of {decoder.num_layers} has cross-attention, whose usual layers "
             "start at 6; name some in cca_layers."
         )
-    rising = sorted(set(cross_layers)) == list(cross_layers)
-    if not rising or cross_layers[0] < 1 or cross_layers[-1] > decoder.num_layers:
-        raise UserError(
-            f"cca_layers are {cross_layers}; choose layers that rise from 1 to "
-            f"{decoder.num_layers}."
-        )
+    check_layers("cca_layers", cross_layers, decoder.num_layers)
 
 
 class RetroCache(NamedTuple):
@@ -88,7 +84,7 @@ def empty_cache(
     """A cache of no tokens; ``shape`` is B, slots, neighbours K, their length r."""
     batch, capacity, k, r = shape
     sizes = filled(encoder, config)
-    heads = batch, k * r, sizes.num_heads, sizes.width // sizes.num_heads
+    heads = batch, k * r, sizes.num_heads, sizes.head_width
     return RetroCache(
         *decoders.empty_cache(config, batch, capacity),
         jnp.zeros((batch, chunk_length, config.width), config.dtype),

@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlm_jax.errors import UserError
+from rlm_jax.method import Neighbours
 from rlm_jax.retrieval import checked_files
 from rlm_jax.retrieval.chunk_database import Chunks, documents_of
 from rlm_jax.retrieval.datastore import Datastore
-from rlm_jax.retrieval.index import Index, first_kept
+from rlm_jax.retrieval.index import Index, first_kept, none_found
 
 _FORMAT = "rlm_jax chunk neighbours 1"
 _FILE = "neighbours.ids"
@@ -193,9 +194,15 @@ def build(
         shard = np.full((min(size, total - start), k), -1, np.int32)
         for first in range(start, start + len(shard), block_size):
             rows = np.arange(first, min(first + block_size, start + len(shard)))
-            shard[rows - start] = _search(
-                index, vectors, rows, k, filters, depth, max_depth
-            )
+            shard[rows - start] = nearest(
+                index,
+                vectors.keys(int(rows[0]), int(rows[-1]) + 1),
+                k,
+                rows=rows,
+                filters=filters,
+                depth=depth,
+                max_depth=max_depth,
+            ).ids
             advance(len(rows))
         manifest = _append(directory, manifest, start, shard)
     seconds = time.perf_counter() - began
@@ -236,6 +243,44 @@ def open(
     return ChunkNeighbours(_map(directory, manifest), manifest)
 
 
+def nearest(
+    index: Index,
+    queries: np.ndarray,
+    k: int,
+    *,
+    rows: np.ndarray | None = None,
+    filters: Sequence[Filter] = (),
+    depth: int = 64,
+    max_depth: int = 1024,
+) -> Neighbours:
+    """The k nearest chunks of some queries that no filter drops, best first.
+
+    More than k are fetched; a query that keeps fewer searches again, ever deeper.
+
+    Args:
+      index: over the database's vectors.
+      queries: float32 [n, D].
+      k: K.
+      rows: int64 [n], which chunks they are, for the filters; None: 0, 1, ...
+      filters, depth, max_depth: as of `build`.
+
+    Returns:
+      [n, K]; -1 and minus infinity where nothing was left.
+    """
+    short = np.arange(len(queries))
+    rows = short if rows is None else rows
+    scores, ids = none_found(len(queries), k)
+    while len(short):
+        found = index.search(queries[short], min(depth, index.num_entries))
+        keep = functools.partial(_stays, rows[short], filters)
+        scores[short], ids[short] = first_kept(found, keep, k)
+        if depth >= min(max_depth, index.num_entries):
+            break
+        short = short[ids[short, -1] < 0]
+        depth = min(depth * _DEEPER, max_depth)
+    return Neighbours(scores, ids)
+
+
 def shuffled(
     ids: np.ndarray, seed: int = 0, *, filters: Sequence[Filter] = ()
 ) -> np.ndarray:
@@ -256,21 +301,6 @@ def shuffled(
     for each in filters:
         others[each.drops(rows, others)] = -1
     return others
-
-
-def _search(index, vectors, rows, k, filters, depth, max_depth) -> np.ndarray:
-    queries = vectors.keys(int(rows[0]), int(rows[-1]) + 1)
-    kept = np.full((len(rows), k), -1, np.int32)
-    short = np.arange(len(rows))
-    while len(short):
-        found = index.search(queries[short], min(depth, index.num_entries))
-        keep = functools.partial(_stays, rows[short], filters)
-        kept[short] = first_kept(found, keep, k).ids
-        if depth >= min(max_depth, index.num_entries):
-            break
-        short = short[kept[short, -1] < 0]
-        depth = min(depth * _DEEPER, max_depth)
-    return kept
 
 
 def _stays(rows: np.ndarray, filters: Sequence[Filter], ids: np.ndarray) -> np.ndarray:

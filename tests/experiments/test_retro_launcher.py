@@ -6,13 +6,17 @@ import pathlib
 import shutil
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import launch, lm, retro, retro_data, retro_evaluation
+from experiments import launch, lm, retrievers, retro, retro_data, retro_evaluation
+from rlm_jax.data import passages
 from rlm_jax.data.cache import locked
 from rlm_jax.errors import UserError
+from rlm_jax.models.encoder import EncoderConfig, embedder
 from rlm_jax.report import report
+from rlm_jax.retrieval import encode
 from rlm_jax.train import checkpoint, progress
 from tests.experiments import shrunken
 
@@ -82,7 +86,7 @@ def fitted(text: str, plain: pathlib.Path) -> retro.Config:
     config.method.trained, config.init_from = "retrieval", str(plain)
     config.warm_start, config.method.cca_layers = True, (2,)
     config.method.encoder.width = config.method.encoder.num_heads = 0
-    config.baseline, config.ks = str(plain), (1, 2, 4, 10)
+    config.baseline, config.ks = str(plain), (1, 2, 4)
     config.optim.weight_decay = 0.1
     return config
 
@@ -91,7 +95,7 @@ def test_the_report_has_controls_baseline_leakage_and_neighbours(trained):
     made = report.read(trained / "report.json")
     assert set(made["controls"]) == {
         *("off", "shuffled", "oracle", "plain"),
-        # Real has two, and ten were not searched for.
+        # Real has two.
         *("k=1", "k=1, shuffled", "k=4", "k=4, shuffled"),
     }
     for figures in (made["metrics"], *made["controls"].values()):
@@ -209,6 +213,33 @@ def test_a_prompt_is_continued_and_the_report_stays(trained, text, plain, capsys
     assert shown.count("neighbours of") == 3  # 26 bytes have three chunks
     assert f"the cat saw it|{continuation}" in shown
 
+    # What is evaluated is no business of a prompt, nor does it change what is stored.
+    config.baseline, config.ks, config.retrieve = "", (), False
+    execute(retro, config, trained)
+    assert "neighbours of" not in capsys.readouterr().err
+    assert (trained / "report.json").read_bytes() == written
+    stored = json.loads((trained / "config.json").read_text())
+    assert stored["baseline"] == str(plain) and not stored["prompt"]
+
+
+def test_the_database_is_encoded_by_a_run_of_ones_own(text, cache, tmp_path):
+    config = small(retro.tiny(), text)
+    reader = retrievers.train_tokenizer(passages.load(f"corpus:{text}"), 200)
+    encoder = EncoderConfig(
+        vocab_size=reader.vocab_size, num_layers=1, width=16, num_heads=2,
+        feed_forward_width=24, max_length=32,
+    )  # fmt: skip
+    params = jax.device_get(embedder(encoder).init(jax.random.key(0)))
+    workdir = tmp_path / "run"
+    retrievers.save_tower(
+        workdir / "encoder", retrievers.Tower(encoder, params, reader)
+    )
+    (workdir / "config.json").write_text('{"system": "dpr"}')
+    config.database.encoder = str(workdir)
+    execute(retro, config, tmp_path / "retro")
+    manifest = (tmp_path / "retro/database/database/manifest.json").read_text()
+    assert encode.fingerprint(params) in manifest
+
 
 @pytest.mark.parametrize(
     ("changes", "says"),
@@ -218,6 +249,7 @@ def test_a_prompt_is_continued_and_the_report_stays(trained, text, plain, capsys
         ({"data.order": "similar"}, "data.order is 'similar'"),
         ({"database.search.k": 1}, "raise database.search.k"),
         ({"ks": (0, 1)}, "ks are .0, 1."),
+        ({"ks": (1, 10)}, "ks are .1, 10., and a test chunk keeps 4"),
         ({"database.max_depth": 8}, "raise database.max_depth"),
         ({"new_tokens": 0}, "new_tokens is 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
@@ -228,6 +260,13 @@ def test_a_prompt_is_continued_and_the_report_stays(trained, text, plain, capsys
         ({"database.encoder": "nowhere"}, "nowhere"),
         ({"database.folder": "/dev/null/x"}, "/dev/null/x"),
         ({"database.search.index": "tree"}, "database.search.index is 'tree'"),
+        ({"database.search.kept": "int4"}, "database.search.kept is 'int4'"),
+        ({"database.search.target_recall": 1.5}, "1.5"),
+        ({"data.batch_size": 400}, "400"),
+        (
+            {"method.decoder.positions": "learned", "method.decoder.max_length": 31},
+            "data.length is 32",
+        ),
         ({"database.duplicates": 1e-9, "database.overlap": 1}, "Every chunk"),
         ({"database.duplicates": 2.0}, "Jaccard similarity of 2.0"),
     ],
@@ -243,6 +282,7 @@ def test_bad_input_is_one_sentence(text, cache, tmp_path, changes, says):
         setattr(holder, field, value)
     with pytest.raises(UserError, match=says):
         execute(retro, config, tmp_path)
+    assert not (tmp_path / "database").exists()  # it was told before the encoding
 
 
 def test_a_warm_start_that_cannot_be_is_told_before_the_encoding(text, plain, tmp_path):
@@ -265,6 +305,7 @@ def test_the_presets_fit(text, cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(retro.dry_run, "COMPILED", 0)
     for name, preset in retro.PRESETS.items():
         config = preset()
+        config.database.more = ""
         config.data.corpus, config.data.tokenizer = text, "bytes"
         config.data.batch_size, config.data.length = 2, 4 * config.method.chunk_length
         workdir = tmp_path / name
