@@ -135,6 +135,7 @@ def prepare(
         config = given_model.with_tokenizer(config, model)
     else:
         config = language_model.with_vocabulary(config, text)
+    given_model.check_rows(model, config.method.decoder, protocol(config).row_length)
     if run.dry_run:
         if model is None:
             language_model.describe(lm.lm(config.method), config, text)
@@ -207,8 +208,9 @@ def library(
     tower = tower or retrievers.load_tower(config.documents.retriever)
     key = retrievers.fingerprints(tower)["encoder"][:8]
     store = encoded(config, passages, tower, folder / f"vectors-{key}")
+    # Of what asks, the words before the stride matter most.
     find = retrievers.searcher(
-        tower, store, config.text, config.search, max_rows=max_rows
+        tower, store, config.text, config.search, max_rows=max_rows, keep="last"
     )
     return Library(passages, find, tokens)
 

@@ -1,6 +1,7 @@
 """A language model that is taken as it is: ours, a published one, or any function."""
 
 import dataclasses
+import functools
 import importlib
 import json
 import pathlib
@@ -17,9 +18,9 @@ from rlm_jax.errors import UserError
 from rlm_jax.evaluate.in_context import LogProbs
 from rlm_jax.method import Params
 from rlm_jax.models import scoring
-from rlm_jax.models.decoder import DecoderConfig
+from rlm_jax.models.decoder import DecoderConfig, check_length
 from rlm_jax.retrieval import encode, placement
-from rlm_jax.train import checkpoint
+from rlm_jax.train import checkpoint, progress
 
 CALL = "call:"
 TOKENIZER = "kept_tokenizer.json"
@@ -40,6 +41,7 @@ class Given(NamedTuple):
     tokenizer: Tokenizer
     fingerprint: str
     decoding: Decoding | None  # of a function nothing more is known
+    length: int = 0  # tokens of the rows it was trained on; 0: not known
 
 
 def load(name: str, data: DataConfig, *, dtype: str = "float32") -> Given:
@@ -77,7 +79,23 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> Given:
             f"The tokenizer in {folder} has {tokenizer.vocab_size} ids and the model "
             f"{config.vocab_size}; put the model's own tokenizer.json there."
         )
-    return of_decoder(config, params, tokenizer)
+    return of_decoder(config, params, tokenizer)._replace(length=config.max_length)
+
+
+def check_rows(given: Given | None, decoder: DecoderConfig, length: int) -> None:
+    """Before rows of so many tokens are scored: learned positions must reach so far.
+
+    Of others the model is asked what it was never trained on, which is only noted.
+
+    Raises:
+      UserError: they do not reach so far.
+    """
+    check_length(decoder, length, "a window with its document")
+    if given is not None and 0 < given.length < length:
+        progress.say(
+            f"note: rows of {length} tokens, a window and its document, have positions "
+            f"that the model's rows of {given.length} never trained"
+        )
 
 
 def to_start_from(name: str, data: DataConfig, decoder: DecoderConfig) -> Given:
@@ -100,14 +118,15 @@ def to_start_from(name: str, data: DataConfig, decoder: DecoderConfig) -> Given:
 def of_decoder(config: DecoderConfig, params: Params, tokenizer: Tokenizer) -> Given:
     """A decoder on all local devices, rows spread over them."""
     run = scoring.last_log_probs(config)
-    held = placement.replicated(params)
+    # Who generates has the parameters on the device already.
+    held = functools.cache(lambda: placement.replicated(params))
 
     def log_probs(tokens: np.ndarray, lengths: np.ndarray, last: int) -> np.ndarray:
         more = placement.whole_rows(len(tokens)) - len(tokens)
         tokens, lengths = (
             np.concatenate([x, np.repeat(x[:1], more, 0)]) for x in (tokens, lengths)
         )
-        rows = run(held, *placement.spread((tokens, lengths)), last)
+        rows = run(held(), *placement.spread((tokens, lengths)), last)
         return np.asarray(rows)[: len(rows) - more]
 
     print_ = encode.fingerprint(params)
@@ -127,7 +146,13 @@ def _trained(workdir: pathlib.Path, dtype: str) -> Given:
     if system == "retro":
         raise UserError(
             f"The run in {workdir} is one of RETRO, which does not read documents as "
-            "text; name one of a plain decoder."
+            "text; name one of a plain decoder, or continue a text with "
+            "experiments.retro --config.prompt."
+        )
+    if system in ("knn_lm", "trime"):
+        progress.say(
+            f"note: of the run of {system} in {workdir} the decoder is taken, without "
+            "its memory"
         )
     own = workdir / TOKENIZER
     if own.exists():
@@ -140,17 +165,18 @@ def _trained(workdir: pathlib.Path, dtype: str) -> Given:
         **stored["method"]["decoder"]
         | {"vocab_size": text.tokenizer.vocab_size, "dtype": dtype, "dropout": 0.0}
     )
-    return of_decoder(config, checkpoint.load_params(workdir), text.tokenizer)
+    params = checkpoint.load_params(workdir)
+    return of_decoder(config, params, text.tokenizer)._replace(length=data.length)
 
 
 def _function(name: str, data: DataConfig) -> Given:
     module, _, function = name.removeprefix(CALL).partition(":")
     try:
         found: Any = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the user's module raises
         raise UserError(
-            f"{name} names no function ({error}); give call:MODULE:FUNCTION, with the "
-            "module on PYTHONPATH."
+            f"{name} names no function ({type(error).__name__}: {error}); give "
+            "call:MODULE:FUNCTION, with the module on PYTHONPATH."
         ) from error
     if not callable(found):
         raise UserError(f"{name} is no function; give one.")

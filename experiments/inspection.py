@@ -5,7 +5,7 @@ import numpy as np
 from experiments import documents, language_model
 from experiments.reporting import piece
 from rlm_jax import method
-from rlm_jax.evaluate import in_context, knn, token_memory
+from rlm_jax.evaluate import knn, token_memory
 from rlm_jax.report.inspector import Neighbour, Position
 
 CONTEXT = 24
@@ -82,28 +82,24 @@ def of_documents(
     some: documents.Part,
     found: method.Neighbours,
     log_probs: dict[str, np.ndarray],
-    values: np.ndarray,
+    weights: np.ndarray,
     shelf: documents.Library,
-    rank_tokens: int,
 ) -> list[Position]:
-    """The documents of a stride, weighed by how likely they make the whole stride."""
+    """The heaviest documents of a stride; ``weights``, [S, K], are what made its p."""
     chosen = choose(log_probs)
     strides = np.searchsorted(some.at.end, chosen + 1, side="right")
-    likelihood = in_context.likelihood(values, rank_tokens)
 
     def neighbours(row):
         stride = strides[row]
         ids, scores = (x[stride] for x in (found.ids, found.scores))
-        here = np.flatnonzero(ids >= 0)[:NEIGHBOURS]
-        if not len(here):
-            return []
-        weights = np.exp(likelihood[stride] - likelihood[stride].max())
+        heaviest = np.argsort(-weights[stride], kind="stable")
+        here = heaviest[ids[heaviest] >= 0][:NEIGHBOURS]
         return [
             Neighbour(
                 context=text.tokenizer.decode(shelf.tokens(int(ids[k]))),
                 value=None,
                 score=float(scores[k]),
-                weight=float(weights[k] / weights.sum()),
+                weight=float(weights[stride, k]),
                 source=shelf.passages[int(ids[k])].id,
             )
             for k in here

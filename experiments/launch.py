@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import tqdm
 from absl import app, flags, logging
 from ml_collections import config_flags

@@ -29,8 +29,10 @@ def excluded(config: Any, passages: Passages, text: Text, name: str) -> Excluded
     out = np.zeros(len(passages), bool)
     own_titles = overlapping = 0
     if not config.documents.own_titles:
-        names = set(split.document_names) - {""}
-        out = np.fromiter((p.title in names for p in passages), bool, len(passages))
+        names = {_plain(name) for name in split.document_names} - {""}
+        out = np.fromiter(
+            (_plain(p.title) in names for p in passages), bool, len(passages)
+        )
         own_titles = int(out.sum())
     if config.documents.overlap:
         # The documents themselves: what a tokenizer makes of them may have lost words.
@@ -65,12 +67,12 @@ class OwnDocuments:
     def __init__(self, passages: Passages, text: Text, split: str, num_words: int):
         self._all, self._num_words = passages, num_words
         self._offsets = text.store.split(split).document_offsets
-        names = text.store.split(split).document_names
+        names = [_plain(x) for x in text.store.split(split).document_names]
         numbers = {name: i for i, name in enumerate(sorted(set(names) - {""}))}
         if len(set(names)) == 1:
             numbers = {}
         self._documents = np.array([numbers.get(name, -2) for name in names], np.int64)
-        titles = (numbers.get(p.title, -1) for p in passages)
+        titles = (numbers.get(_plain(p.title), -1) for p in passages)
         self._passages = np.fromiter(titles, np.int64, len(passages))
 
     def among(self, at: Strides, windows: list[str], ids: np.ndarray) -> np.ndarray:
@@ -140,6 +142,11 @@ def left_out_chunks(
         "duplicate_chunks": int(duplicates.sum()),
         "overlapping_chunks": int((shared & ~duplicates).sum()),
     }
+
+
+def _plain(title: str) -> str:
+    """Of titles that a corpus may have put in tokens ("Half @-@ Life") the words."""
+    return " ".join(overlap.words(title))
 
 
 def _documents(chunks: Chunks) -> list[np.ndarray]:

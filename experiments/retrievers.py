@@ -298,9 +298,11 @@ def searcher(
     search: SearchConfig,
     *,
     max_rows: int = 0,
+    keep: str = "first",
 ) -> Callable[[Sequence[str], int], Neighbours]:
     """(texts, k) -> passages, for many calls: the index is opened once, and no bar.
 
+    ``keep`` says which tokens of a question that is too long are read (first or last).
     ``max_rows`` is as for `TextEncoder`: 1 for questions that come one at a time, whose
     few shapes are compiled once.
     """
@@ -309,7 +311,7 @@ def searcher(
     encoder = encoder_of(questions, search, length, max_rows=max_rows)
 
     def answer(texts: Sequence[str], k: int) -> Neighbours:
-        rows = questions.tokenizer.encode(list(texts), max_length=length)
+        rows = questions.tokenizer.encode(list(texts), max_length=length, keep=keep)
         return found.search(encoder(rows), k)
 
     return answer

@@ -209,8 +209,8 @@ def _check(config: Config) -> None:
     kept = config.database.search.k
     if config.ks and not 1 <= min(config.ks) <= max(config.ks) <= kept:
         raise UserError(
-            f"ks are {config.ks}, and a test chunk keeps {kept} neighbours; choose from "
-            "1 to that, or raise database.search.k."
+            f"ks are {config.ks}, and a test chunk keeps {kept} neighbours; choose "
+            "from 1 to that, or raise database.search.k."
         )
     Sampling(temperature=config.temperature)
     if config.new_tokens < 1:

@@ -59,6 +59,7 @@ class TextTokenizer:
         pairs: Sequence[str] | None = None,
         *,
         max_length: int,
+        keep: str = "first",
     ) -> list[np.ndarray]:
         """Token ids of each text, marks among them, int32 [n], n <= max_length.
 
@@ -67,6 +68,8 @@ class TextTokenizer:
           pairs: the second ones, which are cut first where a pair is too long, as DPR
             does with title and text.
           max_length: in tokens; 3 or more.
+          keep: of a text that is longer its "first" tokens or its "last", as of a text
+            that is to be continued; of pairs the first always.
 
         Raises:
           UserError: max_length leaves no room for text.
@@ -81,7 +84,7 @@ class TextTokenizer:
         limit = 64 * max_length
 
         def short(text: str) -> str:
-            return text.lstrip()[:limit]
+            return text[-limit:] if keep == "last" else text.lstrip()[:limit]
 
         firsts = [short(text) for text in texts]
         with self._lock:
@@ -89,7 +92,8 @@ class TextTokenizer:
                 seconds = [short(text) for text in pairs]
                 both = list(zip(firsts, seconds, strict=True))
                 return self._encode_pairs(both, max_length)
-            self._tokenizer.enable_truncation(max_length)
+            side = "left" if keep == "last" else "right"
+            self._tokenizer.enable_truncation(max_length, direction=side)
             rows = self._tokenizer.encode_batch_fast(firsts)
         return [np.asarray(row.ids, np.int32) for row in rows]
 

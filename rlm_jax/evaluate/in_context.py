@@ -254,7 +254,7 @@ def reranked(values: np.ndarray, rank_tokens: int) -> np.ndarray:
 
     Zero-shot reranking, Ram et al. 2023, section 6.1.
     """
-    return _best(values, values[..., :rank_tokens], rank_tokens)
+    return ranked_by(values, likelihood_before(values, rank_tokens), rank_tokens)
 
 
 def oracle(values: np.ndarray, rank_tokens: int) -> np.ndarray:
@@ -262,14 +262,17 @@ def oracle(values: np.ndarray, rank_tokens: int) -> np.ndarray:
 
     It has seen the answer: no way of choosing among these documents does better.
     """
-    return _best(values, values[..., rank_tokens:], rank_tokens)
+    return ranked_by(values, likelihood(values, rank_tokens), rank_tokens)
 
 
 def ranked_by(values: np.ndarray, scores: np.ndarray, rank_tokens: int) -> np.ndarray:
     """Under the document with the largest of ``scores``, float [S, K]."""
-    scores = np.where(absent(values), -np.inf, scores)
-    chosen = scores.argmax(axis=1)
-    return values[np.arange(len(values)), chosen, rank_tokens:]
+    return values[np.arange(len(values)), best(values, scores), rank_tokens:]
+
+
+def best(values: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The document with the largest of ``scores``, float [S, K] -> int [S]."""
+    return np.where(absent(values), -np.inf, scores).argmax(axis=1)
 
 
 def ensemble(
@@ -291,10 +294,19 @@ def ensemble(
     Returns:
       float32 [S, stride]; NaN where a stride has no document.
     """
-    gone = absent(values)[:, :k]
-    weights = mixtures.log_weights(scores[:, :k], ~gone, temperature=temperature)
+    gone = absent(values)[:, :k].all(axis=1, keepdims=True)
+    weights = log_weights(values, scores, k=k, temperature=temperature)
     mixed = mixtures.ensemble(weights, values[:, :k, rank_tokens:])
-    return np.where(gone.all(axis=1, keepdims=True), np.nan, np.asarray(mixed))
+    return np.where(gone, np.nan, np.asarray(mixed))
+
+
+def log_weights(
+    values: np.ndarray, scores: np.ndarray, *, k: int, temperature: float
+) -> np.ndarray:
+    """log softmax_i(s / temperature) of `ensemble`, float32 [S, k]."""
+    present = ~absent(values)[:, :k]
+    weights = mixtures.log_weights(scores[:, :k], present, temperature=temperature)
+    return np.asarray(weights)
 
 
 def absent(values: np.ndarray) -> np.ndarray:
@@ -307,8 +319,9 @@ def likelihood(values: np.ndarray, rank_tokens: int) -> np.ndarray:
     return _sums(values, values[..., rank_tokens:])
 
 
-def _best(values, judged, rank_tokens):
-    return ranked_by(values, _sums(values, judged), rank_tokens)
+def likelihood_before(values: np.ndarray, rank_tokens: int) -> np.ndarray:
+    """log p of the tokens before each stride, float32 [S, K]; -inf where absent."""
+    return _sums(values, values[..., :rank_tokens])
 
 
 def _sums(values, judged):

@@ -39,6 +39,7 @@ class DecoderConfig:
     num_kv_heads: int = 0  # of keys and values (grouped-query); 0: num_heads
     head_width: int = 0  # 0: width over num_heads
     rotary_base: float = 10000.0
+    rotary_scaling: tuple[float, ...] = ()  # Llama 3's, see layers.rotary_rates
     norm_epsilon: float = 0.0  # 0: the usual one, 1e-5 of layer, 1e-6 of rms
 
 
@@ -67,6 +68,15 @@ def check(config: DecoderConfig) -> None:
         )
     if c.rotary_base <= 1:
         raise UserError(f"rotary_base is {c.rotary_base}; choose one above 1.")
+    if c.rotary_scaling:
+        factor, low, high, length = (*c.rotary_scaling, *[0.0] * 4)[:4]
+        if len(c.rotary_scaling) != 4 or not (
+            factor > 0 and 0 < low < high and length > 0
+        ):
+            raise UserError(
+                f"rotary_scaling is {c.rotary_scaling}; choose (factor, low, high, "
+                "length) above 0, with low below high."
+            )
     if c.positions not in ("rotary", "learned", "sinusoidal"):
         raise UserError(
             f"positions is {c.positions!r}; choose 'rotary', 'learned' or 'sinusoidal'."
@@ -87,7 +97,7 @@ def check(config: DecoderConfig) -> None:
 
 
 def check_length(config: DecoderConfig, length: int, name: str) -> None:
-    """Raises UserError where rows of ``length`` tokens, ``name``, end past positions."""
+    """Raises UserError where learned positions end before ``length``, called name."""
     if config.positions == "learned" and length > config.max_length:
         raise UserError(
             f"{name} is {length}, and learned positions end at max_length, "
@@ -148,6 +158,7 @@ class Block(nn.Module):
             num_kv_heads=c.num_kv_heads,
             head_width=c.head_width,
             rotary_base=c.rotary_base,
+            rotary_scaling=tuple(c.rotary_scaling),
         )
         self.feed_forward_norm = _norm(c)
         self.feed_forward = layers.FeedForward(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlm_jax.errors import UserError
 
@@ -40,14 +41,37 @@ def sinusoids(positions: jax.Array, width: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def rotate(x: jax.Array, positions: jax.Array, base: float = 10000.0) -> jax.Array:
+def rotary_rates(
+    half: int, base: float = 10000.0, scaling: tuple[float, ...] = ()
+) -> np.ndarray:
+    """Radians a position by which each of d / 2 pairs turns, float32 [d / 2].
+
+    ``base^(-2 i / d)``. Llama 3's scaling (factor, low, high, length) lets a model that
+    was trained on rows of ``length`` read longer ones: pairs that turn less than
+    ``low`` times in them are slowed by the factor, those that turn more than ``high``
+    times stay, and between the two it is interpolated.
+    """
+    rates = base ** (-np.arange(half) / half)
+    if scaling:
+        factor, low, high, length = scaling
+        turns = length * rates / (2 * np.pi)
+        stays = np.clip((turns - low) / (high - low), 0, 1)
+        rates = rates * (stays + (1 - stays) / factor)
+    return rates.astype(np.float32)
+
+
+def rotate(
+    x: jax.Array,
+    positions: jax.Array,
+    base: float = 10000.0,
+    scaling: tuple[float, ...] = (),
+) -> jax.Array:
     """Rotary position embedding (Su et al. 2021) of x [B, T, H, d], halves paired.
 
-    Positions are [T], or [B, T] where rows differ.
+    Positions are [T], or [B, T] where rows differ; the rest is `rotary_rates`'s.
     """
     half = x.shape[-1] // 2
-    rates = base ** (-jnp.arange(half) / half)
-    angles = positions[..., None] * rates
+    angles = positions[..., None] * rotary_rates(half, base, scaling)
     cos, sin = (f(angles)[..., None, :] for f in (jnp.cos, jnp.sin))
     a, b = x[..., :half], x[..., half:]  # float32 from here, as angles are
     turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
@@ -86,6 +110,7 @@ class SelfAttention(nn.Module):
     num_kv_heads: int = 0  # 0: num_heads
     head_width: int = 0  # 0: the width over num_heads
     rotary_base: float = 10000.0
+    rotary_scaling: tuple[float, ...] = ()  # as of `rotary_rates`
 
     def __call__(self, x, positions=None, mask=None):
         """[B, T, D] for x [B, T, D]; positions int32 [T], for rotary ones."""
@@ -137,8 +162,10 @@ class SelfAttention(nn.Module):
         )
         if self.rotary:
             assert positions is not None
-            q = rotate(q, positions, self.rotary_base)
-            k = rotate(k, positions, self.rotary_base)
+            q, k = (
+                rotate(x, positions, self.rotary_base, self.rotary_scaling)
+                for x in (q, k)
+            )
         out, *rest = attend(q, k, v)
         out = nn.Dense(
             width,

@@ -89,6 +89,7 @@ class CrossAttention(nn.Module):
     dtype: str
     out_init: Any
     rotary_base: float
+    rotary_scaling: tuple[float, ...]
 
     def setup(self):
         init = nn.initializers.normal(0.02)
@@ -114,7 +115,8 @@ class CrossAttention(nn.Module):
         return self.out(attended.reshape(*attended.shape[:2], self.width))
 
     def _turned(self, x, positions):
-        return layers.rotate(self._heads(x), positions, self.rotary_base)
+        heads = self._heads(x)
+        return layers.rotate(heads, positions, self.rotary_base, self.rotary_scaling)
 
     def _heads(self, x):
         return x.reshape(*x.shape[:-1], self.num_heads, self.width // self.num_heads)
@@ -145,6 +147,7 @@ class EncoderBlock(nn.Module):
             causal=False,
             rotary=True,
             rotary_base=c.rotary_base,
+            rotary_scaling=tuple(c.rotary_scaling),
             output_scale=scale,
             head_width=sizes.head_width,
             name="attention",
@@ -158,6 +161,7 @@ class EncoderBlock(nn.Module):
                 dtype=c.dtype,
                 out_init=nn.initializers.normal(scale),
                 rotary_base=c.rotary_base,
+                rotary_scaling=tuple(c.rotary_scaling),
                 name="cross_attention",
             )
             q = cross.queries(norm("cross_attention_norm")(x), positions)
@@ -234,6 +238,7 @@ class ChunkedCrossAttention(nn.Module):
             dtype=c.dtype,
             out_init=nn.initializers.zeros,
             rotary_base=c.rotary_base,
+            rotary_scaling=tuple(c.rotary_scaling),
         )
         self.nothing = nn.Dense(  # a logit, which are float32 whatever c.dtype is
             self.sizes.num_heads, dtype="float32", kernel_init=nn.initializers.zeros

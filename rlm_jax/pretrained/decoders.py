@@ -1,11 +1,11 @@
 """GPT-2 and the Llama family, from and to Hugging Face's layout.
 
-Of the Llama family: Llama itself and those that differ from it by name, as Mistral
+Of the Llama family: Llama (1 to 3) and those that differ from it by name, as Mistral
 without its sliding window.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,12 @@ from rlm_jax.pretrained.folder import Entry, same, transposed
 Params = Any
 
 _LLAMAS = ("llama", "mistral")
+_LLAMA3 = (  # the names of `layers.rotary_rates`' scaling
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+)
 
 
 def load_decoder(
@@ -140,17 +146,11 @@ def _llama_config(
         attention_bias=False,
         mlp_bias=False,
         sliding_window=None,
-        rope_scaling=None,
         partial_rotary_factor=1.0,
     )
-    # Older files say rope_theta, newer ones rope_parameters, which may hold a scaling.
-    rope = published.get("rope_parameters") or {}
-    kind = rope.get("rope_type", "default")
-    if kind != "default":
-        raise UserError(
-            f"The decoder in {folder} scales its rotary positions ({kind!r}); only "
-            "those without scaling can be loaded."
-        )
+    # Older files have rope_theta and rope_scaling, newer ones both in rope_parameters.
+    older = published.get("rope_scaling") or {}
+    rope = published.get("rope_parameters") or older
     base = rope.get("rope_theta") or published.get("rope_theta") or 10000.0
     num_heads, width = published["num_attention_heads"], published["hidden_size"]
     head_width = published.get("head_dim") or width // num_heads
@@ -165,9 +165,30 @@ def _llama_config(
         feed_forward_width=published["intermediate_size"],
         max_length=published.get("max_position_embeddings", 2048),
         rotary_base=base,
+        rotary_scaling=_rotary_scaling(rope, folder),
         norm_epsilon=published.get("rms_norm_eps", 1e-6),
         tie_embeddings=published.get("tie_word_embeddings", False),
     )
+
+
+def _rotary_scaling(
+    rope: Mapping[str, Any], folder: str | os.PathLike
+) -> tuple[float, ...]:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return ()
+    if kind != "llama3":
+        raise UserError(
+            f"The decoder in {folder} scales its rotary positions ({kind!r}); only "
+            "those without scaling, or with that of Llama 3, can be loaded."
+        )
+    try:
+        return tuple(float(rope[name]) for name in _LLAMA3)
+    except KeyError as error:
+        raise UserError(
+            f"The config.json in {folder} lacks {error} of its rotary scaling; copy "
+            "or download it again."
+        ) from error
 
 
 def _require(
@@ -221,6 +242,11 @@ def _published_gpt2(config: DecoderConfig) -> dict[str, Any]:
 
 def _published_llama(config: DecoderConfig) -> dict[str, Any]:
     c = config
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if c.rotary_scaling:
+        values = dict(zip(_LLAMA3, c.rotary_scaling, strict=True))
+        values[_LLAMA3[-1]] = int(values[_LLAMA3[-1]])
+        rope = {"rope_type": "llama3", **values}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -234,7 +260,8 @@ def _published_llama(config: DecoderConfig) -> dict[str, Any]:
         "max_position_embeddings": c.max_length,
         # The older field and the newer one.
         "rope_theta": c.rotary_base,
-        "rope_parameters": {"rope_type": "default", "rope_theta": c.rotary_base},
+        "rope_scaling": rope if c.rotary_scaling else None,
+        "rope_parameters": {**rope, "rope_theta": c.rotary_base},
         "rms_norm_eps": c.norm_epsilon or 1e-6,
         "hidden_act": "silu",
         "attention_bias": False,

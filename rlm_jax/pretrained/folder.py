@@ -91,7 +91,13 @@ def read_arrays(folder: str | os.PathLike) -> Arrays:
     folder = Path(folder)
     index = read_json(folder / INDEX)
     if index is not None:
-        files = sorted(set(index["weight_map"].values()))
+        try:
+            files = sorted(set(map(str, index["weight_map"].values())))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{folder / INDEX} does not say which file holds which array (no "
+                "weight_map); copy or download it again."
+            ) from error
     elif (folder / WEIGHTS).exists():
         files = [WEIGHTS]
     elif any((folder / name).exists() for name in _PICKLED):

@@ -71,7 +71,6 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-
 def by_first(work: Callable[[], Result], purpose: str) -> Result | None:
     """What the first process makes while the others wait; None in those.
 

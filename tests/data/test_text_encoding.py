@@ -36,6 +36,18 @@ def test_long_texts_are_cut_and_keep_their_last_mark(tokenizer):
     np.testing.assert_array_equal(cut[:-1], whole[:8])
 
 
+def test_the_last_tokens_may_be_kept(tokenizer):
+    whole, cut = (
+        tokenizer.encode([TEXTS[0] * 50], max_length=n, keep="last")[0]
+        for n in (4000, 9)
+    )
+    assert len(cut) == 9 and cut[0] == tokenizer.cls_id
+    np.testing.assert_array_equal(cut[1:], whole[-8:])
+    (first,) = tokenizer.encode([TEXTS[0] * 50], max_length=9)
+    assert first.tolist() != cut.tolist()  # nor does it stay so for the next call
+    assert len(tokenizer.encode(["fox " * 2**18], max_length=32, keep="last")[0]) == 32
+
+
 def test_a_megabyte_is_cut_quickly(tokenizer):
     assert len(tokenizer.encode(["fox " * 2**18], max_length=32)[0]) == 32
 

@@ -74,8 +74,10 @@ def test_in_context_reports_beside_its_controls(trained):
     assert (trained / "neighbours.html").stat().st_size > 1000
 
 
-def test_every_way_of_choosing(corpus, trained, tmp_path):
-    for choice in ("first", "trained"):
+def test_every_way_of_choosing(corpus, trained, tmp_path, monkeypatch):
+    # Documents that are their own control: what is left between them is the choice.
+    monkeypatch.setattr(documents, "shuffled", lambda found: found)
+    for choice in ("first", "reranked", "trained"):
         config = shrink(in_context.tiny(), corpus, str(trained))
         config.choice = choice
         workdir = tmp_path / choice
@@ -83,6 +85,7 @@ def test_every_way_of_choosing(corpus, trained, tmp_path):
         assert made is not None
         names = {"first", "reranked", "trained" if choice == "trained" else "first"}
         assert set(made["controls"]) == CONTROLS | names - {choice}
+        assert made["controls"]["shuffled"] == made["metrics"]
     # The same language model, so the same text without documents.
     off = made["controls"]["off"]
     first = report.read(trained / "report.json")["controls"]["off"]
@@ -249,7 +252,37 @@ def test_bad_temperatures(corpus, trained, tmp_path, temperatures):
         replug.execute(config, shrunken.run_in(tmp_path, "replug"))
 
 
+def test_rows_past_learned_positions_are_told_before_anything(corpus, cache, tmp_path):
+    config = shrink(in_context.tiny(), corpus)
+    config.method.decoder.positions, config.method.decoder.max_length = "learned", 70
+    config.documents.placement = "prepend"
+    with pytest.raises(UserError, match="its document is 80, and learned positions"):
+        in_context.execute(config, shrunken.run_in(tmp_path / "run", "in_context"))
+    assert {x.name for x in (tmp_path / "run").iterdir()} <= {"config.json"}
+
+
+def test_rows_longer_than_the_models_are_noted(corpus, trained, tmp_path, capsys):
+    config = shrink(in_context.tiny(), corpus, str(trained))
+    run = shrunken.run_in(tmp_path, "in_context", dry_run=True)
+    in_context.execute(config, run)
+    assert "that the model's rows of 32 never trained" in capsys.readouterr().err
+
+
 def test_presets_name_what_exists():
     for launcher in (in_context, replug, replug_lsr):
         for make in launcher.PRESETS.values():
             documents.protocol(make())
+
+
+@pytest.mark.parametrize("launcher", [in_context, replug, replug_lsr])
+def test_the_wikitext_preset_fits_another_corpus(
+    launcher, corpus, cache, tmp_path, capsys
+):
+    config = launcher.wikitext2()
+    config.data.corpus, config.documents.passages = corpus, f"corpus:{corpus}"
+    config.data.vocab_size = 300
+    if launcher is replug_lsr:
+        config.init_from = ""
+    run = shrunken.run_in(tmp_path / "dry", "in_context", dry_run=True)
+    launcher.execute(config, run)
+    assert "passes of" in capsys.readouterr().err and not run.workdir.exists()

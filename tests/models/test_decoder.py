@@ -132,6 +132,29 @@ def test_heads_that_share_keys_and_values():
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_llama_3_slows_the_pairs_that_hardly_turn():
+    """By wavelengths, as the released code has it."""
+    half, base, scaling = 16, 1e4, (8.0, 1.0, 4.0, 512.0)
+    plain = layers.rotary_rates(half, base)
+    np.testing.assert_allclose(plain, [base ** (-i / half) for i in range(half)], 1e-6)
+    factor, low, high, length = scaling
+    slowed = []
+    for rate in plain.tolist():
+        wavelength = 2 * np.pi / rate
+        smooth = (length / wavelength - low) / (high - low)
+        if wavelength < length / high:
+            slowed.append(rate)
+        elif wavelength > length / low:
+            slowed.append(rate / factor)
+        else:
+            slowed.append((1 - smooth) * rate / factor + smooth * rate)
+    found = layers.rotary_rates(half, base, scaling)
+    np.testing.assert_allclose(found, slowed, 1e-6)
+    share = found / plain
+    assert share[0] == 1 and share[-1] == pytest.approx(1 / factor)
+    assert ((share > 1.01 / factor) & (share < 0.99)).sum() >= 2
+
+
 def test_a_slower_rotation_has_a_higher_base():
     """Pair j of d / 2 turns by base^(-2j / d) a position; the first always by 1."""
     x = jnp.zeros((1, 1, 1, 4)).at[..., :2].set(1.0)
@@ -294,7 +317,7 @@ def test_learned_positions_end_at_max_length():
     config = CONFIGS["gpt2"]
     params = initialised(config)
     long = np.zeros((1, LENGTH + 1), np.int32)
-    with pytest.raises(UserError, match="7 tokens and max_length.* is 6; raise it"):
+    with pytest.raises(UserError, match="a row is 7, .* max_length, 6"):
         apply(config, params, long)
     modern_params = initialised(CONFIGS["modern"])
     apply(CONFIGS["modern"], modern_params, long)  # rotary positions have no end

@@ -2,8 +2,8 @@
 
 ``python -m tests.multi_device.worker OUT DEVICES [COORDINATOR PROCESSES PROCESS]``
 writes OUT.npz: ``case/all/...`` and ``case/one/...`` hold the same quantities, which
-the tests compare; of several processes each does its share of the latter. SGD(1.0) moves the parameters by the gradient itself, where Adam
-would hide a wrong scale.
+the tests compare; of several processes each does its share of the latter. SGD(1.0)
+moves the parameters by the gradient itself, where Adam would hide a wrong scale.
 """
 
 import functools
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import optax
 
+from rlm_jax.errors import UserError
 from rlm_jax.train import checkpoint, loop, parallel
 from rlm_jax.train import step as step_lib
 from tests.multi_device import cases
@@ -78,6 +79,19 @@ def trained(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     return arrays | {"loop/saved": saved}
 
 
+def refused() -> str:
+    """What is told where the first process fails."""
+
+    def fails():
+        raise UserError("the disk is full")
+
+    try:
+        parallel.by_first(fails, "write")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def main() -> None:
     out, devices = sys.argv[1], int(sys.argv[2])
     jax.config.update("jax_num_cpu_devices", devices)
@@ -90,6 +104,7 @@ def main() -> None:
     for number, name in enumerate(cases.CASES):
         arrays |= gradients(name, number % processes == jax.process_index())
     arrays |= trained(pathlib.Path(out).parent / "runs")
+    arrays["refused"] = np.array(refused())
     np.savez(out, **arrays)
 
 

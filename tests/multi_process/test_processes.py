@@ -60,12 +60,20 @@ def test_two_processes_equal_one_device(arrays, case):
 
 def test_processes_agree_bit_for_bit(arrays):
     first, second = (
-        {name: x for name, x in found.items() if "/one/" not in name}
+        {n: x for n, x in found.items() if "/all/" in n or n.startswith("loop/")}
         for found in arrays
     )
     assert first.keys() == second.keys()
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_all_learn_that_the_first_process_failed(arrays):
+    told = [str(found["refused"]) for found in arrays]
+    assert told == [
+        "the disk is full",
+        "The first process cannot write, and tells why.",
+    ]
 
 
 def test_the_loop_resumes_bit_for_bit(arrays):

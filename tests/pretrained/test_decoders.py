@@ -108,6 +108,8 @@ OURS = {
         **small(num_kv_heads=1, head_width=6, rotary_base=500.0, norm_epsilon=1e-3),
         tie_embeddings=False,
     ),
+    # Rows of 9 tokens, of which the pairs turn 2, 0.2, 0.02 ... times in 12.
+    "llama3": modern(**small(rotary_scaling=(8.0, 0.1, 1.0, 12.0))),
 }
 
 
@@ -253,6 +255,11 @@ def test_rotary_bases_and_changes_are_heard(folder_of):
     change_config(folder, rope_parameters=None, rope_theta=5e5)
     config, _ = pretrained.load_decoder(folder, dtype="bfloat16")
     assert (config.rotary_base, config.dtype) == (5e5, "bfloat16")
+    llama3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    llama3 |= {"original_max_position_embeddings": 8192, "rope_type": "llama3"}
+    change_config(folder, rope_scaling=llama3)
+    config, _ = pretrained.load_decoder(folder)
+    assert (config.rotary_base, config.rotary_scaling) == (5e5, (8, 1, 4, 8192))
     parameters = {"rope_type": "default", "rope_theta": 1e6}
     change_config(folder, rope_parameters=parameters)
     assert pretrained.load_decoder(folder)[0].rotary_base == 1e6
@@ -296,11 +303,16 @@ DAMAGES = {
     "architecture": ("gpt2", told(model_type="opt"), "is a 'opt'; decoders can be"),
     "activation": ("gpt2", told(activation_function="gelu"), "activation 'gelu'"),
     "scale": ("gpt2", told(scale_attn_weights=False), "scale_attn_weights=False"),
-    "rope_scaling": (
-        "llama", told(rope_scaling={"type": "linear", "factor": 2.0}), "rope_scaling=",
-    ),
     "rope_type": (
-        "llama", told(rope_parameters={"rope_type": "llama3"}), r"positions \('llama3'",
+        "llama", told(rope_parameters={"rope_type": "yarn"}), r"positions \('yarn'",
+    ),
+    "older_rope_type": (
+        "llama",
+        told(rope_parameters=None, rope_scaling={"type": "linear", "factor": 2.0}),
+        r"positions \('linear'",
+    ),
+    "rope_field": (
+        "llama", told(rope_parameters={"rope_type": "llama3"}), "lacks 'factor' of its",
     ),
     "window": (
         "llama", told(model_type="mistral", sliding_window=4096), "sliding_window=4096",

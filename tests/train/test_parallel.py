@@ -81,6 +81,15 @@ def test_a_micro_batch_is_a_run_of_the_global_batch(monkeypatch):
     np.testing.assert_array_equal(micro_batches.reshape(-1), np.arange(size))
 
 
+def test_what_the_first_process_cannot_do_is_told():
+    def fails():
+        raise UserError("the disk is full")
+
+    assert parallel.by_first(lambda: 3, "count") == 3
+    with pytest.raises(UserError, match="the disk is full"):
+        parallel.by_first(fails, "write")
+
+
 def test_initialise_wants_all_or_nothing(monkeypatch):
     for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"):
         monkeypatch.delenv(f"JAX_{name}", raising=False)
