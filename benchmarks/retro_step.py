@@ -4,9 +4,10 @@
 
 A decoder of 12 layers of width 256 with chunked cross-attention at 6, 9 and 12, the
 paper's schedule, on segments of 512 tokens in chunks of 64 with 2 neighbours of 128
-tokens each. The encoder of neighbours has 2 layers of half the decoder's width; beside
-it one that is nearly empty, which leaves the cross-attention alone; retrieval off; and
-RETRO-fitting, which has no gradient of the decoder's parameters.
+tokens each. The encoder of neighbours has 2 layers of half the decoder's width, of
+which the first reads the chunk, as in the paper's presets; beside it one that is nearly
+empty, which leaves the cross-attention alone; retrieval off; and RETRO-fitting, which
+has no gradient of the decoder's parameters.
 """
 
 import jax
@@ -51,7 +52,7 @@ def measure(quick: bool) -> dict:
         )
         return retro.retro(config)
 
-    whole = NeighbourEncoderConfig(num_layers=2, width=width)
+    whole = NeighbourEncoderConfig(num_layers=2, width=width, cca_layers=(1,))
     empty = NeighbourEncoderConfig(num_layers=1, width=width, feed_forward_width=8)
     steppers = {
         "plain": stepper(lm.lm(lm.LMConfig(decoder)), plain_batch),

@@ -208,7 +208,6 @@ def library(
     tower = tower or retrievers.load_tower(config.documents.retriever)
     key = retrievers.fingerprints(tower)["encoder"][:8]
     store = encoded(config, passages, tower, folder / f"vectors-{key}")
-    # Of what asks, the words before the stride matter most.
     find = retrievers.searcher(
         tower, store, config.text, config.search, max_rows=max_rows, keep="last"
     )
@@ -273,8 +272,7 @@ def protocol(config: Experiment) -> Protocol:
 
 def part(config: Experiment, text: Text, name: str, limit: int) -> Part:
     """A split's first ``limit`` tokens, 0 = all, in the protocol's strides."""
-    tokens, size = language_model.head(text, name, limit)
-    chosen = protocol(config)
+    (tokens, size), chosen = language_model.head(text, name, limit), protocol(config)
     at = in_context.strides(
         len(tokens),
         window=chosen.window,

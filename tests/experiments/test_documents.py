@@ -1,6 +1,7 @@
 """What documents' controls show the language model."""
 
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,24 +50,17 @@ def test_the_inspector_shows_what_made_the_probability():
     found = Neighbours(np.linspace(8, 1, 8) * np.ones((count, 1)), ids)
     weights = np.zeros((count, 8))
     weights[:, 6] = 1
-    text = types.SimpleNamespace(
+    text: Any = types.SimpleNamespace(
         tokenizer=types.SimpleNamespace(kind="bpe", decode=str)
     )
-    shelf = types.SimpleNamespace(
+    shelf: Any = types.SimpleNamespace(
         tokens=lambda row: np.array([row]),
         passages={i: types.SimpleNamespace(id=str(i)) for i in range(10, 18)},
     )
     gains = np.random.default_rng(0).normal(size=39)
     log_probs = {"real": gains - 3, "off": np.full(39, -3.0)}
     part = documents.Part(tokens, at, (1, 1))
-    positions = inspection.of_documents(
-        text,
-        part,
-        found,
-        log_probs,
-        weights,
-        shelf,  # type: ignore
-    )
+    positions = inspection.of_documents(text, part, found, log_probs, weights, shelf)
     with_documents = [x for x in positions if x.neighbours]
     assert with_documents
     for position in with_documents:
