@@ -280,7 +280,8 @@ def test_the_wikitext_preset_fits_another_corpus(
 ):
     config = launcher.wikitext2()
     config.data.corpus, config.documents.passages = corpus, f"corpus:{corpus}"
-    config.data.vocab_size = 300
+    config.data.vocab_size, config.data.batch_size = 300, 4
+    config.documents.overlap = 0
     if launcher is replug_lsr:
         config.init_from = ""
     run = shrunken.run_in(tmp_path / "dry", "in_context", dry_run=True)

@@ -11,7 +11,12 @@ import pytest
 
 from rlm_jax.errors import UserError
 from rlm_jax.models.decoder import Decoder, gpt2, modern
-from rlm_jax.models.neighbours import ChunkedCrossAttention, NeighbourEncoderConfig
+from rlm_jax.models.neighbours import (
+    ChunkedCrossAttention,
+    NeighbourEncoder,
+    NeighbourEncoderConfig,
+    filled,
+)
 from rlm_jax.models.retro import Retro, empty_cache, usual_layers
 
 VOCAB, WIDTH, M, K, LENGTH = 50, 8, 4, 2, 15
@@ -313,8 +318,16 @@ def test_usual_layers():
             "encoder is 8 wide with 3 heads",
         ),
         (dict(encoder=NeighbourEncoderConfig(0)), "encoder's num_layers is 0"),
+        (dict(encoder=NeighbourEncoderConfig(head_width=3)), "head_width is 3"),
+        (
+            dict(encoder=NeighbourEncoderConfig(2, cca_layers=(1, 3))),
+            "the encoder's cca_layers are .1, 3.; choose layers that rise from 1 to 2",
+        ),
     ],
-    ids=["none", "zero", "deep", "falling", "heads", "empty"],
+    ids=[
+        *("none", "zero", "deep", "falling", "heads", "empty", "odd_heads"),
+        "encoder_layers",
+    ],
 )
 def test_what_does_not_fit_is_refused(changes, message):
     tokens, neighbours = text()
@@ -326,3 +339,35 @@ def test_neighbours_of_other_chunks_are_refused():
     tokens, neighbours = text()
     with pytest.raises(UserError, match="neighbours of 2 chunks in 1 rows .* have 3"):
         model().init(jax.random.key(0), tokens, neighbours[:, :2])
+
+
+@pytest.mark.parametrize(("layers", "read"), [((), [1, 2]), ((2,), [2])])
+def test_the_encoder_reads_the_chunk_where_it_is_told_to(layers, read):
+    """Rows of one chunk and its neighbour: what the encoder has of the chunk."""
+    config = CONFIGS["modern"]
+    sizes = filled(
+        NeighbourEncoderConfig(
+            2, width=8, num_heads=2, feed_forward_width=12, head_width=6,
+            cca_layers=layers,
+        ),
+        config,
+    )  # fmt: skip
+    module = NeighbourEncoder(config, sizes)
+    random = np.random.default_rng(0)
+    embedded = random.normal(size=(1, 1, 2 * M, config.width)).astype(np.float32)
+    chunk = random.normal(size=(1, M, config.width)).astype(np.float32)
+    mask = np.ones((1, 1, 2 * M), np.float32)
+    init = jax.jit(lambda key: module.init(key, embedded, mask, chunk, True))
+    params = init(jax.random.key(0))["params"]
+    found = [i for i in (1, 2) if "cross_attention" in params[f"block_{i - 1}"]]
+    assert found == read
+    query = params[f"block_{read[0] - 1}"]["cross_attention"]["query"]["kernel"]
+    assert query.shape == (8, 12)
+    gradient = jax.jit(
+        jax.grad(
+            lambda chunk: module.apply(
+                {"params": params}, embedded, mask, chunk, True
+            ).std(),
+        )
+    )(chunk)
+    assert (np.abs(gradient) > 0).all()

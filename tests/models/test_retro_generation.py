@@ -19,7 +19,9 @@ CONFIG = gpt2(
     vocab_size=VOCAB, num_layers=2, width=8, num_heads=2, feed_forward_width=12,
     max_length=PROMPT + NEW,
 )  # fmt: skip
-SIZES = CONFIG, NeighbourEncoderConfig(1, width=8, num_heads=2), M, (1, 2)
+# Heads of another width than the states', and a layer that does not read the chunk.
+ENCODER = NeighbourEncoderConfig(2, width=8, num_heads=2, head_width=6, cca_layers=(1,))
+SIZES = CONFIG, ENCODER, M, (1, 2)
 
 
 @cache
