@@ -94,3 +94,8 @@ CASES: dict[str, Callable[[], tuple[Method, dict[str, np.ndarray]]]] = {
     "replug_lsr": partial(system, "replug_lsr"),
     "reranker": partial(system, "reranker"),
 }
+
+
+def assert_close(found: np.ndarray, wanted: np.ndarray, name: str) -> None:
+    """To float32's precision: sums over a batch are in the hundreds."""
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-5, err_msg=name)
