@@ -1,7 +1,8 @@
 """Methods with their batches, whose gradients must not depend on the devices.
 
 Each case is a function that returns ``(method, batch)``: 8 rows, unevenly masked. Add
-one to `CASES` and it is tried on 4 devices and on 2 processes of 2 devices.
+one to `CASES` and it is tried on 4 devices and, if its loss gathers, on 2 processes of
+2 devices.
 """
 
 from collections.abc import Callable
@@ -94,6 +95,10 @@ CASES: dict[str, Callable[[], tuple[Method, dict[str, np.ndarray]]]] = {
     "replug_lsr": partial(system, "replug_lsr"),
     "reranker": partial(system, "reranker"),
 }
+ALONE = ("trime_external_off", "retro", "replug", "replug_lsr", "reranker")
+"""Whose losses gather nothing: to them processes are as devices, and as language_model
+is, which stands for them where processes are tried."""
+ACROSS_PROCESSES = [name for name in CASES if name not in ALONE]
 
 
 def assert_close(found: np.ndarray, wanted: np.ndarray, name: str) -> None:

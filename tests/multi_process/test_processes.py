@@ -47,7 +47,7 @@ def arrays(tmp_path_factory):
     return loaded
 
 
-@pytest.mark.parametrize("case", cases.CASES)
+@pytest.mark.parametrize("case", cases.ACROSS_PROCESSES)
 def test_two_processes_equal_one_device(arrays, case):
     merged = arrays[0] | arrays[1]  # each has done half of the cases on one device
     on_one = [name for name in merged if name.startswith(f"{case}/one/")]
