@@ -235,7 +235,7 @@ def test_what_does_not_fit_is_said(changes, message, model):
 
 
 def test_what_does_not_fit_the_model_is_said(model):
-    with pytest.raises(UserError, match="window is 40, .* positions end at 39"):
+    with pytest.raises(UserError, match="window is 40, .* max_length, 39"):
         generate.check_window(configured(), gpt2(vocab_size=9, max_length=39))
     with pytest.raises(UserError, match="has no token"):
         generate.prompt_tokens("", model.tokenizer)
