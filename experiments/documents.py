@@ -1,9 +1,6 @@
 """What launchers of language models with documents share: collections to candidates."""
 
 import dataclasses
-import functools
-import pathlib
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,28 +10,23 @@ from experiments import (
     language_model,
     launch,
     leaks,
+    library,
     ranking_report,
-    retrievers,
 )
 from experiments.given_model import Given
 from experiments.language_model import Text
 from experiments.launch import Run
-from experiments.retrievers import SearchConfig, TextConfig, Tower
+from experiments.library import Library
+from experiments.retrievers import SearchConfig, TextConfig
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
-from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.in_context import Protocol, Strides
 from rlm_jax.method import Neighbours
 from rlm_jax.methods import lm
-from rlm_jax.retrieval import index
-from rlm_jax.retrieval.bm25 import BM25Config
-from rlm_jax.retrieval.datastore import Datastore
 from rlm_jax.retrieval.index import none_found
 from rlm_jax.train import progress
-
-BM25 = "bm25"
 
 
 @dataclasses.dataclass
@@ -45,7 +37,7 @@ class DocumentsConfig:
     """
 
     passages: str = ""  # a collection; empty: the corpus' training split, cut up
-    retriever: str = BM25  # or the folder of an encoder
+    retriever: str = library.BM25  # or the folder of an encoder
     num: int = 8  # documents of a stride
     query_length: int = 32  # tokens before a stride that ask
     length: int = 96  # tokens of a document, at most
@@ -90,14 +82,6 @@ class Part(NamedTuple):
     size: tuple[int, int]  # its bytes and words
 
 
-class Library(NamedTuple):
-    """A collection, made searchable and readable for a language model."""
-
-    passages: Passages
-    search: Callable[[Sequence[str], int], Neighbours]
-    tokens: Callable[[int], np.ndarray]  # a passage as the model reads it
-
-
 def prepare(
     config: Any,
     run: Run,
@@ -135,7 +119,11 @@ def prepare(
         config = given_model.with_tokenizer(config, model)
     else:
         config = language_model.with_vocabulary(config, text)
-    given_model.check_rows(model, config.method.decoder, protocol(config).row_length)
+    given_model.check_rows(
+        config.method.decoder,
+        model.length if model else config.data.length,
+        protocol(config).row_length,
+    )
     if run.dry_run:
         if model is None:
             language_model.describe(lm.lm(config.method), config, text)
@@ -185,72 +173,6 @@ def collection(config: Experiment) -> Passages:
     )
 
 
-def library(
-    config: Any,
-    passages: Passages,
-    tokenizer: Tokenizer,
-    folder: pathlib.Path,
-    tower: Tower | None = None,
-    *,
-    max_rows: int = 0,
-) -> Library:
-    """The passages with the configured retriever, or with ``tower``.
-
-    Args:
-      config: has ``text`` and ``search``, and ``documents`` with retriever and length.
-      folder: keeps the index.
-      max_rows: as for `retrievers.searcher`.
-    """
-    tokens = document_tokens(config, passages, tokenizer)
-    if tower is None and config.documents.retriever == BM25:
-        by_words = retrievers.open_bm25(passages, folder / BM25, BM25Config())
-        return Library(passages, by_words.search, tokens)
-    tower = tower or retrievers.load_tower(config.documents.retriever)
-    key = retrievers.fingerprints(tower)["encoder"][:8]
-    store = encoded(config, passages, tower, folder / f"vectors-{key}")
-    find = retrievers.searcher(
-        tower, store, config.text, config.search, max_rows=max_rows, keep="last"
-    )
-    return Library(passages, find, tokens)
-
-
-def encoded(
-    config: Any,
-    passages: Passages,
-    tower: Tower,
-    folder: pathlib.Path,
-    *,
-    alone: bool = True,
-) -> Datastore:
-    """The passages' vectors, in ``folder``; ``alone`` is as in `encode_collection`."""
-    store, _ = retrievers.encode_collection(
-        tower,
-        passages,
-        passages.fingerprint,
-        config.text,
-        config.search,
-        folder,
-        alone=alone,
-    )
-    return store
-
-
-def document_tokens(
-    config: Any, passages: Passages, tokenizer: Tokenizer
-) -> Callable[[int], np.ndarray]:
-    """Passage -> its title and text as the language model reads them, cut."""
-    length = config.documents.length
-
-    @functools.lru_cache(maxsize=1 << 16)
-    def tokens(row: int) -> np.ndarray:
-        _, title, text = passages[row]
-        whole = f"{title}\n{text}" if title else text
-        # Its first tokens are those of its first characters, amply counted.
-        return tokenizer.encode(whole[: 16 * length])[:length]
-
-    return tokens
-
-
 def protocol(config: Experiment) -> Protocol:
     """How the text meets its documents, from the configuration."""
     chosen = config.documents
@@ -287,26 +209,12 @@ def ask(
 ) -> Neighbours:
     """The documents of every stride, [S, K], but those that ``out`` marks."""
     asked = questions(text, some.tokens, some.at)[1:]
-    return _after_the_first(find(asked, shelf, out, config.documents.num))
+    return _after_the_first(library.find(asked, shelf, out, config.documents.num))
 
 
 def questions(text: Text, tokens: np.ndarray, at: Strides) -> list[str]:
     """What each stride asks, as text; nothing where it has no query."""
     return [text.tokenizer.decode(x) for x in in_context.queries(tokens, at)]
-
-
-def find(
-    questions: Sequence[str], shelf: Library, out: np.ndarray, num: int
-) -> Neighbours:
-    """The best ``num`` passages of each question but those that ``out`` marks."""
-    return index.first_kept(
-        search_deep(questions, shelf, num), lambda ids: ~out[ids], num
-    )
-
-
-def search_deep(questions: Sequence[str], shelf: Library, num: int) -> Neighbours:
-    """More passages of each question than ``num``, some of which may not do."""
-    return shelf.search(questions, min(max(100, 4 * num), len(shelf.passages)))
 
 
 def shuffled(found: Neighbours) -> Neighbours:

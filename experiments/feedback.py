@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import documents, leaks
-from experiments.documents import Library
+from experiments import documents, leaks, library
 from experiments.given_model import Given
 from experiments.language_model import Text
+from experiments.library import Library
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.in_context import Strides
@@ -56,7 +56,7 @@ def examples(
         for low, high in zip(at.begin, at.end, strict=True)
     ]
     found = index.first_kept(
-        documents.search_deep(asked, shelf, num),
+        library.search_deep(asked, shelf, num),
         lambda ids: ~own.among(at, windows, ids),
         num,
     )

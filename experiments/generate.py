@@ -16,10 +16,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments import documents, given_model, launch, search
-from experiments.documents import BM25, Library
+from experiments import given_model, launch, library, search
 from experiments.given_model import Given
 from experiments.language_model import DataConfig
+from experiments.library import BM25, Library
 from experiments.retrievers import SearchConfig, TextConfig
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
@@ -140,7 +140,7 @@ def execute(config: Config, run: launch.Run) -> None:
     shelf = None
     if passages is not None:
         folder = run.workdir / f"documents-{passages.fingerprint[:8]}"
-        shelf = documents.library(config, passages, model.tokenizer, folder, max_rows=1)
+        shelf = library.load(config, passages, model.tokenizer, folder, max_rows=1)
     go_on = continuer(config, model, shelf)
     key = jax.random.key(config.seed)
     if not config.prompt:
@@ -272,7 +272,7 @@ def continuer(config: Config, model: Given, shelf: Library | None) -> Continue:
             before = found
             if shelf is not None:
                 questions = [model.tokenizer.decode(x[-query_length:]) for x in texts]
-                found = documents.find(questions, shelf, none_out, k)
+                found = library.find(questions, shelf, none_out, k)
                 for i in np.flatnonzero(~ended):
                     theirs = Neighbours(found.scores[i], found.ids[i])
                     retrievals[i].append(Retrieval(len(texts[i]) - len(prompt), theirs))

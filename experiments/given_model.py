@@ -82,19 +82,20 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> Given:
     return of_decoder(config, params, tokenizer)._replace(length=config.max_length)
 
 
-def check_rows(given: Given | None, decoder: DecoderConfig, length: int) -> None:
-    """Before rows of so many tokens are scored: learned positions must reach so far.
+def check_rows(decoder: DecoderConfig, trained: int, length: int) -> None:
+    """Before rows of ``length`` tokens are scored: learned positions must reach so far.
 
-    Of others the model is asked what it was never trained on, which is only noted.
+    Of others the model is asked what its rows of ``trained`` tokens, 0 where that is
+    not known, never were, which is only noted.
 
     Raises:
       UserError: they do not reach so far.
     """
     check_length(decoder, length, "a window with its document")
-    if given is not None and 0 < given.length < length:
+    if 0 < trained < length:
         progress.say(
             f"note: rows of {length} tokens, a window and its document, have positions "
-            f"that the model's rows of {given.length} never trained"
+            f"that the model's rows of {trained} never trained"
         )
 
 

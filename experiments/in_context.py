@@ -16,6 +16,7 @@ from experiments import (
     inspection,
     language_model,
     launch,
+    library,
     presets,
     reporting,
     reranking,
@@ -101,7 +102,7 @@ def execute(config: Config, run: launch.Run):
     if config.choice != "trained":
         launch.leave_to_first()
     with phases("index"):
-        shelf = documents.library(config, passages, text.tokenizer, run.workdir)
+        shelf = library.load(config, passages, text.tokenizer, run.workdir)
     if config.choice == "trained":
         with phases("reranker"):
             ranker = reranking.train(

@@ -3,6 +3,7 @@
 import numpy as np
 
 from experiments import documents, language_model
+from experiments.library import Library
 from experiments.reporting import piece
 from rlm_jax import method
 from rlm_jax.evaluate import knn, token_memory
@@ -83,7 +84,7 @@ def of_documents(
     found: method.Neighbours,
     log_probs: dict[str, np.ndarray],
     weights: np.ndarray,
-    shelf: documents.Library,
+    shelf: Library,
 ) -> list[Position]:
     """The heaviest documents of a stride; ``weights``, [S, K], are what made its p."""
     chosen = choose(log_probs)

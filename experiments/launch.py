@@ -223,9 +223,9 @@ def claim(
     ``config.json`` keeps the configuration and the fingerprint of the text (tokens):
     the same names may stand for another text tomorrow. A rerun may change how long to
     train and what to evaluate, but not the fields named in ``same``; the report of
-    another configuration goes. Fields in ``unused``, which this run does not read, stay
-    as they are stored. Of several processes the first one writes; a dry run
-    writes nothing.
+    another configuration goes. Fields in ``unused``, on which nothing that this run
+    leaves there depends, stay as they are stored. Of several processes the first one
+    writes; a dry run writes nothing.
 
     Raises:
       UserError: the workdir holds another run, or cannot be written.
@@ -242,18 +242,21 @@ def claim(
                 f"The workdir {run.workdir} belongs to another run: {where}; "
                 "choose another --workdir or the same configuration."
             )
-    if run.dry_run or not parallel.is_first_process():
-        return
-    path = run.workdir / CONFIG
-    partial = path.with_suffix(".partial")
-    try:
-        run.workdir.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(ours, indent=1) + "\n")
-        if ours != theirs:
-            (run.workdir / "report.json").unlink(missing_ok=True)
-        partial.replace(path)
-    except OSError as error:
-        raise _unwritable(run.workdir, error) from error
+
+    def write() -> None:
+        path = run.workdir / CONFIG
+        partial = path.with_suffix(".partial")
+        try:
+            run.workdir.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(ours, indent=1) + "\n")
+            if ours != theirs:
+                (run.workdir / "report.json").unlink(missing_ok=True)
+            partial.replace(path)
+        except OSError as error:
+            raise _unwritable(run.workdir, error) from error
+
+    if not run.dry_run:
+        parallel.by_first(write, f"write {run.workdir}")
 
 
 def claim_part(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:

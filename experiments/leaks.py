@@ -14,6 +14,8 @@ from rlm_jax.errors import UserError
 from rlm_jax.evaluate.in_context import Strides
 from rlm_jax.retrieval.chunk_database import Chunks
 
+_FORMAT = "chunks left out 1"
+
 
 class Excluded(NamedTuple):
     """The passages that may not be given to a split."""
@@ -110,7 +112,8 @@ def left_out_chunks(
       (bool [N], counts).
     """
     limits = chosen.duplicates, chosen.overlap, database.chunk_length
-    key = cache.fingerprint("chunks left out", *limits, *fingerprints)
+    cut = [some.identity for some in (database, *evaluated)]
+    key = cache.fingerprint(_FORMAT, *limits, *fingerprints, *cut)
 
     def build(folder: pathlib.Path) -> None:
         documents = _documents(database)
@@ -146,7 +149,7 @@ def left_out_chunks(
 
 def _plain(title: str) -> str:
     """Of titles that a corpus may have put in tokens ("Half @-@ Life") the words."""
-    return " ".join(overlap.words(title))
+    return " ".join(overlap.words(title)) or title
 
 
 def _documents(chunks: Chunks) -> list[np.ndarray]:

@@ -18,6 +18,7 @@ from experiments import (
     language_model,
     launch,
     leaks,
+    library,
     presets,
     reporting,
 )
@@ -109,7 +110,7 @@ def execute(config: Config, run: launch.Run):
         return None
     launch.leave_to_first()
     with phases("index"):
-        shelf = documents.library(
+        shelf = library.load(
             setting.config, setting.passages, setting.text.tokenizer, run.workdir
         )
     return evaluate(run, phases, setting, shelf, {}, {})
@@ -119,8 +120,8 @@ def evaluate(
     run: launch.Run,
     phases: launch.Phases,
     setting: documents.Setting,
-    shelf: documents.Library,
-    before: Mapping[str, documents.Library],
+    shelf: library.Library,
+    before: Mapping[str, library.Library],
     facts: Mapping[str, Any],
 ) -> report.Report:
     """REPLUG over a library, beside its controls and other libraries; the report.
@@ -190,7 +191,7 @@ def evaluate(
 
 
 def tuned(
-    setting: documents.Setting, shelves: Mapping[str, documents.Library]
+    setting: documents.Setting, shelves: Mapping[str, library.Library]
 ) -> dict[str, float]:
     """Each library's best temperature on the head of the validation split."""
     config, model, text, passages, _ = setting
@@ -202,7 +203,7 @@ def tuned(
     plain = documents.plain(config, model, some)
     num_bytes, num_words = some.size
 
-    def best(shelf: documents.Library) -> float:
+    def best(shelf: library.Library) -> float:
         found = documents.ask(config, text, some, shelf, out)
         values = documents.scores(config, model, some, shelf, found)
 

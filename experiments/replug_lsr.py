@@ -22,12 +22,14 @@ from experiments import (
     documents,
     feedback,
     launch,
+    library,
     presets,
     replug,
     retrievers,
     training,
 )
-from experiments.documents import DocumentsConfig, Library, Setting
+from experiments.documents import DocumentsConfig, Setting
+from experiments.library import Library
 from experiments.retrievers import TextConfig, Tower
 from rlm_jax.data import contrastive
 from rlm_jax.method import Batch, Params
@@ -171,7 +173,7 @@ def execute(config: Config, run: launch.Run):
     retrievers.save_tower(run.workdir / "encoder", trained)
     with phases("index"):
         shelves = [
-            documents.library(config, passages, text.tokenizer, run.workdir, tower)
+            library.load(config, passages, text.tokenizer, run.workdir, tower)
             for tower in (trained, initial)
         ]
     return replug.evaluate(
@@ -295,7 +297,7 @@ def _staleness(
 
 def _search(config: Config, tower: Tower, vectors: pathlib.Path):
     store = datastore.open(vectors)
-    return retrievers.searcher(tower, store, config.text, config.search)
+    return retrievers.searcher(tower, store, config.text, config.search, keep="last")
 
 
 def _latest(folder: pathlib.Path, initial: Params) -> tuple[int, Params | None]:
@@ -321,7 +323,7 @@ def _index(
     def build(params: Params, there: pathlib.Path) -> None:
         now = tower._replace(params=params)
         vectors = there / "vectors"
-        documents.encoded(config, setting.passages, now, vectors, alone=False)
+        library.encoded(config, setting.passages, now, vectors, alone=False)
         if parallel.is_first_process():
             retrievers.save_tower(there / "encoder", now)
 
@@ -333,7 +335,7 @@ def _index(
             Library(
                 setting.passages,
                 _search(config, then, there / "vectors"),
-                documents.document_tokens(config, setting.passages, tokenizer),
+                library.document_tokens(config, setting.passages, tokenizer),
             ),
             there / "vectors",
         )

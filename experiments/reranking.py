@@ -14,7 +14,8 @@ from experiments import (
     retrievers,
     training,
 )
-from experiments.documents import Library, Part, Setting
+from experiments.documents import Part, Setting
+from experiments.library import Library
 from experiments.retrievers import Tower
 from rlm_jax.data import contrastive
 from rlm_jax.errors import UserError

@@ -27,7 +27,6 @@ from rlm_jax.retrieval.index import TARGET_RECALL
 from rlm_jax.train import progress
 
 TITLES = ("join", "pair", "none")
-INDEXES = ("auto", "exact", "scann")
 
 
 @dataclasses.dataclass
@@ -99,16 +98,19 @@ def load_collection(config: CollectionConfig) -> Collection:
 def load_tower(
     folder: str | pathlib.Path, wanted: EncoderConfig | None = None
 ) -> Tower:
-    """An encoder in Hugging Face's layout: a published one, or a run's.
-
-    A run is named by its workdir or by the ``encoder`` in it.
+    """An encoder in Hugging Face's layout: a published one, or that of a run's workdir.
 
     Of ``wanted`` it takes what a folder cannot say (dropout, dtype, remat), and pooling
     and normalisation where it does not.
     """
-    folder = pathlib.Path(folder)
-    if (folder / "encoder" / "config.json").is_file():
-        folder = folder / "encoder"
+    folder, own = pathlib.Path(folder), pathlib.Path(folder) / "encoder"
+    if (own / "config.json").is_file():
+        if (folder / "question_encoder").is_dir():
+            raise UserError(
+                f"The run in {folder} has two encoders; name {own}, which reads "
+                f"passages, or {folder / 'question_encoder'}."
+            )
+        folder = own
     otherwise, changes = {}, {}
     if wanted is not None:
         otherwise = {"pooling": wanted.pooling, "normalise": wanted.normalise}
@@ -263,14 +265,13 @@ def exact_below(
 ) -> int:
     """The number of entries from which ScaNN takes over; ``field`` is search's name."""
     check_search(search, field)
-    everything = store.num_entries + 1
-    sizes = {"auto": index.EXACT_BELOW, "exact": everything, "scann": 0}
+    sizes = {"auto": index.EXACT_BELOW, "exact": store.num_entries + 1, "scann": 0}
     return sizes[search.index]
 
 
 def check_search(search: SearchConfig, field: str = "search") -> None:
     """Raises UserError for what a search would be refused for after the encoding."""
-    for name, known in (("index", INDEXES), ("kept", scann.KEPT)):
+    for name, known in (("index", ("auto", "exact", "scann")), ("kept", scann.KEPT)):
         chosen = getattr(search, name)
         if chosen not in known:
             raise UserError(

@@ -61,7 +61,6 @@ class Config:
     retrieve: bool = True  # neighbours for it; off: RETRO's decoder alone
 
 
-PROMPTING = ("prompt", "new_tokens", "temperature", "retrieve")
 SAME = ("data", "method", "database", "optim", "init_from", "warm_start")
 
 
@@ -163,7 +162,8 @@ def execute(config: Config, run: launch.Run):
         else:
             text = language_model.load_text(config.data)
     # What is continued is no part of what a workdir belongs to.
-    as_evaluated = {name: getattr(Config, name) for name in PROMPTING}
+    as_evaluated = {"prompt": "", "new_tokens": 0, "temperature": 0.0}
+    as_evaluated["retrieve"] = True
     launch.claim(
         run,
         dataclasses.replace(config, **as_evaluated),
@@ -178,7 +178,9 @@ def execute(config: Config, run: launch.Run):
     method = retro.retro(config.method)
     if config.warm_start:
         retro.check_warm_start(config.method)
-    baseline = _baseline(config, text) if config.baseline else None
+    baseline = None
+    if config.baseline and not config.prompt:
+        baseline = _baseline(config, text)
     none = _without_neighbours(config, text)
     if run.dry_run:
         return _describe(method, config, text, none["train"])

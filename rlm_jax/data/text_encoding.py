@@ -84,7 +84,8 @@ class TextTokenizer:
         limit = 64 * max_length
 
         def short(text: str) -> str:
-            return text[-limit:] if keep == "last" else text.lstrip()[:limit]
+            last = keep == "last" and pairs is None
+            return text[-limit:] if last else text.lstrip()[:limit]
 
         firsts = [short(text) for text in texts]
         with self._lock:

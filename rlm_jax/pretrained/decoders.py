@@ -148,10 +148,11 @@ def _llama_config(
         sliding_window=None,
         partial_rotary_factor=1.0,
     )
-    # Older files have rope_theta and rope_scaling, newer ones both in rope_parameters.
-    older = published.get("rope_scaling") or {}
-    rope = published.get("rope_parameters") or older
+    # Older files have rope_theta and rope_scaling, newer ones both in rope_parameters;
+    # of a file with both transformers, too, takes the former's scaling.
+    rope = published.get("rope_parameters") or {}
     base = rope.get("rope_theta") or published.get("rope_theta") or 10000.0
+    rope = published.get("rope_scaling") or rope
     num_heads, width = published["num_attention_heads"], published["hidden_size"]
     head_width = published.get("head_dim") or width // num_heads
     num_kv_heads = published.get("num_key_value_heads") or num_heads
@@ -188,6 +189,11 @@ def _rotary_scaling(
         raise UserError(
             f"The config.json in {folder} lacks {error} of its rotary scaling; copy "
             "or download it again."
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"The config.json in {folder} has no numbers for its rotary scaling "
+            f"({error}); copy or download it again."
         ) from error
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import documents, generate, given_model, lm, retrievers
-from experiments.documents import Library
+from experiments import generate, given_model, library, lm, retrievers
+from experiments.library import Library
 from rlm_jax.data import corpora, tokenizers
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.errors import UserError
@@ -311,7 +311,7 @@ def test_documents_are_found_by_an_encoder(passages, model, tmp_path):
     )
     chosen = dataclasses.replace(configured().documents, retriever=folder)
     config = configured("in_context", documents=chosen)
-    shelf = documents.library(config, passages, model.tokenizer, tmp_path)
+    shelf = library.load(config, passages, model.tokenizer, tmp_path)
     (made,) = continued(config, model, shelf)
     assert len(made.tokens) == NEW
     assert all(r.found.ids.tolist()[0] in range(3) for r in made.retrievals)

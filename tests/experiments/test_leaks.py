@@ -13,6 +13,7 @@ from rlm_jax.evaluate import in_context
 TEXTS = {
     "Half @-@ Life": "the man went to the house and the dog ran after him",
     "River": "a boat goes down with two old oars and one lamp in it",
+    "!!!": "nothing else",
 }
 
 
@@ -33,6 +34,7 @@ def passages(tmp_path) -> passages_lib.Passages:
         {"title": "Stream", "text": "it goes down with two old oars, they say"},
         {"title": "Cloud", "text": "white and far away"},
         {"title": "river", "text": "banks and bridges"},
+        {"title": "!!!", "text": "marks alone"},
     ]
     path = tmp_path / "passages.jsonl"
     path.write_text("".join(json.dumps(x) + "\n" for x in records))
@@ -50,10 +52,10 @@ def configured(corpus: str, **changes) -> documents.Experiment:
 @pytest.mark.parametrize(
     ("own_titles", "overlap", "out", "counts"),
     [
-        (False, 6, [1, 1, 0, 1], (2, 1)),
-        (False, 0, [1, 0, 0, 1], (2, 0)),
-        (True, 6, [0, 1, 0, 0], (0, 1)),
-        (True, 8, [0, 0, 0, 0], (0, 0)),
+        (False, 6, [1, 1, 0, 1, 1], (3, 1)),
+        (False, 0, [1, 0, 0, 1, 1], (3, 0)),
+        (True, 6, [0, 1, 0, 0, 0], (0, 1)),
+        (True, 8, [0, 0, 0, 0, 0], (0, 0)),
     ],
 )
 def test_titles_and_words_in_a_row(corpus, passages, own_titles, overlap, out, counts):
@@ -73,8 +75,8 @@ def test_a_place_has_its_own_document_by_title_and_by_words(corpus, passages, ov
     first = np.array([4, second + 4, second - 2])
     at = in_context.Strides(first, first + 4, first, first, first)
     windows = ["the man went to the house", "down with two old oars and one", "him a"]
-    ids = np.tile(np.arange(4), (3, 1))
-    wanted = np.array([[1, 0, 0, 0], [0, 0, 0, 1], [1, 0, 0, 1]], bool)
+    ids = np.tile(np.arange(5), (3, 1))
+    wanted = np.array([[1, 0, 0, 0, 0], [0, 0, 0, 1, 0], [1, 0, 0, 1, 0]], bool)
     wanted[1, 1] = overlap > 0  # whose words those are
     np.testing.assert_array_equal(own.among(at, windows, ids), wanted)
 

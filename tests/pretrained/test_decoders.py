@@ -262,7 +262,11 @@ def test_rotary_bases_and_changes_are_heard(folder_of):
     assert (config.rotary_base, config.rotary_scaling) == (5e5, (8, 1, 4, 8192))
     parameters = {"rope_type": "default", "rope_theta": 1e6}
     change_config(folder, rope_parameters=parameters)
-    assert pretrained.load_decoder(folder)[0].rotary_base == 1e6
+    config, _ = pretrained.load_decoder(folder)
+    assert (config.rotary_base, config.rotary_scaling) == (1e6, (8, 1, 4, 8192))
+    change_config(folder, rope_scaling=None)
+    config, _ = pretrained.load_decoder(folder)
+    assert (config.rotary_base, config.rotary_scaling) == (1e6, ())
 
 
 def truncate(folder):
@@ -313,6 +317,15 @@ DAMAGES = {
     ),
     "rope_field": (
         "llama", told(rope_parameters={"rope_type": "llama3"}), "lacks 'factor' of its",
+    ),
+    "rope_number": (
+        "llama",
+        told(
+            rope_scaling=dict.fromkeys(
+                ("factor", "low_freq_factor", "high_freq_factor")
+            ) | {"rope_type": "llama3", "original_max_position_embeddings": 8}
+        ),
+        "no numbers for its rotary scaling",
     ),
     "window": (
         "llama", told(model_type="mistral", sliding_window=4096), "sliding_window=4096",

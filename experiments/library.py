@@ -1,0 +1,108 @@
+"""A collection that a language model is given documents of: searchable and readable."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import retrievers
+from experiments.retrievers import Tower
+from rlm_jax.data.passages import Passages
+from rlm_jax.data.tokenizers import Tokenizer
+from rlm_jax.method import Neighbours
+from rlm_jax.retrieval import index
+from rlm_jax.retrieval.bm25 import BM25Config
+from rlm_jax.retrieval.datastore import Datastore
+
+BM25 = "bm25"
+
+
+class Library(NamedTuple):
+    """A collection, made searchable and readable for a language model."""
+
+    passages: Passages
+    search: Callable[[Sequence[str], int], Neighbours]
+    tokens: Callable[[int], np.ndarray]  # a passage as the model reads it
+
+
+def load(
+    config: Any,
+    passages: Passages,
+    tokenizer: Tokenizer,
+    folder: pathlib.Path,
+    tower: Tower | None = None,
+    *,
+    max_rows: int = 0,
+) -> Library:
+    """The passages with the configured retriever, or with ``tower``.
+
+    Args:
+      config: has ``text`` and ``search``, and ``documents`` with retriever and length.
+      folder: keeps the index.
+      max_rows: as for `retrievers.searcher`.
+    """
+    tokens = document_tokens(config, passages, tokenizer)
+    if tower is None and config.documents.retriever == BM25:
+        by_words = retrievers.open_bm25(passages, folder / BM25, BM25Config())
+        return Library(passages, by_words.search, tokens)
+    tower = tower or retrievers.load_tower(config.documents.retriever)
+    key = retrievers.fingerprints(tower)["encoder"][:8]
+    store = encoded(config, passages, tower, folder / f"vectors-{key}")
+    # Of what asks, the words before the stride matter most.
+    find = retrievers.searcher(
+        tower, store, config.text, config.search, max_rows=max_rows, keep="last"
+    )
+    return Library(passages, find, tokens)
+
+
+def encoded(
+    config: Any,
+    passages: Passages,
+    tower: Tower,
+    folder: pathlib.Path,
+    *,
+    alone: bool = True,
+) -> Datastore:
+    """The passages' vectors, in ``folder``; ``alone`` is as in `encode_collection`."""
+    store, _ = retrievers.encode_collection(
+        tower,
+        passages,
+        passages.fingerprint,
+        config.text,
+        config.search,
+        folder,
+        alone=alone,
+    )
+    return store
+
+
+def document_tokens(
+    config: Any, passages: Passages, tokenizer: Tokenizer
+) -> Callable[[int], np.ndarray]:
+    """Passage -> its title and text as the language model reads them, cut."""
+    length = config.documents.length
+
+    @functools.lru_cache(maxsize=1 << 16)
+    def tokens(row: int) -> np.ndarray:
+        _, title, text = passages[row]
+        whole = f"{title}\n{text}" if title else text
+        # Its first tokens are those of its first characters, amply counted.
+        return tokenizer.encode(whole[: 16 * length])[:length]
+
+    return tokens
+
+
+def find(
+    questions: Sequence[str], shelf: Library, out: np.ndarray, num: int
+) -> Neighbours:
+    """The best ``num`` passages of each question but those that ``out`` marks."""
+    return index.first_kept(
+        search_deep(questions, shelf, num), lambda ids: ~out[ids], num
+    )
+
+
+def search_deep(questions: Sequence[str], shelf: Library, num: int) -> Neighbours:
+    """More passages of each question than ``num``, some of which may not do."""
+    return shelf.search(questions, min(max(100, 4 * num), len(shelf.passages)))
