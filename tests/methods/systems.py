@@ -203,6 +203,8 @@ def texts(seed: int, rows: int) -> dict[str, np.ndarray]:
     """
     random = np.random.default_rng(seed)
     passages = random.integers(1, VOCAB, (rows, 2, LENGTH)).astype(np.int32)
+    # Crops are told apart by their texts alone; of equal ones rounding would decide.
+    crops = passages[:, 0].copy()
     passages[2, 0] = passages[1, 0]
     passage_mask = np.ones_like(passages)
     passage_mask[0, :, 4:] = 0
@@ -213,15 +215,11 @@ def texts(seed: int, rows: int) -> dict[str, np.ndarray]:
     number[1, 1] = -1
     weight = np.ones(rows, np.float32)
     weight[-1] = 0
-    sides = {
-        "ids": passages[:, 0, :4],
-        "mask": np.ones((rows, 4), np.int32),
-    }
-    keys = {"ids": passages[:, 0], "mask": passage_mask[:, 0]}
+    ones = np.ones((rows, 4), np.int32)
     return {
-        **{f"question_{k}": x for k, x in sides.items()},
-        **{f"query_{k}": x for k, x in sides.items()},
-        **{f"key_{k}": x for k, x in keys.items()},
+        **{"question_ids": passages[:, 0, :4], "question_mask": ones},
+        **{"query_ids": crops[:, :4], "query_mask": ones},
+        **{"key_ids": crops, "key_mask": passage_mask[:, 0]},
         "passage_ids": passages,
         "passage_mask": passage_mask,
         "passage": number,
