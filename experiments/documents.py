@@ -25,6 +25,7 @@ from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.in_context import Protocol, Strides
 from rlm_jax.method import Neighbours
 from rlm_jax.methods import lm
+from rlm_jax.models.decoder import check_length
 from rlm_jax.retrieval.index import none_found
 from rlm_jax.train import progress
 
@@ -119,11 +120,10 @@ def prepare(
         config = given_model.with_tokenizer(config, model)
     else:
         config = language_model.with_vocabulary(config, text)
-    given_model.check_rows(
-        config.method.decoder,
-        model.length if model else config.data.length,
-        protocol(config).row_length,
-    )
+    trained = model.length if model else config.data.length
+    length = protocol(config).row_length
+    check_length(config.method.decoder, length, "a window with its document")
+    language_model.note_untrained(trained, length, "windows with their documents")
     if run.dry_run:
         if model is None:
             language_model.describe(lm.lm(config.method), config, text)

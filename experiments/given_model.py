@@ -18,7 +18,7 @@ from rlm_jax.errors import UserError
 from rlm_jax.evaluate.in_context import LogProbs
 from rlm_jax.method import Params
 from rlm_jax.models import scoring
-from rlm_jax.models.decoder import DecoderConfig, check_length
+from rlm_jax.models.decoder import DecoderConfig
 from rlm_jax.retrieval import encode, placement
 from rlm_jax.train import checkpoint, progress
 
@@ -79,24 +79,7 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> Given:
             f"The tokenizer in {folder} has {tokenizer.vocab_size} ids and the model "
             f"{config.vocab_size}; put the model's own tokenizer.json there."
         )
-    return of_decoder(config, params, tokenizer)._replace(length=config.max_length)
-
-
-def check_rows(decoder: DecoderConfig, trained: int, length: int) -> None:
-    """Before rows of ``length`` tokens are scored: learned positions must reach so far.
-
-    Of others the model is asked what its rows of ``trained`` tokens, 0 where that is
-    not known, never were, which is only noted.
-
-    Raises:
-      UserError: they do not reach so far.
-    """
-    check_length(decoder, length, "a window with its document")
-    if 0 < trained < length:
-        progress.say(
-            f"note: rows of {length} tokens, a window and its document, have positions "
-            f"that the model's rows of {trained} never trained"
-        )
+    return of_decoder(config, params, tokenizer, length=config.max_length)
 
 
 def to_start_from(name: str, data: DataConfig, decoder: DecoderConfig) -> Given:
@@ -116,8 +99,10 @@ def to_start_from(name: str, data: DataConfig, decoder: DecoderConfig) -> Given:
     return given._replace(decoding=Decoding(config, params))
 
 
-def of_decoder(config: DecoderConfig, params: Params, tokenizer: Tokenizer) -> Given:
-    """A decoder on all local devices, rows spread over them."""
+def of_decoder(
+    config: DecoderConfig, params: Params, tokenizer: Tokenizer, *, length: int = 0
+) -> Given:
+    """A decoder on all local devices, rows spread over them; length as of `Given`."""
     run = scoring.last_log_probs(config)
     # Who generates has the parameters on the device already.
     held = functools.cache(lambda: placement.replicated(params))
@@ -131,7 +116,7 @@ def of_decoder(config: DecoderConfig, params: Params, tokenizer: Tokenizer) -> G
         return np.asarray(rows)[: len(rows) - more]
 
     print_ = encode.fingerprint(params)
-    return Given(log_probs, tokenizer, print_, Decoding(config, params))
+    return Given(log_probs, tokenizer, print_, Decoding(config, params), length)
 
 
 def _trained(workdir: pathlib.Path, dtype: str) -> Given:
@@ -167,7 +152,7 @@ def _trained(workdir: pathlib.Path, dtype: str) -> Given:
         | {"vocab_size": text.tokenizer.vocab_size, "dtype": dtype, "dropout": 0.0}
     )
     params = checkpoint.load_params(workdir)
-    return of_decoder(config, params, text.tokenizer)._replace(length=data.length)
+    return of_decoder(config, params, text.tokenizer, length=data.length)
 
 
 def _function(name: str, data: DataConfig) -> Given:

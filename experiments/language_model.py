@@ -122,6 +122,15 @@ def batches(config: DataConfig, split: token_store.TokenSplit) -> batching.Batch
     return orders[config.order]()
 
 
+def note_untrained(trained: int, length: int, rows: str) -> None:
+    """Tells of rows longer than those the model is ``trained`` on (0: not known)."""
+    if 0 < trained < length:
+        progress.say(
+            f"note: {rows} of {length} tokens have positions that the model's segments "
+            f"of {trained} never trained"
+        )
+
+
 def train(
     method: Method,
     config: Experiment,
@@ -147,11 +156,7 @@ def train(
             f"groups of {data.segments_per_group} apart; make data.batch_size a "
             f"multiple of {accumulate * data.segments_per_group}."
         )
-    if config.evaluate.window > data.length:
-        progress.say(
-            f"note: windows of {config.evaluate.window} tokens at evaluation have "
-            f"positions that segments of {data.length} tokens never train"
-        )
+    note_untrained(data.length, config.evaluate.window, "windows at evaluation")
     return training.train(
         method,
         training.from_batches(

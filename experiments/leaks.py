@@ -111,8 +111,8 @@ def left_out_chunks(
     Returns:
       (bool [N], counts).
     """
-    limits = chosen.duplicates, chosen.overlap, database.chunk_length
     cut = [some.identity for some in (database, *evaluated)]
+    limits = chosen.duplicates, chosen.overlap
     key = cache.fingerprint(_FORMAT, *limits, *fingerprints, *cut)
 
     def build(folder: pathlib.Path) -> None:

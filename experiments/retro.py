@@ -29,7 +29,6 @@ from experiments.given_model import Decoding, Given
 from experiments.language_model import DataConfig, EvaluateConfig, Text
 from experiments.retrievers import SearchConfig
 from experiments.retro_data import Database, DatabaseConfig
-from rlm_jax.data.batching import Batches
 from rlm_jax.errors import UserError
 from rlm_jax.method import Method, Params
 from rlm_jax.methods import retro
@@ -162,11 +161,12 @@ def execute(config: Config, run: launch.Run):
         else:
             text = language_model.load_text(config.data)
     # What is continued is no part of what a workdir belongs to.
-    as_evaluated = {"prompt": "", "new_tokens": 0, "temperature": 0.0}
-    as_evaluated["retrieve"] = True
+    as_evaluated = dataclasses.replace(
+        config, prompt="", new_tokens=0, temperature=0.0, retrieve=True
+    )
     launch.claim(
         run,
-        dataclasses.replace(config, **as_evaluated),
+        as_evaluated,
         text.fingerprint,
         same=SAME,
         unused=("baseline", "ks", "evaluate") if config.prompt else (),
@@ -181,9 +181,9 @@ def execute(config: Config, run: launch.Run):
     baseline = None
     if config.baseline and not config.prompt:
         baseline = _baseline(config, text)
-    none = _without_neighbours(config, text)
+    _check_text(config, text)
     if run.dry_run:
-        return _describe(method, config, text, none["train"])
+        return _describe(method, config, text)
     database = retro_data.prepare(config, run, text, phases)
     with phases("train"):
         params = _train(method, config, text, database, given, run)
@@ -232,25 +232,27 @@ def _baseline(config: Config, text: Text) -> Decoding:
     return plain
 
 
-def _without_neighbours(config: Config, text: Text) -> dict[str, Batches]:
-    """The batches as they are before anything is found: whether they can be made."""
-    check_length(config.method.decoder, config.data.length, "data.length")
-    check_length(config.method.decoder, config.evaluate.window, "evaluate.window")
-    made = {}
+def _check_text(config: Config, text: Text) -> None:
+    """What of the text would be found out only after the search for neighbours."""
+    data, decoder = config.data, config.method.decoder
+    window = config.evaluate.window
+    check_length(decoder, data.length, "data.length")
+    check_length(decoder, window, "evaluate.window")
+    language_model.note_untrained(data.length, window, "windows at evaluation")
     for name in ("train", "validation"):
-        chunks = retro_data.stream(config, text.store.split(name))
-        none = np.broadcast_to(np.int32(-1), (len(chunks), config.method.k))
-        made[name] = retro_data.batches(config, text, name, chunks, none)
-    return made
+        language_model.batches(data, text.store.split(name))
 
 
-def _describe(method: Method, config: Config, text: Text, some: Batches) -> None:
+def _describe(method: Method, config: Config, text: Text) -> None:
     if not parallel.is_first_process():
         return
     m = config.method.chunk_length
     for name, split in text.store.splits.items():
         num = len(split.tokens)
         progress.say(f"{name}: {num:,} tokens, {-(-num // m):,} chunks of {m}")
+    chunks = retro_data.stream(config, text.store.split("train"))
+    none = np.broadcast_to(np.int32(-1), (len(chunks), config.method.k))
+    some = retro_data.batches(config, text, "train", chunks, none)
     dry_run.describe(method, some, config)
 
 
@@ -263,11 +265,6 @@ def _train(
     run: launch.Run,
 ) -> Params:
     """Train to ``train.steps``, resuming from the workdir; on the host."""
-    if config.evaluate.window > config.data.length:
-        progress.say(
-            f"note: windows of {config.evaluate.window} tokens at evaluation have "
-            f"positions that segments of {config.data.length} tokens never train"
-        )
     of_split = {
         name: retro_data.batches(
             config, text, name, database.chunks, database.neighbours[name].ids

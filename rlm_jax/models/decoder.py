@@ -68,15 +68,13 @@ def check(config: DecoderConfig) -> None:
         )
     if c.rotary_base <= 1:
         raise UserError(f"rotary_base is {c.rotary_base}; choose one above 1.")
-    if c.rotary_scaling:
-        factor, low, high, length = (*c.rotary_scaling, *[0.0] * 4)[:4]
-        if len(c.rotary_scaling) != 4 or not (
-            factor > 0 and 0 < low < high and length > 0
-        ):
-            raise UserError(
-                f"rotary_scaling is {c.rotary_scaling}; choose (factor, low, high, "
-                "length) above 0, with low below high."
-            )
+    scaling = tuple(c.rotary_scaling)
+    fits = len(scaling) == 4 and min(scaling) > 0 and scaling[1] < scaling[2]
+    if scaling and not fits:
+        raise UserError(
+            f"rotary_scaling is {scaling}; choose (factor, low, high, length) above 0, "
+            "with low below high."
+        )
     if c.positions not in ("rotary", "learned", "sinusoidal"):
         raise UserError(
             f"positions is {c.positions!r}; choose 'rotary', 'learned' or 'sinusoidal'."

@@ -30,8 +30,8 @@ class NeighbourEncoderConfig:
 
     @property
     def heads_width(self) -> int:
-        """Of all heads together."""
-        return self.num_heads * self.head_width or self.width
+        """Of all heads together, once `filled`."""
+        return self.num_heads * self.head_width
 
 
 def filled(

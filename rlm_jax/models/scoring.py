@@ -6,8 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlm_jax.errors import UserError
-from rlm_jax.models.decoder import Decoder, DecoderConfig, check
+from rlm_jax.models.decoder import Decoder, DecoderConfig, check, check_length
 
 
 def last_log_probs(config: DecoderConfig):
@@ -28,12 +27,7 @@ def last_log_probs(config: DecoderConfig):
 
     @partial(jax.jit, static_argnames="last")
     def log_probs(params: Any, tokens, lengths, last: int) -> jax.Array:
-        if config.positions == "learned" and tokens.shape[1] > config.max_length:
-            raise UserError(
-                f"Rows of {tokens.shape[1]} tokens go past max_length, "
-                f"{config.max_length}, where learned positions end; make the window or "
-                "the documents shorter."
-            )
+        check_length(config, tokens.shape[1], "the number of tokens of a row")
         start = lengths - last - 1
         at = start[:, None] + 1 + jnp.arange(last)
         targets = jnp.take_along_axis(tokens, at, axis=1)

@@ -4,9 +4,13 @@ import pathlib
 import shutil
 from typing import Any
 
+import jax
 import numpy as np
 
-from experiments import launch
+from experiments import launch, retrievers
+from experiments.retrievers import Tower
+from rlm_jax.data.passages import Passages
+from rlm_jax.models.encoder import EncoderConfig, embedder
 
 SENTENCES = ("the cat sat on the mat .", "a dog ran to the red house .", "so it goes .")
 
@@ -48,6 +52,19 @@ def shrink(config: Any, corpus: str) -> Any:
         config.memory.size, config.memory.segment = 128, 32
         config.memory.tune_tokens, config.memory.temperatures = 257, (1.0, 1.5)
     return config
+
+
+def save_encoder(folder: pathlib.Path, passages: Passages) -> Tower:
+    """An encoder of random weights in ``folder``, and itself."""
+    reader = retrievers.train_tokenizer(passages, 200)
+    encoder = EncoderConfig(
+        vocab_size=reader.vocab_size, num_layers=1, width=16, num_heads=2,
+        feed_forward_width=24, max_length=32,
+    )  # fmt: skip
+    params = jax.device_get(embedder(encoder).init(jax.random.key(0)))
+    tower = Tower(encoder, params, reader)
+    retrievers.save_tower(folder, tower)
+    return tower
 
 
 def run_in(workdir: pathlib.Path, system: str, *, dry_run: bool = False) -> launch.Run:

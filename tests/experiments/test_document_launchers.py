@@ -265,7 +265,7 @@ def test_rows_longer_than_the_models_are_noted(corpus, trained, tmp_path, capsys
     config = shrink(in_context.tiny(), corpus, str(trained))
     run = shrunken.run_in(tmp_path, "in_context", dry_run=True)
     in_context.execute(config, run)
-    assert "that the model's rows of 32 never trained" in capsys.readouterr().err
+    assert "that the model's segments of 32 never trained" in capsys.readouterr().err
 
 
 def test_presets_name_what_exists():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import generate, given_model, library, lm, retrievers
+from experiments import generate, given_model, library, lm
 from experiments.library import Library
 from rlm_jax.data import corpora, tokenizers
 from rlm_jax.data import passages as passages_lib
@@ -18,7 +18,6 @@ from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 from rlm_jax.models import generation
 from rlm_jax.models.decoder import Decoder, gpt2, modern
-from rlm_jax.models.encoder import EncoderConfig, embedder
 from rlm_jax.models.generation import GREEDY
 from tests.experiments import shrunken
 
@@ -299,16 +298,8 @@ def test_a_dry_run_tells_and_leaves_nothing(trained, passages, tmp_path, capsys)
 
 
 def test_documents_are_found_by_an_encoder(passages, model, tmp_path):
-    reader = retrievers.train_tokenizer(passages, 200)
-    encoder = EncoderConfig(
-        vocab_size=reader.vocab_size, num_layers=1, width=16, num_heads=2,
-        feed_forward_width=24, max_length=32,
-    )  # fmt: skip
-    params = jax.device_get(embedder(encoder).init(jax.random.key(0)))
     folder = str(tmp_path / "encoder")
-    retrievers.save_tower(
-        tmp_path / "encoder", retrievers.Tower(encoder, params, reader)
-    )
+    shrunken.save_encoder(tmp_path / "encoder", passages)
     chosen = dataclasses.replace(configured().documents, retriever=folder)
     config = configured("in_context", documents=chosen)
     shelf = library.load(config, passages, model.tokenizer, tmp_path)

@@ -6,15 +6,13 @@ import pathlib
 import shutil
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
-from experiments import launch, lm, retrievers, retro, retro_data, retro_evaluation
+from experiments import launch, lm, retro, retro_data, retro_evaluation
 from rlm_jax.data import overlap, passages
 from rlm_jax.data.cache import locked
 from rlm_jax.errors import UserError
-from rlm_jax.models.encoder import EncoderConfig, embedder
 from rlm_jax.report import report
 from rlm_jax.retrieval import encode
 from rlm_jax.train import checkpoint, progress
@@ -228,21 +226,13 @@ def test_a_prompt_is_continued_and_the_report_stays(trained, text, plain, capsys
 
 def test_the_database_is_encoded_by_a_run_of_ones_own(text, cache, tmp_path):
     config = small(retro.tiny(), text)
-    reader = retrievers.train_tokenizer(passages.load(f"corpus:{text}"), 200)
-    encoder = EncoderConfig(
-        vocab_size=reader.vocab_size, num_layers=1, width=16, num_heads=2,
-        feed_forward_width=24, max_length=32,
-    )  # fmt: skip
-    params = jax.device_get(embedder(encoder).init(jax.random.key(0)))
     workdir = tmp_path / "run"
-    retrievers.save_tower(
-        workdir / "encoder", retrievers.Tower(encoder, params, reader)
-    )
+    tower = shrunken.save_encoder(workdir / "encoder", passages.load(f"corpus:{text}"))
     (workdir / "config.json").write_text('{"system": "dpr"}')
     config.database.encoder = str(workdir)
     execute(retro, config, tmp_path / "retro")
     manifest = (tmp_path / "retro/database/database/manifest.json").read_text()
-    assert encode.fingerprint(params) in manifest
+    assert encode.fingerprint(tower.params) in manifest
     (workdir / "question_encoder").mkdir()
     with pytest.raises(UserError, match="has two encoders; name .*run/encoder, which"):
         execute(retro, config, tmp_path / "other")

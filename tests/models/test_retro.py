@@ -132,7 +132,7 @@ def test_outputs_depend_on_what_they_do_in_the_rebuilds(golden, names):
 
 def cross_attention():
     config = CONFIGS["modern"]
-    module = ChunkedCrossAttention(config, ENCODER, M)
+    module = ChunkedCrossAttention(config, filled(ENCODER, config), M)
     random = np.random.default_rng(3)
     x = random.normal(size=(1, LENGTH, WIDTH)).astype(np.float32)
     encoded = random.normal(size=(3, K, 2 * M, 8)).astype(np.float32)

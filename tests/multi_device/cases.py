@@ -1,8 +1,7 @@
 """Methods with their batches, whose gradients must not depend on the devices.
 
 Each case is a function that returns ``(method, batch)``: 8 rows, unevenly masked. Add
-one to `CASES` and it is tried on 4 devices and, if its loss gathers, on 2 processes of
-2 devices.
+one to `CASES` and it is tried on 4 devices and on 2 processes of 2 devices.
 """
 
 from collections.abc import Callable
@@ -61,7 +60,7 @@ def in_batch_memory() -> tuple[Method, dict[str, np.ndarray]]:
     return Method(init, loss, loss), batch
 
 
-def system(name: str) -> tuple[Method, dict[str, np.ndarray]]:
+def system(name: str, scale: float = 0.5) -> tuple[Method, dict[str, np.ndarray]]:
     """A method of the registry; groups of rows reach over devices and processes."""
     method, batch = systems.method(name), systems.batch(name, rows=ROWS)
     if "group" in batch:
@@ -72,7 +71,7 @@ def system(name: str) -> tuple[Method, dict[str, np.ndarray]]:
         # Larger than the initial weights, so that the memory has a say.
         random = np.random.default_rng(0)
         return jax.tree.map(
-            lambda x: x + 0.5 * random.normal(size=x.shape).astype(np.float32),
+            lambda x: x + scale * random.normal(size=x.shape).astype(np.float32),
             method.init(key),
         )
 
@@ -87,20 +86,12 @@ CASES: dict[str, Callable[[], tuple[Method, dict[str, np.ndarray]]]] = {
     "trime_external": partial(system, "trime_external"),
     "trime_external_off": partial(system, "trime_external_off"),
     "retro": partial(system, "retro"),
-    "dpr": partial(system, "dpr"),
+    # At 0.5 two have scores whose rounding alone may pass the tests' bound.
+    "dpr": partial(system, "dpr", scale=0.4),
     "dpr_distinct": partial(system, "dpr_distinct"),
-    "contriever": partial(system, "contriever"),
+    "contriever": partial(system, "contriever", scale=0.4),
     "contriever_in_batch": partial(system, "contriever_in_batch"),
     "replug": partial(system, "replug"),
     "replug_lsr": partial(system, "replug_lsr"),
     "reranker": partial(system, "reranker"),
 }
-ALONE = ("trime_external_off", "retro", "replug", "replug_lsr", "reranker")
-"""Whose losses gather nothing: to them processes are as devices, and as language_model
-is, which stands for them where processes are tried."""
-ACROSS_PROCESSES = [name for name in CASES if name not in ALONE]
-
-
-def assert_close(found: np.ndarray, wanted: np.ndarray, name: str) -> None:
-    """To float32's precision: sums over a batch are in the hundreds."""
-    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-5, err_msg=name)

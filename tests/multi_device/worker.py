@@ -1,4 +1,4 @@
-"""One process of several devices: the cases on all devices and on one.
+"""One process of several devices: every case on all devices and on one.
 
 ``python -m tests.multi_device.worker OUT DEVICES [COORDINATOR PROCESSES PROCESS]``
 writes OUT.npz: ``case/all/...`` and ``case/one/...`` hold the same quantities, which
@@ -101,8 +101,7 @@ def main() -> None:
         parallel.initialise(sys.argv[3], processes, int(sys.argv[5]))
     assert jax.device_count() == devices * processes
     arrays = {}
-    names = cases.CASES if processes == 1 else cases.ACROSS_PROCESSES
-    for number, name in enumerate(names):
+    for number, name in enumerate(cases.CASES):
         arrays |= gradients(name, number % processes == jax.process_index())
     arrays |= trained(pathlib.Path(out).parent / "runs")
     arrays["refused"] = np.array(refused())
