@@ -60,7 +60,7 @@ def in_batch_memory() -> tuple[Method, dict[str, np.ndarray]]:
     return Method(init, loss, loss), batch
 
 
-def system(name: str, scale: float = 0.5) -> tuple[Method, dict[str, np.ndarray]]:
+def system(name: str) -> tuple[Method, dict[str, np.ndarray]]:
     """A method of the registry; groups of rows reach over devices and processes."""
     method, batch = systems.method(name), systems.batch(name, rows=ROWS)
     if "group" in batch:
@@ -71,7 +71,7 @@ def system(name: str, scale: float = 0.5) -> tuple[Method, dict[str, np.ndarray]
         # Larger than the initial weights, so that the memory has a say.
         random = np.random.default_rng(0)
         return jax.tree.map(
-            lambda x: x + scale * random.normal(size=x.shape).astype(np.float32),
+            lambda x: x + 0.5 * random.normal(size=x.shape).astype(np.float32),
             method.init(key),
         )
 
@@ -86,12 +86,22 @@ CASES: dict[str, Callable[[], tuple[Method, dict[str, np.ndarray]]]] = {
     "trime_external": partial(system, "trime_external"),
     "trime_external_off": partial(system, "trime_external_off"),
     "retro": partial(system, "retro"),
-    # At 0.5 two have scores whose rounding alone may pass the tests' bound.
-    "dpr": partial(system, "dpr", scale=0.4),
+    "dpr": partial(system, "dpr"),
     "dpr_distinct": partial(system, "dpr_distinct"),
-    "contriever": partial(system, "contriever", scale=0.4),
+    "contriever": partial(system, "contriever"),
     "contriever_in_batch": partial(system, "contriever_in_batch"),
     "replug": partial(system, "replug"),
     "replug_lsr": partial(system, "replug_lsr"),
     "reranker": partial(system, "reranker"),
 }
+
+
+def assert_close(found: np.ndarray, wanted: np.ndarray, name: str) -> None:
+    """Gradients and what moves to 1e-5; sums, of up to hundreds, to four roundings.
+
+    At 129 neighbouring float32 numbers are 1.5e-5 apart, and in what order devices add
+    is not theirs to say.
+    """
+    is_sum = "/sums/" in name or "/evaluated/" in name
+    rtol = 4 * np.finfo(np.float32).eps if is_sum else 1e-7
+    np.testing.assert_allclose(found, wanted, rtol=rtol, atol=1e-5, err_msg=name)

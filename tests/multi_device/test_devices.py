@@ -34,7 +34,7 @@ def test_four_devices_equal_one(arrays, case):
     assert any("/gradient/" in name for name in on_one)
     for name in on_one:
         on_all = arrays[name.replace("/one/", "/all/")]
-        np.testing.assert_allclose(on_all, arrays[name], atol=1e-5, err_msg=name)
+        cases.assert_close(on_all, arrays[name], name)
         # Counts may be none; the last biases of DPR's passages and of the reranker move
         # all scores of a question alike.
         none = r"/(rank|accuracy|agreement)/0$|passage/.*feed_forward_norm/bias"

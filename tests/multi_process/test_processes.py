@@ -55,7 +55,7 @@ def test_two_processes_equal_one_device(arrays, case):
     for name in on_one:
         for found in arrays:
             on_all = found[name.replace("/one/", "/all/")]
-            np.testing.assert_allclose(on_all, merged[name], atol=1e-5, err_msg=name)
+            cases.assert_close(on_all, merged[name], name)
 
 
 def test_processes_agree_bit_for_bit(arrays):
