@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks import record
 from rlm_jax.methods import knn_lm
 from rlm_jax.models.decoder import modern
-from rlm_jax.retrieval import encode
+from rlm_jax.retrieval import encode_stream
 
 SIZES = {
     "num_layers": 4, "width": 256, "num_heads": 4, "feed_forward_width": 1024,
@@ -75,13 +75,15 @@ def sides(quick: bool, tokens: np.ndarray, folder: Path):
 
     def evaluate():
         clock = Clock()
-        for _ in encode.encode_stream(score, params, tokens, wrap=clock, **windows):
+        for _ in encode_stream.encode_stream(
+            score, params, tokens, wrap=clock, **windows
+        ):
             pass
         return clock.read()
 
     def build(clock: Clock | None = None):
         clock = clock or Clock()
-        encode.build_datastore(
+        encode_stream.build_datastore(
             encode_keys, params, tokens, folder, shard_size=shard, identity={},
             wrap=clock, **windows,
         )  # fmt: skip

@@ -11,9 +11,9 @@ import pathlib
 import sys
 
 from experiments import reporting
+from rlm_jax import terminal
 from rlm_jax.errors import UserError
 from rlm_jax.report import plots, report, tables
-from rlm_jax.train import progress
 
 
 def rows(runs: list[str]) -> list[tables.Row]:
@@ -44,5 +44,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as error:
-        progress.say(f"error: {error}")
+        terminal.say(f"error: {error}")
         sys.exit(1)

@@ -21,13 +21,14 @@ from experiments import (
     token_search,
 )
 from experiments import trime as trime_launcher
+from rlm_jax import terminal
 from rlm_jax.methods.knn_lm import KnnLMConfig
 from rlm_jax.methods.lm import LMConfig
 from rlm_jax.methods.lm import lm as build_lm
 from rlm_jax.methods.trime import TrimeConfig
 from rlm_jax.models.decoder import DecoderConfig
 from rlm_jax.report import plots, report, tables
-from rlm_jax.train import checkpoint, metrics, progress
+from rlm_jax.train import checkpoint, metrics
 
 NAMES = {"lm": "plain LM", "knn_lm": "kNN-LM", "trime": "TRIME"}
 
@@ -78,7 +79,7 @@ def execute(config: Config, run: launch.Run):
     reports = {}
     for number, (name, (launcher, its)) in enumerate(runs(config, run).items(), 2):
         there = run._replace(system=name, workdir=run.workdir / name)
-        progress.say(f"\n── {number} of 4: {NAMES[name]} → {there.workdir}")
+        terminal.say(f"\n── {number} of 4: {NAMES[name]} → {there.workdir}")
         reports[name] = launch.finished(
             there, its, text.fingerprint
         ) or launcher.execute(its, there)
@@ -94,7 +95,7 @@ def _shared(config: Config) -> dict[str, Any]:
 def _warm_up(config: Config, text: language_model.Text, run: launch.Run) -> launch.Run:
     """The shared first steps, in a workdir of their own."""
     there = run._replace(system="lm", workdir=run.workdir / "warmup")
-    progress.say(
+    terminal.say(
         f"\n── 1 of 4: cross-entropy warm-up, {config.warmup_steps} of "
         f"{config.train.steps} steps → {there.workdir}"
     )
@@ -164,8 +165,8 @@ def _compare(
         f"(the first {config.warmup_steps} of {config.train.steps} steps shared), "
         "scored on its test split"
     )
-    progress.say(tables.terminal(rows, title=title))
-    progress.say("What to look at:")
+    terminal.say(tables.terminal(rows, title=title))
+    terminal.say("What to look at:")
     for path, what in (
         ("plots/training.png", "the training of all runs"),
         ("plots/controls.png", "perplexity by system and control"),
@@ -174,7 +175,7 @@ def _compare(
         ("knn_lm/neighbours.html", "what kNN-LM's datastore answered"),
         ("summary.json", "all figures, with versions and device"),
     ):
-        progress.say(f"  {run.workdir / path!s:<{len(str(run.workdir)) + 28}} {what}")
+        terminal.say(f"  {run.workdir / path!s:<{len(str(run.workdir)) + 28}} {what}")
     return reports
 
 

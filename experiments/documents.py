@@ -18,6 +18,7 @@ from experiments.language_model import Text
 from experiments.launch import Run
 from experiments.library import Library
 from experiments.retrievers import SearchConfig, TextConfig
+from rlm_jax import terminal
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
 from rlm_jax.errors import UserError
@@ -27,7 +28,6 @@ from rlm_jax.method import Neighbours
 from rlm_jax.methods import lm
 from rlm_jax.models.decoder import check_length
 from rlm_jax.retrieval.index import none_found
-from rlm_jax.train import progress
 
 
 @dataclasses.dataclass
@@ -154,12 +154,12 @@ def _require(config: Any, text: Text, name: str, limit: int, field: str) -> None
 
 def _describe(config: Any, text: Text, passages: Passages) -> None:
     lengths = passages.lengths()
-    progress.say(
+    terminal.say(
         f"{len(passages):,} passages of {lengths.mean():,.0f} bytes on average"
     )
     tokens, _ = language_model.head(text, "test", config.evaluate.max_tokens)
     strides = -(-len(tokens) // config.evaluate.stride)
-    progress.say(
+    terminal.say(
         f"{len(tokens):,} tokens in {strides:,} strides: up to "
         f"{strides * config.documents.num:,} passes of {protocol(config).row_length} "
         f"tokens, once more shuffled, and {strides:,} with the answer"
@@ -241,7 +241,7 @@ def scores(
         found.ids,
         shelf.tokens,
         protocol(config),
-        wrap=launch.bar("scoring with documents", "batch"),
+        wrap=terminal.bar("scoring with documents", "batch"),
     )
 
 
@@ -252,7 +252,7 @@ def plain(config: Experiment, model: Given, some: Part) -> np.ndarray:
         some.tokens,
         some.at,
         protocol(config),
-        wrap=launch.bar("scoring without", "batch"),
+        wrap=terminal.bar("scoring without", "batch"),
     )
 
 
@@ -278,7 +278,7 @@ def answered(config: Experiment, model: Given, some: Part) -> np.ndarray:
         np.where(strides > 0, strides, -1)[:, None],
         own,
         protocol(config),
-        wrap=launch.bar("scoring with the answer", "batch"),
+        wrap=terminal.bar("scoring with the answer", "batch"),
     )
     return in_context.first(values, config.documents.rank_tokens)
 
@@ -288,7 +288,7 @@ def facts(
 ) -> dict[str, Any]:
     """What a report says of the documents and of the language model."""
     empty = float((found.ids[1:] < 0).mean())
-    progress.say(
+    terminal.say(
         f"{len(shelf.passages):,} passages; {why.overlapping:,} are left out for "
         f"sharing {config.documents.overlap} words in a row with the text and "
         f"{why.own_titles:,} for their title; {empty:.1%} of the places for "

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from experiments import dry_run, launch, presets, ranking_report, retrievers
 from experiments.ranking_report import Experiment, Towers
 from experiments.retrievers import CollectionConfig, TextConfig, Tower
-from rlm_jax import pretrained
+from rlm_jax import pretrained, processes, terminal
 from rlm_jax.data import contrastive, questions, text_encoding
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.batching import Batches
@@ -28,8 +27,7 @@ from rlm_jax.method import Method, Params
 from rlm_jax.methods import dpr
 from rlm_jax.methods.dpr import DPRConfig
 from rlm_jax.models.encoder import EncoderConfig
-from rlm_jax.retrieval import bm25, encode, exact, mining
-from rlm_jax.train import parallel, progress
+from rlm_jax.retrieval import bm25, encode_stream, exact, mining
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
@@ -203,7 +201,7 @@ def _material(config: Config, name: str, reader, split: str = "train") -> Materi
     kept = [i for i, rows in enumerate(pairs.positives) if len(rows)]
     left_out = len(asked) - len(kept)
     if left_out:
-        progress.say(f"{left_out:,} of {len(asked):,} questions have no passage")
+        terminal.say(f"{left_out:,} of {len(asked):,} questions have no passage")
     some = [asked.questions[i] for i in kept]
     texts = [question.text for question in some]
     return Material(
@@ -279,15 +277,14 @@ def _mined(config: Config, there: pathlib.Path, number, material, params):
     identity: dict[str, Any] = {
         "questions": material.fingerprint,
         "mined": config.pairs.mined,
-        "model": miner if miner == "bm25" else encode.fingerprint(params),
+        "model": miner if miner == "bm25" else encode_stream.fingerprint(params),
     }
     folder = there / "negatives"
     if not folder.exists():
         negatives = miners[miner](config, material, params, there)
-        if parallel.is_first_process():
+        if processes.is_first():
             mining.save(folder, negatives, identity)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("negatives")
+        processes.wait("negatives")
     return mining.load(folder, identity)
 
 

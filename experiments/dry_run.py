@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlm_jax import terminal
 from rlm_jax.data.batching import Batches
 from rlm_jax.method import Method
 from rlm_jax.train import optim, progress, step
@@ -28,16 +29,16 @@ def describe(method: Method, batches: Batches, config: Any) -> None:
         lambda key: step.init(method.init(key), optimizer, moving=method.moving),
         jax.random.key(0),
     )
-    progress.say(progress.parameter_table(state.params))
+    terminal.say(progress.parameter_table(state.params))
     for name, x in batch.items():
-        progress.say(f"batch {name:<8} {x.dtype} {list(x.shape)}")
+        terminal.say(f"batch {name:<8} {x.dtype} {list(x.shape)}")
     for name, tree in (
         ("parameters", state.params),
         ("optimiser", state.opt_state),
         ("moving state", state.moving),
     ):
         if jax.tree.leaves(tree):
-            progress.say(f"{name}: {_mebibytes(tree):,.1f} MiB on each device")
+            terminal.say(f"{name}: {_mebibytes(tree):,.1f} MiB on each device")
     train_step = functools.partial(
         step.train_step,
         method=method,
@@ -50,20 +51,20 @@ def describe(method: Method, batches: Batches, config: Any) -> None:
         lowered = jax.jit(train_step, donate_argnums=0).lower(state, batch)
         memory = lowered.compile().memory_analysis()
         if memory is not None:
-            progress.say(
+            terminal.say(
                 f"one step of the whole batch on one device: "
                 f"{memory.temp_size_in_bytes / 2**20:,.0f} MiB beside the state"
             )
     else:
         jax.eval_shape(train_step, state, batch)
-        progress.say(
+        terminal.say(
             "activations of a step: not measured, as compiling a model of more than "
             f"{COMPILED:,} parameters takes long"
         )
     # Of a language model its targets are counted, of a retriever its questions.
     counted = batch["targets"].size if "targets" in batch else len(batch["weight"])
     noun = "targets" if "targets" in batch else "questions"
-    progress.say(
+    terminal.say(
         f"{config.train.steps:,} steps of {counted:,} {noun}: "
         f"{config.train.steps / batches.num_batches:.1f} epochs"
     )

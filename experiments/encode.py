@@ -20,11 +20,11 @@ from experiments.retrievers import (
     SearchConfig,
     TextConfig,
 )
+from rlm_jax import terminal
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.errors import UserError
 from rlm_jax.report import report
-from rlm_jax.retrieval import encode
-from rlm_jax.train import progress
+from rlm_jax.retrieval import encode_stream
 
 
 @dataclasses.dataclass
@@ -79,10 +79,10 @@ def execute(config: Config, run: launch.Run):
         asking = tower
         if config.question_encoder:
             asking = retrievers.load_tower(config.question_encoder)
-    identity = f"{passages.fingerprint[:16]}-{encode.fingerprint(tower.params)}"
+    identity = f"{passages.fingerprint[:16]}-{encode_stream.fingerprint(tower.params)}"
     launch.claim(run, config, identity, same=("text",))
     if run.dry_run:
-        progress.say(
+        terminal.say(
             f"{len(passages):,} passages, vectors of "
             f"{tower.config.projection or tower.config.width}"
         )
@@ -109,7 +109,7 @@ def execute(config: Config, run: launch.Run):
     )
     if facts:
         rate = len(passages) / phases.seconds["encode"]
-        progress.say(
+        terminal.say(
             f"{len(passages):,} passages, {rate:,.0f} a second, "
             f"{facts['padding']:.1%} padding"
         )
@@ -146,7 +146,7 @@ def execute(config: Config, run: launch.Run):
         },
     )
     report.write(run.workdir / "report.json", made)
-    progress.say(f"ask: python -m experiments.search --workdir {run.workdir}")
+    terminal.say(f"ask: python -m experiments.search --workdir {run.workdir}")
     return made
 
 

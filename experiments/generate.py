@@ -21,6 +21,7 @@ from experiments.given_model import Given
 from experiments.language_model import DataConfig
 from experiments.library import BM25, Library
 from experiments.retrievers import SearchConfig, TextConfig
+from rlm_jax import terminal
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
 from rlm_jax.data.tokenizers import Tokenizer
@@ -31,7 +32,6 @@ from rlm_jax.models.decoder import DecoderConfig, check_length
 from rlm_jax.models.generation import Sampling
 from rlm_jax.ops import mixtures
 from rlm_jax.retrieval.index import none_found
-from rlm_jax.train import progress
 
 RETRIEVALS = ("none", "in_context", "replug")
 
@@ -144,7 +144,7 @@ def execute(config: Config, run: launch.Run) -> None:
     go_on = continuer(config, model, shelf)
     key = jax.random.key(config.seed)
     if not config.prompt:
-        progress.say("a prompt a line; an empty line ends")
+        terminal.say("a prompt a line; an empty line ends")
     prompts = [config.prompt] if config.prompt else search.asked()
     for number, prompt in enumerate(prompts):
         tokens = prompt_tokens(prompt, model.tokenizer)
@@ -220,12 +220,12 @@ def describe(config: Config, model: Given, passages: Passages | None) -> None:
     """What is about to be used."""
     assert model.decoding is not None
     size = sum(x.size for x in jax.tree.leaves(model.decoding.params))
-    progress.say(
+    terminal.say(
         f"{config.model}: {size:,} parameters, {model.tokenizer.vocab_size:,} tokens; "
         f"up to {config.max_new_tokens} new ones in a window of {config.window}"
     )
     if passages is not None:
-        progress.say(
+        terminal.say(
             f"{config.retrieval}: {copies(config)} of {len(passages):,} passages of "
             f"{passages.name} by {config.documents.retriever}, every "
             f"{stride_of(config)} tokens"

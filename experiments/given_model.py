@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import language_model, launch
 from experiments.language_model import DataConfig, Text
-from rlm_jax import pretrained
+from rlm_jax import pretrained, processes, terminal
 from rlm_jax.data import corpora, token_store, tokenizers
 from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.errors import UserError
@@ -19,8 +19,8 @@ from rlm_jax.evaluate.in_context import LogProbs
 from rlm_jax.method import Params
 from rlm_jax.models import scoring
 from rlm_jax.models.decoder import DecoderConfig
-from rlm_jax.retrieval import encode, placement
-from rlm_jax.train import checkpoint, progress
+from rlm_jax.retrieval import encode_stream
+from rlm_jax.train import checkpoint
 
 CALL = "call:"
 TOKENIZER = "kept_tokenizer.json"
@@ -105,17 +105,17 @@ def of_decoder(
     """A decoder on all local devices, rows spread over them; length as of `Given`."""
     run = scoring.last_log_probs(config)
     # Who generates has the parameters on the device already.
-    held = functools.cache(lambda: placement.replicated(params))
+    held = functools.cache(lambda: processes.replicated(params))
 
     def log_probs(tokens: np.ndarray, lengths: np.ndarray, last: int) -> np.ndarray:
-        more = placement.whole_rows(len(tokens)) - len(tokens)
+        more = processes.whole_rows(len(tokens)) - len(tokens)
         tokens, lengths = (
             np.concatenate([x, np.repeat(x[:1], more, 0)]) for x in (tokens, lengths)
         )
-        rows = run(held(), *placement.spread((tokens, lengths)), last)
+        rows = run(held(), *processes.spread((tokens, lengths)), last)
         return np.asarray(rows)[: len(rows) - more]
 
-    print_ = encode.fingerprint(params)
+    print_ = encode_stream.fingerprint(params)
     return Given(log_probs, tokenizer, print_, Decoding(config, params), length)
 
 
@@ -136,7 +136,7 @@ def _trained(workdir: pathlib.Path, dtype: str) -> Given:
             "experiments.retro --config.prompt."
         )
     if system in ("knn_lm", "trime"):
-        progress.say(
+        terminal.say(
             f"note: of the run of {system} in {workdir} the decoder is taken, without "
             "its memory"
         )

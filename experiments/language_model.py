@@ -4,17 +4,16 @@ import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from experiments import dry_run, launch, training
 from experiments.launch import Run
+from rlm_jax import processes, terminal
 from rlm_jax.data import batching, corpora, token_store, tokenizers
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import perplexity
 from rlm_jax.method import Method, Params
-from rlm_jax.train import checkpoint, loop, parallel, progress
+from rlm_jax.train import checkpoint, loop
 from rlm_jax.train.optim import OptimConfig
 
 
@@ -125,7 +124,7 @@ def batches(config: DataConfig, split: token_store.TokenSplit) -> batching.Batch
 def note_untrained(trained: int, length: int, rows: str) -> None:
     """Tells of rows longer than those the model is ``trained`` on (0: not known)."""
     if 0 < trained < length:
-        progress.say(
+        terminal.say(
             f"note: {rows} of {length} tokens have positions that the model's segments "
             f"of {trained} never trained"
         )
@@ -180,8 +179,7 @@ def _continue_from(
     """
     source = config.continue_from
     begun = folder.exists()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("before continue_from")
+    processes.wait("before continue_from")
     if begun:
         return
     launch.configuration(source, text.fingerprint)
@@ -191,10 +189,9 @@ def _continue_from(
             f"The run {source} has {done} steps, beyond the {steps} asked for; "
             "raise --config.train.steps."
         )
-    if parallel.is_first_process():
+    if processes.is_first():
         checkpoint.copy_latest(source, folder)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("continue_from")
+    processes.wait("continue_from")
 
 
 def _validation(method: Method, config: Experiment, text: Text) -> training.Validation:
@@ -208,11 +205,11 @@ def _validation(method: Method, config: Experiment, text: Text) -> training.Vali
 
 def describe(method: Method, config: Experiment, text: Text) -> None:
     """What a dry run shows: the model, a batch, the text, the memory of a step."""
-    if not parallel.is_first_process():
+    if not processes.is_first():
         return
     train_batches = batches(config.data, text.store.split("train"))
     for name, split in text.store.splits.items():
-        progress.say(f"{name}: {len(split.tokens):,} tokens, {split.num_bytes:,} bytes")
+        terminal.say(f"{name}: {len(split.tokens):,} tokens, {split.num_bytes:,} bytes")
     dry_run.describe(method, train_batches, config)
 
 
@@ -236,7 +233,7 @@ def score_split(
         window=config.evaluate.window,
         stride=config.evaluate.stride,
         batch_size=config.evaluate.batch_size,
-        wrap=launch.bar(f"scoring {name}", "batch"),
+        wrap=terminal.bar(f"scoring {name}", "batch"),
     )
     return Scored(stream, tokens, *size)
 

@@ -19,9 +19,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import options
+from rlm_jax import processes, terminal
 from rlm_jax.errors import UserError
 from rlm_jax.report import report
-from rlm_jax.train import parallel, progress
 
 LOCK = ".lock"
 CONFIG = "config.json"
@@ -57,7 +57,7 @@ def main(
         if not flags.FLAGS.workdir:
             raise UserError("Where to? Name a folder with --workdir, as runs/first.")
         logging.set_verbosity(logging.WARNING)  # Orbax tells of its every thread
-        parallel.initialise()
+        processes.initialise()
         workdir = pathlib.Path(flags.FLAGS.workdir)
         run = Run(system, preset, workdir, flags.FLAGS.dry_run)
         with contextlib.nullcontext() if run.dry_run else _alone(workdir):
@@ -83,19 +83,19 @@ def _one_line():
     try:
         yield
     except UserError as error:
-        progress.say(f"error: {error}")
+        terminal.say(f"error: {error}")
         sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f" while writing {error.filename}" if error.filename else ""
-        progress.say(
+        terminal.say(
             f"error: The disk is full{where}; make room and start again, which goes on "
             "from what is whole."
         )
         sys.exit(1)
     except KeyboardInterrupt:
-        progress.say("interrupted; start again to go on from the last checkpoint")
+        terminal.say("interrupted; start again to go on from the last checkpoint")
         sys.exit(130)
 
 
@@ -105,7 +105,7 @@ def _alone(workdir: pathlib.Path):
 
     Of several processes of a run the first holds the lock, and all learn if it cannot.
     """
-    held = parallel.by_first(functools.partial(_lock, workdir), f"work in {workdir}")
+    held = processes.by_first(functools.partial(_lock, workdir), f"work in {workdir}")
     try:
         yield
     finally:
@@ -178,7 +178,7 @@ def leave_to_first() -> None:
     """
     if jax.process_count() > 1:
         jax.distributed.shutdown()
-        if not parallel.is_first_process():
+        if not processes.is_first():
             sys.exit(0)
 
 
@@ -256,7 +256,7 @@ def claim(
             raise _unwritable(run.workdir, error) from error
 
     if not run.dry_run:
-        parallel.by_first(write, f"write {run.workdir}")
+        processes.by_first(write, f"write {run.workdir}")
 
 
 def claim_part(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
@@ -277,7 +277,7 @@ def claim_part(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
                 f"What was trained in {folder} is of another configuration: "
                 f"{where.removeprefix('it.')}; choose another --workdir."
             )
-    elif parallel.is_first_process():
+    elif processes.is_first():
         folder.mkdir(parents=True, exist_ok=True)
         report.write(path, ours)
 

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import launch
 from experiments.language_model import Text
-from rlm_jax.data import cache, corpora, overlap
+from rlm_jax import terminal
+from rlm_jax.data import corpora, overlap
 from rlm_jax.data.passages import Passages
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate.in_context import Strides
 from rlm_jax.retrieval.chunk_database import Chunks
+from rlm_jax.storage import cache
 
 _FORMAT = "chunks left out 1"
 
@@ -120,12 +121,12 @@ def left_out_chunks(
         others = [decode(x) for some in evaluated for x in _documents(some)]
         alike, shared = np.zeros(len(documents), bool), np.zeros(len(database), bool)
         if chosen.duplicates:
-            shown = launch.bar("comparing documents", "document")(documents)
+            shown = terminal.bar("comparing documents", "document")(documents)
             alike = overlap.near_duplicates(
                 map(decode, shown), others, chosen.duplicates
             )
         if chosen.overlap:
-            rows = launch.bar("comparing chunks", "chunk")(range(len(database)))
+            rows = terminal.bar("comparing chunks", "chunk")(range(len(database)))
             texts = (decode(database.shown(i, i + 1)[0]) for i in rows)  # with the next
             shared = overlap.overlapping(texts, others, n=chosen.overlap)
         np.savez(folder / "chunks.npz", alike=alike, shared=shared)

@@ -9,8 +9,8 @@ on a text of one's own.
 import dataclasses
 
 from experiments import given_model, language_model, launch, presets, reporting
+from rlm_jax import processes
 from rlm_jax.methods import lm
-from rlm_jax.train import parallel
 
 
 @dataclasses.dataclass
@@ -80,7 +80,7 @@ def execute(config: Config, run: launch.Run):
     launch.claim(run, config, text.fingerprint, same=same)
     if given is None:
         config = language_model.with_vocabulary(config, text)
-    elif parallel.is_first_process() and not run.dry_run:
+    elif processes.is_first() and not run.dry_run:
         given_model.keep_tokenizer(run.workdir, given)
     method = lm.lm(config.method)
     if run.dry_run:

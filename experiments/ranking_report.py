@@ -17,11 +17,13 @@ from experiments.retrievers import (
     TextConfig,
     Tower,
 )
+from rlm_jax import terminal
 from rlm_jax.evaluate import answers, ranking
 from rlm_jax.method import Neighbours
 from rlm_jax.report import plots, report, tables
-from rlm_jax.retrieval import encode
-from rlm_jax.train import metrics, progress
+from rlm_jax.retrieval import encode_stream
+from rlm_jax.storage import atomic
+from rlm_jax.train import metrics
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
@@ -143,7 +145,7 @@ def evaluate(
     found, facts = {}, dict(protocol or {})
     for name, (question, passage) in towers.items():
         # After more training the vectors are others, beside which the old ones stay.
-        made_by = encode.fingerprint(passage.params)
+        made_by = encode_stream.fingerprint(passage.params)
         folder = f"vectors/{name}-{made_by}"
         with phases("encode"):
             store, padding = retrievers.encode_collection(
@@ -292,14 +294,14 @@ def finish(
         plots.training_curves(
             folder / "training.png", records, label="loss (nats per question)"
         )
-    progress.say(
+    terminal.say(
         tables.terminal(
             [row],
             title=f"\n{run.system}: {len(collection.questions):,} questions to "
             f"{len(collection.passages):,} passages of {named.passages}",
         )
     )
-    progress.say(f"report, plots and runs: {run.workdir}")
+    terminal.say(f"report, plots and runs: {run.workdir}")
     return made
 
 
@@ -311,8 +313,7 @@ def _shown(made: report.Report) -> tables.Row:
 
 
 def _write_each(path: pathlib.Path, collection: Collection, each) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with atomic.replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         for question in collection.questions.questions:
             figures = {
                 name: {m: values.get(question.id) for m, values in by_measure.items()}
@@ -320,4 +321,3 @@ def _write_each(path: pathlib.Path, collection: Collection, each) -> None:
             }
             line = {"id": question.id, "question": question.text, **figures}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    partial.replace(path)

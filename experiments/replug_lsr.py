@@ -31,13 +31,14 @@ from experiments import (
 from experiments.documents import DocumentsConfig, Setting
 from experiments.library import Library
 from experiments.retrievers import TextConfig, Tower
+from rlm_jax import processes, terminal
 from rlm_jax.data import contrastive
 from rlm_jax.method import Batch, Params
 from rlm_jax.methods import replug_lsr
 from rlm_jax.methods.replug_lsr import REPLUGLSRConfig
 from rlm_jax.report import report
 from rlm_jax.retrieval import datastore, refresh
-from rlm_jax.train import checkpoint, parallel, progress
+from rlm_jax.train import checkpoint, parallel
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
@@ -228,9 +229,9 @@ def _train(
             found = _staleness(config, setting, now, old, index)
             age = refresh.Round(before, turn.start, before).age()
             ages.append({"step": turn.start, **age, **found})
-            if parallel.is_first_process():
+            if processes.is_first():
                 report.write(told, {"refreshes": ages})
-            progress.say(
+            terminal.say(
                 f"step {turn.start}: the index before, {every} steps old, finds "
                 f"{found['stale_recall']:.1%} of what the new one does"
             )
@@ -324,7 +325,7 @@ def _index(
         now = tower._replace(params=params)
         vectors = there / "vectors"
         library.encoded(config, setting.passages, now, vectors, alone=False)
-        if parallel.is_first_process():
+        if processes.is_first():
             retrievers.save_tower(there / "encoder", now)
 
     def open_index(there: pathlib.Path) -> Index:

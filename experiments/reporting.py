@@ -9,8 +9,9 @@ import numpy as np
 
 from experiments import language_model
 from experiments.launch import Run
-from rlm_jax.report import gains, inspector, plots, report, tables
-from rlm_jax.train import metrics, progress
+from rlm_jax import terminal
+from rlm_jax.report import inspector, plots, report, tables, token_gain_plots
+from rlm_jax.train import metrics
 
 STRIP_TOKENS = 400
 
@@ -64,8 +65,8 @@ def finish(
             title=f"{run.system} on {config.data.corpus}, {run.preset}",
             caption=f"Predictions of the {split} split and what the memory answered.",
         )
-    progress.say(tables.terminal([row(made)], title=f"\n{run.system}, {split} split"))
-    progress.say(f"report, plots and checkpoints: {run.workdir}")
+    terminal.say(tables.terminal([row(made)], title=f"\n{run.system}, {split} split"))
+    terminal.say(f"report, plots and checkpoints: {run.workdir}")
     return made
 
 
@@ -96,19 +97,21 @@ def _plots(run, text, scored, log_probs, made) -> None:
 
 def token_gains(folder, text, scored, log_probs) -> None:
     """Per token: where retrieval helped, as a histogram and as a strip of text."""
-    of_all = gains.TokenGains(
+    of_all = token_gain_plots.TokenGains(
         scored.stream.targets, log_probs["off"], log_probs["real"]
     )
-    gains.gain_histogram(folder / "gains.png", of_all)
+    token_gain_plots.gain_histogram(folder / "token_gain_plots.png", of_all)
     # The stretch that gains most says most of how the memory works.
     size = min(STRIP_TOKENS, len(scored.stream.targets))
     gain = np.convolve(log_probs["real"] - log_probs["off"], np.ones(size), "valid")
     start = int(gain.argmax())
     where = slice(start, start + size)
     pieces = [piece(text, t) for t in scored.stream.targets[where]]
-    gains.gain_strip(
+    token_gain_plots.gain_strip(
         folder / "gains_text.png",
-        gains.TokenGains(pieces, log_probs["off"][where], log_probs["real"][where]),
+        token_gain_plots.TokenGains(
+            pieces, log_probs["off"][where], log_probs["real"][where]
+        ),
     )
 
 

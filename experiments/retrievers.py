@@ -1,20 +1,18 @@
 """What the launchers of retrievers share: collections, encoders, search."""
 
-import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 
 from experiments import training
-from rlm_jax import pretrained
-from rlm_jax.data import cache, text_encoding
+from rlm_jax import pretrained, terminal
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data import questions as questions_lib
+from rlm_jax.data import text_encoding
 from rlm_jax.data.batching import Batches
 from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.data.questions import Questions
@@ -22,9 +20,16 @@ from rlm_jax.data.text_encoding import TextTokenizer
 from rlm_jax.errors import UserError
 from rlm_jax.method import Method, Neighbours, Params
 from rlm_jax.models.encoder import EncoderConfig, embedder
-from rlm_jax.retrieval import bm25, datastore, encode, encode_passages, index, scann
+from rlm_jax.retrieval import (
+    bm25,
+    datastore,
+    encode_passages,
+    encode_stream,
+    index,
+    scann,
+)
 from rlm_jax.retrieval.index import TARGET_RECALL
-from rlm_jax.train import progress
+from rlm_jax.storage import cache
 
 TITLES = ("join", "pair", "none")
 
@@ -173,7 +178,7 @@ def encode_collection(
     """
     text = cut(text, tower.config)
     encoder = encoder_of(tower, search, text.passage_length)
-    with bar("encoding passages", len(passages)) as advance:
+    with terminal.counter("encoding passages", len(passages)) as advance:
         store = encode_passages.build(
             encoder,
             passages,
@@ -198,7 +203,7 @@ def encode_questions(
     """float32 [N, D], a vector a question."""
     length = cut(text, tower.config).question_length
     rows = tower.tokenizer.encode(list(texts), max_length=length)
-    with bar("encoding questions", len(rows)) as advance:
+    with terminal.counter("encoding questions", len(rows)) as advance:
         return encoder_of(tower, search, length)(rows, advance=advance)
 
 
@@ -208,7 +213,7 @@ def fingerprints(tower: Tower) -> dict[str, Any]:
     for name in ("dropout", "remat", "dtype"):  # they change at most its rounding
         del config[name]
     return {
-        "encoder": encode.fingerprint(tower.params),
+        "encoder": encode_stream.fingerprint(tower.params),
         "encoder_config": config,
         "tokenizer": tower.tokenizer.fingerprint,
     }
@@ -349,11 +354,11 @@ def open_bm25(
 def describe(collection: Collection) -> None:
     """What a dry run shows of a collection."""
     lengths = collection.passages.lengths()
-    progress.say(
+    terminal.say(
         f"{len(collection.passages):,} passages of {lengths.mean():,.0f} bytes on "
         f"average, {lengths.max():,} at most"
     )
-    progress.say(f"{len(collection.questions):,} questions")
+    terminal.say(f"{len(collection.questions):,} questions")
 
 
 def train(
@@ -386,14 +391,3 @@ def train(
         initial_params=initial_params,
         validation=judged,
     )
-
-
-@contextlib.contextmanager
-def bar(
-    description: str, total: int, *, disable: bool = False
-) -> Iterator[Callable[[int], object]]:
-    """A progress bar, which is told how many more are done."""
-    with tqdm.tqdm(
-        total=total, desc=description, dynamic_ncols=True, disable=disable
-    ) as shown:
-        yield shown.update

@@ -29,12 +29,12 @@ from experiments.given_model import Decoding, Given
 from experiments.language_model import DataConfig, EvaluateConfig, Text
 from experiments.retrievers import SearchConfig
 from experiments.retro_data import Database, DatabaseConfig
+from rlm_jax import processes, terminal
 from rlm_jax.errors import UserError
 from rlm_jax.method import Method, Params
 from rlm_jax.methods import retro
 from rlm_jax.models.decoder import check_length
 from rlm_jax.models.generation import Sampling
-from rlm_jax.train import parallel, progress
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
@@ -244,12 +244,12 @@ def _check_text(config: Config, text: Text) -> None:
 
 
 def _describe(method: Method, config: Config, text: Text) -> None:
-    if not parallel.is_first_process():
+    if not processes.is_first():
         return
     m = config.method.chunk_length
     for name, split in text.store.splits.items():
         num = len(split.tokens)
-        progress.say(f"{name}: {num:,} tokens, {-(-num // m):,} chunks of {m}")
+        terminal.say(f"{name}: {num:,} tokens, {-(-num // m):,} chunks of {m}")
     chunks = retro_data.stream(config, text.store.split("train"))
     none = np.broadcast_to(np.int32(-1), (len(chunks), config.method.k))
     some = retro_data.batches(config, text, "train", chunks, none)

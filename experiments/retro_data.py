@@ -9,19 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from experiments import launch, leaks, presets, retrievers
 from experiments.language_model import Text
 from experiments.retrievers import SearchConfig, Tower
-from rlm_jax.data import (
-    batching,
-    cache,
-    corpora,
-    neighbour_batches,
-    passages,
-    token_store,
-)
+from rlm_jax import processes, terminal
+from rlm_jax.data import batching, corpora, neighbour_batches, passages, token_store
 from rlm_jax.data.batching import Batches
 from rlm_jax.data.token_store import TokenSplit
 from rlm_jax.errors import UserError
@@ -36,7 +29,7 @@ from rlm_jax.retrieval import (
 from rlm_jax.retrieval.chunk_database import Chunks
 from rlm_jax.retrieval.chunk_neighbours import ChunkNeighbours, Filter
 from rlm_jax.retrieval.datastore import Datastore
-from rlm_jax.train import parallel, progress
+from rlm_jax.storage import locks
 
 EVALUATED = ("validation", "test")
 METRIC = "l2"  # the paper's; of unit vectors it orders as the inner product does
@@ -140,14 +133,13 @@ def _filling(shared: str) -> Iterator[None]:
     has none, nobody waits.
     """
     with contextlib.ExitStack() as stack:
-        if shared and parallel.is_first_process():
+        if shared and processes.is_first():
             waits = f"note: waiting for another run, which fills {shared}"
             with contextlib.suppress(OSError):
                 pathlib.Path(shared).mkdir(parents=True, exist_ok=True)
                 lock = pathlib.Path(shared, ".lock")
-                stack.enter_context(cache.locked(lock, lambda: progress.say(waits)))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("the database is locked")
+                stack.enter_context(locks.locked(lock, lambda: terminal.say(waits)))
+        processes.wait("the database is locked")
         yield
 
 
@@ -295,7 +287,7 @@ def _vectors(
 ) -> Datastore:
     directory = folder / name
     done = directory.exists()
-    with retrievers.bar(f"encoding {name}", len(chunks), disable=done) as advance:
+    with terminal.counter(f"encoding {name}", len(chunks), disable=done) as advance:
         return encode_passages.build(
             encoder,
             chunks,
@@ -348,7 +340,7 @@ def _neighbours(
 
     def build() -> ChunkNeighbours:
         done, total = directory.exists(), options["num_chunks"]
-        with retrievers.bar(f"searching {name}", total, disable=done) as advance:
+        with terminal.counter(f"searching {name}", total, disable=done) as advance:
             return chunk_neighbours.build(
                 searched,
                 vectors,
@@ -360,9 +352,9 @@ def _neighbours(
                 **options,
             )
 
-    found = parallel.by_first(build, f"find the neighbours of {name}") or build()
+    found = processes.by_first(build, f"find the neighbours of {name}") or build()
     if found.chunks_per_second:
-        progress.say(
+        terminal.say(
             f"neighbours of {name}: {found.chunks_per_second:,.0f} chunks/s, "
             f"{found.empty_share:.1%} of the places are empty"
         )

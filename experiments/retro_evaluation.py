@@ -11,6 +11,7 @@ from experiments import language_model, launch, reporting, retro_data
 from experiments.given_model import Decoding
 from experiments.language_model import Text
 from experiments.retro_data import Database
+from rlm_jax import processes, terminal
 from rlm_jax.data import neighbour_batches
 from rlm_jax.data.batching import Batches
 from rlm_jax.data.token_store import TokenSplit
@@ -20,9 +21,8 @@ from rlm_jax.methods import lm, retro
 from rlm_jax.models.generation import Sampling
 from rlm_jax.models.retro_generation import retro_generator
 from rlm_jax.report import plots, report
-from rlm_jax.retrieval import chunk_neighbours, placement
+from rlm_jax.retrieval import chunk_neighbours
 from rlm_jax.retrieval.chunk_database import Chunks
-from rlm_jax.train import progress
 
 PLAIN = "plain"
 
@@ -63,7 +63,7 @@ def evaluate(
     ids = np.asarray(database.neighbours["test"].ids[: len(part.chunks)])
     order = functools.partial(
         neighbour_batches.in_order,
-        batch_size=placement.whole_rows(config.evaluate.batch_size),
+        batch_size=processes.whole_rows(config.evaluate.batch_size),
         length=config.evaluate.window,
         stride=config.evaluate.stride,
     )
@@ -132,11 +132,11 @@ def _log_probs(
     score: Callable[[Params, Batch], jax.Array], params: Params, batches: Batches
 ) -> np.ndarray:
     """log p of every token of a text but the first, float32 [N - 1]."""
-    held = placement.replicated(params)
+    held = processes.replicated(params)
     found = []
-    for i in launch.bar("scoring test", "batch")(range(batches.num_batches)):
+    for i in terminal.bar("scoring test", "batch")(range(batches.num_batches)):
         batch = batches.batch_at(0, i)
-        rows = np.asarray(score(held, placement.spread(batch)))
+        rows = np.asarray(score(held, processes.spread(batch)))
         found.append(rows[batch["mask"] > 0])
     return np.concatenate(found)
 
@@ -164,12 +164,12 @@ def _show(run: launch.Run, curve: leakage.Curve) -> None:
         curve.bits_per_byte,
         curve.num_chunks,
     )
-    progress.say("bits per byte of the chunks with r(C) <= alpha:")
+    terminal.say("bits per byte of the chunks with r(C) <= alpha:")
     for i, alpha in enumerate(curve.alphas):
         figures = ", ".join(
             f"{name} {values[i]:.3f}" for name, values in curve.bits_per_byte.items()
         )
-        progress.say(f"  {alpha:6.1%} ({curve.num_chunks[i]:,} chunks): {figures}")
+        terminal.say(f"  {alpha:6.1%} ({curve.num_chunks[i]:,} chunks): {figures}")
 
 
 def continue_prompt(config: Any, text: Text, database: Database, params: Params) -> str:
@@ -186,10 +186,10 @@ def continue_prompt(config: Any, text: Text, database: Database, params: Params)
         depths = config.database.depth, config.database.max_depth
         found = database.find([asked], k, *depths)
         values, mask = database.chunks.values(found.ids)
-        progress.say(f"\nneighbours of {_line(decode(asked))}")
+        terminal.say(f"\nneighbours of {_line(decode(asked))}")
         for score, ids, seen in zip(found.scores[0], values[0], mask[0], strict=True):
             if seen.any():
-                progress.say(f"  {score:8.3f}  {_line(decode(ids[seen > 0]))}")
+                terminal.say(f"  {score:8.3f}  {_line(decode(ids[seen > 0]))}")
         return values, mask
 
     generated = retro_generator(*retro.model_sizes(config.method)).generate(
@@ -204,7 +204,7 @@ def continue_prompt(config: Any, text: Text, database: Database, params: Params)
     )
     new = np.asarray(generated.tokens)[0, : int(generated.lengths[0])]
     continuation = decode(new)
-    progress.say(f"\n{config.prompt}|{continuation}")
+    terminal.say(f"\n{config.prompt}|{continuation}")
     return continuation
 
 

@@ -13,9 +13,9 @@ import textwrap
 from collections.abc import Iterator
 
 from experiments import launch, searcher
+from rlm_jax import terminal
 from rlm_jax.data.passages import Passage
 from rlm_jax.errors import UserError
-from rlm_jax.train import progress
 
 
 @dataclasses.dataclass
@@ -39,7 +39,7 @@ def execute(config: Config, run: launch.Run) -> None:
     if min(config.k, config.lines) < 1:
         raise UserError("k and lines must be at least 1 to show anything.")
     passages, search = searcher.open_run(run.workdir)
-    progress.say(f"{len(passages):,} passages of {passages.name}; an empty line ends")
+    terminal.say(f"{len(passages):,} passages of {passages.name}; an empty line ends")
     if run.dry_run:
         return
     for question in asked():

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import language_model, launch
+from experiments import language_model
 from experiments.launch import Run
+from rlm_jax import terminal
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import controls, knn
 from rlm_jax.method import Method, Params
-from rlm_jax.retrieval import datastore, encode, exact, index, scann
-from rlm_jax.train import progress
+from rlm_jax.retrieval import datastore, encode_stream, exact, index, scann
 
 
 @dataclasses.dataclass
@@ -49,7 +49,7 @@ def build(
     tokens = text.store.split("train").tokens
     score = method.score
     assert score is not None
-    return encode.build_datastore(
+    return encode_stream.build_datastore(
         lambda params, batch: score(params, batch).keys,
         params,
         tokens[: store.max_tokens or len(tokens)],
@@ -59,10 +59,10 @@ def build(
         batch_size=config.evaluate.batch_size,
         dtype=store.dtype,
         identity={
-            "model": encode.fingerprint(params),
+            "model": encode_stream.fingerprint(params),
             "text": text.store.fingerprint,
         },
-        wrap=launch.bar("building the datastore", "batch"),
+        wrap=terminal.bar("building the datastore", "batch"),
     )
 
 
@@ -86,7 +86,7 @@ def open_index(
         raise UserError(
             f"datastore.index is {config.index!r}; choose one of {', '.join(sizes)}."
         )
-    progress.say(f"opening an index over {keys.num_entries:,} keys")
+    terminal.say(f"opening an index over {keys.num_entries:,} keys")
     k = min(k, keys.num_entries)
     chosen = index.choose(keys, metric, exact_below=sizes[config.index], k=k)
     return Searched(keys, chosen, k, metric, scale)
@@ -115,7 +115,7 @@ def look_up(
         values=keys.values(0, keys.num_entries),
         gather_keys=keys.gather_keys if config.recompute else None,
         metric=searched.metric,
-        wrap=launch.bar("searching", "batch"),
+        wrap=terminal.bar("searching", "batch"),
     )
     return found, np.concatenate(ids)
 

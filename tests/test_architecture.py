@@ -14,15 +14,25 @@ MAX_LINES = 400
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "method": set(),
+    "terminal": set(),
+    "processes": {"errors"},
+    "storage": {"errors"},
     "ops": set(),
     "models": {"ops", "errors"},
-    "pretrained": {"models", "errors"},
+    "pretrained": {"models", "storage", "errors"},
     "methods": {"models", "ops", "method", "errors"},
-    "data": {"method", "errors"},
-    "retrieval": {"method", "errors"},
-    "train": {"method", "ops.collectives", "errors"},
-    "evaluate": {"method", "ops", "retrieval", "errors"},
-    "report": {"errors"},
+    "data": {"method", "storage", "errors"},
+    "retrieval": {"method", "processes", "storage", "errors"},
+    "train": {
+        "method",
+        "ops.collectives",
+        "processes",
+        "storage",
+        "terminal",
+        "errors",
+    },
+    "evaluate": {"method", "ops", "retrieval", "storage", "errors"},
+    "report": {"storage", "errors"},
 }
 
 # Library -> the only places that may import it; an empty set bans it.

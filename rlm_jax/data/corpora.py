@@ -11,9 +11,10 @@ from typing import Any, overload
 
 from tqdm import tqdm
 
-from rlm_jax.data import cache, sources
+from rlm_jax.data import sources
 from rlm_jax.data.sources import Document
 from rlm_jax.errors import UserError
+from rlm_jax.storage import cache
 
 _FORMAT = 1
 _NAME_FIELDS = ("title", "name", "id")

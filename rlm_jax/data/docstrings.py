@@ -9,8 +9,9 @@ import ast
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rlm_jax.data import cache, sources
+from rlm_jax.data import sources
 from rlm_jax.errors import UserError
+from rlm_jax.storage import cache
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _FEWEST_WORDS = 3

@@ -19,9 +19,10 @@ from typing import Any, overload
 import numpy as np
 from tqdm import tqdm
 
-from rlm_jax.data import cache, passage_files
+from rlm_jax.data import passage_files
 from rlm_jax.data.passage_files import Passage
 from rlm_jax.errors import UserError
+from rlm_jax.storage import cache
 
 _FORMAT = 1
 NAMES = (

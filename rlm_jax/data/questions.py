@@ -17,11 +17,12 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 
-from rlm_jax.data import cache, files, question_files
+from rlm_jax.data import files, question_files
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.data.question_files import Question, Record
 from rlm_jax.errors import UserError
+from rlm_jax.storage import cache
 
 _FORMAT = 1
 NAMES = "stdlib, beir:FOLDER, dpr:FILE or jsonl:FILE"

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from rlm_jax.data import cache
 from rlm_jax.errors import UserError
+from rlm_jax.storage import cache
 
 _FORMAT = 1
 

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rlm_jax.data import cache, files
+from rlm_jax.data import files
 from rlm_jax.errors import UserError
+from rlm_jax.storage import cache
 
 
 class Document(NamedTuple):

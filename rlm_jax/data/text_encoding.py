@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import tokenizers as hugging_face
 
-from rlm_jax.data import cache
 from rlm_jax.errors import UserError
+from rlm_jax.storage import cache
 
 FILE = "tokenizer.json"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

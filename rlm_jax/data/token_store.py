@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from rlm_jax.data import cache
 from rlm_jax.data.corpora import Corpus
 from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.errors import UserError
+from rlm_jax.storage import cache
 
 _FORMAT = 1
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import tokenizers as hugging_face
 
-from rlm_jax.data import cache, text_encoding
+from rlm_jax.data import text_encoding
 from rlm_jax.data.corpora import Corpus
 from rlm_jax.errors import UserError
+from rlm_jax.storage import cache
 
 _FORMAT = 1
 _END_OF_DOCUMENT = "<|endoftext|>"

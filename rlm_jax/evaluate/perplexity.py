@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rlm_jax.method import Batch, Params, TokenScores
-from rlm_jax.retrieval.encode import encode_stream
+from rlm_jax.retrieval.encode_stream import encode_stream
 
 
 class StreamScores(NamedTuple):

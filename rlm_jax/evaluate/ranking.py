@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
+from rlm_jax.storage import atomic
 
 Run = Mapping[str, Mapping[str, float]]
 Relevance = Mapping[str, Mapping[str, int]]
@@ -126,15 +127,13 @@ def write_run(run: Run, path: str | os.PathLike, *, tag: str = "rlm_jax") -> Non
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.partial")
-        with _text(path, temporary, "wt") as file:
+        with atomic.replacing(path) as partial, _text(path, partial, "wt") as file:
             for question, found in run.items():
                 ranking = sorted(found.items(), key=lambda item: -item[1])
                 for rank, (passage, score) in enumerate(ranking, 1):
                     fields = _plain(question), "Q0", _plain(passage)
                     fields += str(rank), repr(float(score)), _plain(tag)
                     file.write(" ".join(fields) + "\n")
-        temporary.replace(path)
     except OSError as error:
         raise UserError(
             f"The run cannot be written to {path} ({error.strerror}): choose another "

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlm_jax.errors import UserError
+from rlm_jax.storage import atomic
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -149,10 +150,9 @@ def write(
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{WEIGHTS}.partial"
         contiguous = {k: np.ascontiguousarray(x) for k, x in arrays.items()}
-        save_file(contiguous, partial, metadata={"format": "pt"})
-        partial.replace(folder / WEIGHTS)
+        with atomic.replacing(folder / WEIGHTS) as partial:
+            save_file(contiguous, partial, metadata={"format": "pt"})
         write_json(folder / "config.json", config)
     except Exception as error:
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
@@ -167,9 +167,7 @@ def write(
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file, which appears when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    atomic.write_json(path, content, indent=2)
 
 
 def to_params(

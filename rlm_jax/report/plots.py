@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rlm_jax.report.canvas import GREY, INK, PALETTE, canvas, legend_below
+from rlm_jax.report.plot_style import GREY, INK, PALETTE, canvas, legend_below
 from rlm_jax.report.tables import Row, control_names, metric_style
 
 # One colour for a control wherever it appears; the baselines are grey.

@@ -14,6 +14,7 @@ import jax
 
 from rlm_jax import __version__
 from rlm_jax.errors import UserError
+from rlm_jax.storage import atomic
 
 Report = dict[str, Any]
 """JSON data; `build` says which fields there are."""
@@ -83,17 +84,9 @@ def write(path: str | os.PathLike, report: Report) -> None:
       UserError: the file cannot be written.
     """
     path = pathlib.Path(path)
-    # The same folder, so that the rename stays on one file system.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(report, file, indent=2, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        atomic.write_json(path, report, indent=2)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(
             f"Cannot write {path} ({error.strerror}): "
             "free space there or choose another --workdir."

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
-from rlm_jax.retrieval import checked_files
 from rlm_jax.retrieval.index import none_found
+from rlm_jax.storage import checked_files
 
 _FORMAT = "rlm_jax bm25 1"
 _METHODS = ("lucene", "robertson", "atire", "bm25l", "bm25+")

@@ -23,10 +23,10 @@ import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
-from rlm_jax.retrieval import checked_files
 from rlm_jax.retrieval.chunk_database import Chunks, documents_of
 from rlm_jax.retrieval.datastore import Datastore
 from rlm_jax.retrieval.index import Index, first_kept, none_found
+from rlm_jax.storage import atomic, checked_files
 
 _FORMAT = "rlm_jax chunk neighbours 1"
 _FILE = "neighbours.ids"
@@ -352,7 +352,7 @@ def _append(directory: Path, manifest, start: int, shard: np.ndarray):
 def _finish(directory: Path) -> None:
     with checked_files.full_disk_named(directory, "every chunk is kept"):
         os.rename(_partial(directory), directory)
-        checked_files.sync_directory(directory.parent)
+        atomic.sync(directory.parent)
 
 
 def _written(manifest) -> int:

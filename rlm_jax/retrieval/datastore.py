@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from rlm_jax.errors import UserError
-from rlm_jax.retrieval import checked_files
+from rlm_jax.storage import atomic, checked_files
 
 DTYPES = ("float16", "float32", "int8")
 _FORMAT = "rlm_jax datastore 1"
@@ -174,7 +174,7 @@ class Writer:
         checked_files.refuse_existing(self.directory)
         with self._disk_errors():
             os.rename(self.partial, self.directory)
-            checked_files.sync_directory(self.directory.parent)
+            atomic.sync(self.directory.parent)
         return open(self.directory, verify=False)
 
     def _checked(self, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -220,7 +220,7 @@ class Writer:
         number = len(self._shards)
         with self._disk_errors():
             checksums = {
-                part: checked_files.write_bytes(
+                part: atomic.write_bytes(
                     shard_path(self.partial, number, part), array.data
                 )
                 for part, array in self._buffer.items()
@@ -319,7 +319,7 @@ def open(
         shards.append(_map_shard(directory, manifest, number))
         for part in shards[-1] if verify else ():
             path = shard_path(directory, number, part)
-            if checked_files.checksum(path) != checksums[part]:
+            if atomic.crc32(path) != checksums[part]:
                 raise UserError(
                     f"Datastore file {path} does not have the checksum it was written "
                     "with; delete the datastore and build it again."

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from rlm_jax import processes
 from rlm_jax.errors import UserError
 from rlm_jax.method import Params
-from rlm_jax.retrieval import datastore, parts, placement
+from rlm_jax.retrieval import datastore, merge_datastores
 
 Embed = Callable[[Params, Mapping[str, Any]], jax.Array]
 """``embed(params, {"ids", "mask"})`` -> [N, D]."""
@@ -67,7 +67,7 @@ def plan(
     while start < len(order):
         width = int(steps[np.searchsorted(steps, lengths[order[start]])])
         num_rows = max(1, batch_tokens // width)
-        num_rows = placement.whole_rows(min(num_rows, max_rows or num_rows))
+        num_rows = processes.whole_rows(min(num_rows, max_rows or num_rows))
         batches.append(Plan(order[start : start + num_rows], num_rows, width))
         start += num_rows
     return batches
@@ -122,7 +122,7 @@ class TextEncoder:
         """Places the parameters; see `plan` for the sizes."""
         self.counts: collections.Counter[str] = collections.Counter()
         self._embed = jax.jit(embed)
-        self._params = placement.replicated(params)
+        self._params = processes.replicated(params)
         self._sizes = {
             "max_length": max_length,
             "batch_tokens": batch_tokens,
@@ -181,7 +181,7 @@ class TextEncoder:
                 num_rows=batch.num_rows,
                 width=batch.width,
             )
-            made = self._embed(self._params, placement.spread(padded))
+            made = self._embed(self._params, processes.spread(padded))
             if pending is not None:
                 yield pending[0], np.asarray(pending[1])
             pending = batch.rows, made
@@ -247,11 +247,11 @@ def build(
             shard_size=shard_size, advance=advance,
         )  # fmt: skip
     if len(shares) > 1:
-        multihost_utils.sync_global_devices("passages encoded")
+        processes.wait("passages encoded")
         if index == 0:
             made = [x.directory for x in shares if x.start < x.stop]
-            parts.join(made, directory)
-        multihost_utils.sync_global_devices("passages joined")
+            merge_datastores.join(made, directory)
+        processes.wait("passages joined")
     return datastore.open(directory, identity=identity)
 
 

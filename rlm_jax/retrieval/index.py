@@ -10,8 +10,8 @@ import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
-from rlm_jax.retrieval import checked_files
 from rlm_jax.retrieval.datastore import Datastore
+from rlm_jax.storage import checked_files
 
 METRICS = ("l2", "ip")
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
-from rlm_jax.retrieval import checked_files
+from rlm_jax.storage import atomic, checked_files
 
 _FORMAT = "rlm_jax hard negatives 1"
 _FILE = "negatives.int32"
@@ -100,7 +100,7 @@ def save(
         folder,
         _FORMAT,
         {"identity": checked_files.as_json(identity), "shape": list(data.shape)},
-        lambda there: checked_files.write_bytes(there / _FILE, data.tobytes()),
+        lambda there: atomic.write_bytes(there / _FILE, data.tobytes()),
     )
 
 

@@ -27,14 +27,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from rlm_jax import processes
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours, Params
-from rlm_jax.retrieval import checked_files, encode
+from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrieval.index import recall
+from rlm_jax.storage import atomic, checked_files
 
 T = TypeVar("T")
 _FORMAT = "rlm_jax stale index 1"
@@ -114,7 +114,7 @@ def open_or_build(
     there = _path(folder, step)
     wanted = checked_files.as_json({**identity, "step": step})
     if params is not None:
-        wanted["encoder"] = encode.fingerprint(params)
+        wanted["encoder"] = encode_stream.fingerprint(params)
     if not there.exists():
         if params is None:
             raise UserError(
@@ -137,8 +137,8 @@ def remove_others(folder: str | os.PathLike, step: int) -> None:
 
     To be called by all processes, once the older ones are no longer read.
     """
-    _wait("older indexes left")
-    if jax.process_index() == 0:
+    processes.wait("older indexes left")
+    if processes.is_first():
         for path in sorted(Path(folder).glob("step_*")):
             if path != _path(folder, step):
                 shutil.rmtree(path)
@@ -173,19 +173,19 @@ def _build(
     """Builds in ``<there>.partial``, whose manifest says of what from the start on."""
     partial = there.with_name(f"{there.name}.partial")
     with checked_files.full_disk_named(there, "what is whole is kept"):
-        if jax.process_index() == 0:
+        if processes.is_first():
             if not _is_of(partial, identity):
                 shutil.rmtree(partial, ignore_errors=True)
                 (partial / _FILES).mkdir(parents=True)
                 manifest = {"format": _FORMAT, "identity": identity}
                 checked_files.write_manifest(partial, manifest)
-        _wait("index begun")
+        processes.wait("index begun")
         build(partial / _FILES)
-        _wait("index built")
-        if jax.process_index() == 0:
+        processes.wait("index built")
+        if processes.is_first():
             os.rename(partial, there)
-            checked_files.sync_directory(there.parent)
-        _wait("index published")
+            atomic.sync(there.parent)
+        processes.wait("index published")
 
 
 def _is_of(partial: Path, identity: dict[str, Any]) -> bool:
@@ -194,8 +194,3 @@ def _is_of(partial: Path, identity: dict[str, Any]) -> bool:
     except UserError:
         return False
     return manifest["identity"] == identity
-
-
-def _wait(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

@@ -17,7 +17,7 @@ import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
-from rlm_jax.retrieval import checked_files, exact
+from rlm_jax.retrieval import exact
 from rlm_jax.retrieval.datastore import Datastore
 from rlm_jax.retrieval.index import (
     TARGET_RECALL,
@@ -28,6 +28,7 @@ from rlm_jax.retrieval.index import (
     none_found,
     recall,
 )
+from rlm_jax.storage import checked_files
 
 _FORMAT = "rlm_jax scann 2"
 _DISTANCES = {"ip": "dot_product", "l2": "squared_l2"}

@@ -19,7 +19,7 @@ import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
-from rlm_jax.retrieval import checked_files, scann
+from rlm_jax.retrieval import scann
 from rlm_jax.retrieval.datastore import Datastore, partial_of
 from rlm_jax.retrieval.index import (
     SHARD_ENTRIES,
@@ -28,6 +28,7 @@ from rlm_jax.retrieval.index import (
     check_search,
     check_target,
 )
+from rlm_jax.storage import atomic, checked_files
 
 _FORMAT = "rlm_jax sharded scann 1"
 
@@ -160,7 +161,7 @@ def build(
             scann.save(built, folder)
             del built  # before the next is trained
         os.rename(partial, directory)
-        checked_files.sync_directory(directory.parent)
+        atomic.sync(directory.parent)
     return load(directory, datastore, memory_bytes=memory_bytes)
 
 

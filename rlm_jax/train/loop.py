@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import optax
 
+from rlm_jax import processes, terminal
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Params
 from rlm_jax.train import metrics, parallel, progress
@@ -90,12 +91,12 @@ def train(
     _check(config)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep)
     state, start = _start(method, optimizer, checkpoints, config, initial_params)
-    first = parallel.is_first_process()
+    first = processes.is_first()
     if first:
         if start:
-            progress.say(f"resuming after {start} of {config.steps} steps")
+            terminal.say(f"resuming after {start} of {config.steps} steps")
         else:
-            progress.say(progress.parameter_table(state.params))
+            terminal.say(progress.parameter_table(state.params))
     run = parallel.parallelise(
         functools.partial(
             step_lib.train_step,
@@ -145,7 +146,7 @@ def train(
             if stopping and not last:
                 checkpoints.wait()
                 if first:
-                    progress.say(f"stopped by SIGTERM; step {done + 1} is saved")
+                    terminal.say(f"stopped by SIGTERM; step {done + 1} is saved")
                 raise SystemExit(128 + signal.SIGTERM)
     return state
 
@@ -269,7 +270,7 @@ class _Log:
         if self._writer is not None:
             self._writer.write(step, figures, split="validation")
             text = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
-            progress.say(f"step {step}: {text}")
+            terminal.say(f"step {step}: {text}")
 
 
 @contextlib.contextmanager

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping
 
 import jax
 
 from rlm_jax.errors import UserError
+from rlm_jax.storage import atomic
 
 HostSums = dict[str, tuple[float, float]]
 """`Sums` on the host, in float64."""
@@ -113,9 +113,7 @@ def _drop_after(path: pathlib.Path, start: int) -> None:
         return
     kept = [line for line in read(path.parent) if line["step"] <= start]
     text = "".join(json.dumps(line) + "\n" for line in kept)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    atomic.write_bytes(path, text.encode())
 
 
 def _parse(line: str) -> dict | None:

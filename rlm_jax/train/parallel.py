@@ -1,4 +1,4 @@
-"""Devices and processes: the one file that knows there is more than one of either.
+"""Training over all devices of all processes.
 
 A step written for one device takes ``axis``, the name of the mapped axis. `parallelise`
 maps it with `jax.pmap`: the batch is split over the devices, the state is replicated,
@@ -11,7 +11,6 @@ mapping here: ``jit`` over global arrays, each with its `NamedSharding`, ``axis=
 """
 
 import functools
-import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -25,75 +24,6 @@ from rlm_jax.errors import UserError
 AXIS = "batch"
 
 Tree = TypeVar("Tree")
-Result = TypeVar("Result")
-
-
-def initialise(
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-) -> None:
-    """Joins this process to the others; does nothing where there is only one.
-
-    Call it before anything touches a device. What is not given comes from the
-    environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-
-    Args:
-      coordinator: "host:port" of process 0, or "auto" where JAX can find out for itself
-        (Cloud TPU, Slurm, Open MPI).
-      num_processes: How many processes there are, each with equally many devices.
-      process_id: This process's number, from 0.
-
-    Raises:
-      UserError: If only some of the three are known.
-    """
-    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if coordinator == "auto":
-        jax.distributed.initialize()
-        return
-    if num_processes is None:
-        num_processes = _integer_from_environment("JAX_NUM_PROCESSES")
-    if process_id is None:
-        process_id = _integer_from_environment("JAX_PROCESS_ID")
-    known = [x is not None for x in (coordinator, num_processes, process_id)]
-    if not any(known):
-        return
-    if not all(known):
-        raise UserError(
-            "Training in several processes needs the coordinator's host:port, the "
-            "number of processes and this process's number; give all three or none."
-        )
-    jax.distributed.initialize(coordinator, num_processes, process_id)
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that writes logs and shows progress."""
-    return jax.process_index() == 0
-
-
-def by_first(work: Callable[[], Result], purpose: str) -> Result | None:
-    """What the first process makes while the others wait; None in those.
-
-    Args:
-      work: what it does.
-      purpose: completes "The first process cannot ..." for the others.
-
-    Raises:
-      UserError: it raised one, in all processes: none waits for ever.
-    """
-    result, error = None, None
-    if is_first_process():
-        try:
-            result = work()
-        except UserError as found:
-            error = found
-    if jax.process_count() > 1:
-        failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
-        if failed and error is None:
-            error = UserError(f"The first process cannot {purpose}, and tells why.")
-    if error is not None:
-        raise error
-    return result
 
 
 def local_rows(global_batch_size: int, *, accumulate: int = 1) -> np.ndarray:
@@ -201,12 +131,3 @@ def _split(
         return parts.swapaxes(0, 1).reshape(num_devices, -1, *x.shape[1:])
 
     return {name: split(name, x) for name, x in batch.items()}
-
-
-def _integer_from_environment(name: str) -> int | None:
-    text = os.environ.get(name)
-    if text is None:
-        return None
-    if not text.isdigit():
-        raise UserError(f"{name}={text!r} is not a number; set it to one or unset it.")
-    return int(text)

@@ -30,11 +30,6 @@ def parameter_table(params: Params) -> str:
     )
 
 
-def say(text: str) -> None:
-    """A line on stderr that does not tear the progress bar."""
-    tqdm.tqdm.write(text, file=sys.stderr)
-
-
 class Bar:
     """A bar over the steps, with the loss, targets per second and the time left.
 

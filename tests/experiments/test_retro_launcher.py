@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from experiments import launch, lm, retro, retro_data, retro_evaluation
+from rlm_jax import terminal
 from rlm_jax.data import overlap, passages
-from rlm_jax.data.cache import locked
 from rlm_jax.errors import UserError
 from rlm_jax.report import report
-from rlm_jax.retrieval import encode
-from rlm_jax.train import checkpoint, progress
+from rlm_jax.retrieval import encode_stream
+from rlm_jax.storage.locks import locked
+from rlm_jax.train import checkpoint
 from tests.experiments import shrunken
 
 M = 8
@@ -182,7 +183,7 @@ def test_a_run_waits_for_another_that_fills_its_database(
         if "waiting for another run" in line:
             raise Waits
 
-    monkeypatch.setattr(progress, "say", say)
+    monkeypatch.setattr(terminal, "say", say)
     folder = tmp_path / "database"
     folder.mkdir()
     config = small(retro.tiny(), text)
@@ -232,7 +233,7 @@ def test_the_database_is_encoded_by_a_run_of_ones_own(text, cache, tmp_path):
     config.database.encoder = str(workdir)
     execute(retro, config, tmp_path / "retro")
     manifest = (tmp_path / "retro/database/database/manifest.json").read_text()
-    assert encode.fingerprint(tower.params) in manifest
+    assert encode_stream.fingerprint(tower.params) in manifest
     (workdir / "question_encoder").mkdir()
     with pytest.raises(UserError, match="has two encoders; name .*run/encoder, which"):
         execute(retro, config, tmp_path / "other")

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import optax
 
+from rlm_jax import processes
 from rlm_jax.errors import UserError
 from rlm_jax.train import checkpoint, loop, parallel
 from rlm_jax.train import step as step_lib
@@ -86,7 +87,7 @@ def refused() -> str:
         raise UserError("the disk is full")
 
     try:
-        parallel.by_first(fails, "write")
+        processes.by_first(fails, "write")
     except UserError as error:
         return str(error)
     return ""
@@ -98,7 +99,7 @@ def main() -> None:
     processes = 1
     if len(sys.argv) > 3:
         processes = int(sys.argv[4])
-        parallel.initialise(sys.argv[3], processes, int(sys.argv[5]))
+        processes.initialise(sys.argv[3], processes, int(sys.argv[5]))
     assert jax.device_count() == devices * processes
     arrays = {}
     for number, name in enumerate(cases.CASES):

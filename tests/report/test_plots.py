@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from rlm_jax.errors import UserError
 from rlm_jax.report import plots
-from rlm_jax.report.canvas import GREY, canvas
+from rlm_jax.report.plot_style import GREY, canvas
 from rlm_jax.report.tables import Row
 
 PNG = b"\x89PNG"

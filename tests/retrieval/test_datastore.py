@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from rlm_jax.errors import UserError
-from rlm_jax.retrieval import checked_files, datastore
+from rlm_jax.retrieval import datastore
+from rlm_jax.storage import atomic
 
 IDENTITY = {"encoder_step": 10, "model": "abc", "shape": (2, 3)}
 
@@ -99,16 +100,17 @@ def test_a_killed_build_resumes(tmp_path, dtype):
     program = f"""
         import os, signal
         import numpy as np
-        from rlm_jax.retrieval import checked_files, datastore
+        from rlm_jax.retrieval import datastore
+        from rlm_jax.storage import atomic
         from tests.retrieval.test_datastore import create, entries
 
-        def kill(path, data, write=checked_files.write_bytes):
+        def kill(path, data, write=atomic.write_bytes):
             if path.name == "00002.values":
-                path.with_name(path.name + ".tmp").write_bytes(b"half")
+                path.with_name(f".{path.name}.partial").write_bytes(b"half")
                 os.kill(os.getpid(), signal.SIGKILL)
             return write(path, data)
 
-        checked_files.write_bytes = kill
+        atomic.write_bytes = kill
         create({str(tmp_path / "store")!r}, {dtype!r}).append(*entries())
     """
     root = Path(__file__).parents[2]
@@ -219,10 +221,10 @@ def test_a_full_disk_loses_no_finished_shard(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(checked_files.os, "fsync", full)
+        patch.setattr(atomic.os, "fsync", full)
         with pytest.raises(UserError, match="first 30 entries are kept"):
             writer.append(keys[40:70], values[40:70])
-    assert not list(writer.partial.glob("*.tmp"))
+    assert not list(writer.partial.glob(".*.partial"))
     writer = create(tmp_path / "store")
     assert writer.num_written == 30
     writer.append(keys[30:], values[30:])
@@ -239,7 +241,7 @@ def test_a_small_file_system_fills_up(tmp_path):
         writer = create(tmp_path / "store", dim=32, num_entries=4000, shard_size=1000)
         with pytest.raises(UserError, match="first 1000 entries are kept"):
             writer.append(keys, values)
-        assert not list(writer.partial.glob("*.tmp"))
+        assert not list(writer.partial.glob(".*.partial"))
         subprocess.run([mount, "-o", "remount,size=2m", str(tmp_path)], check=True)
         writer = create(tmp_path / "store", dim=32, num_entries=4000, shard_size=1000)
         assert writer.num_written == 1000

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rlm_jax.errors import UserError
-from rlm_jax.retrieval import datastore, encode_passages, parts
+from rlm_jax.retrieval import datastore, encode_passages, merge_datastores
 
 SIZES = {"max_length": 64, "batch_tokens": 256}
 RANDOM = np.random.default_rng(0)
@@ -159,7 +159,7 @@ def test_parts_are_whole_shards_and_join_to_the_same(tmp_path, num_parts):
         )  # fmt: skip
         made.append(share.directory)
     (tmp_path / "store.partial").mkdir()  # a join that was killed
-    parts.join(made, tmp_path / "store")
+    merge_datastores.join(made, tmp_path / "store")
     assert files(tmp_path / "store") == whole
     assert not any(part.exists() for part in made)
 
@@ -168,9 +168,9 @@ def test_parts_that_do_not_fit_are_refused(tmp_path):
     build(tmp_path / "a", rows=PASSAGES[:20])
     build(tmp_path / "b", rows=PASSAGES[20:])
     with pytest.raises(UserError, match="b holds identity"):
-        parts.join([tmp_path / "a", tmp_path / "b"], tmp_path / "store")
+        merge_datastores.join([tmp_path / "a", tmp_path / "b"], tmp_path / "store")
     for name, some in (("c", PASSAGES[:20]), ("d", PASSAGES[20:40])):
         build(tmp_path / name, rows=some)
     with pytest.raises(UserError, match="do not hold whole shards of 16"):
-        parts.join([tmp_path / "c", tmp_path / "d"], tmp_path / "store")
+        merge_datastores.join([tmp_path / "c", tmp_path / "d"], tmp_path / "store")
     assert datastore.open(tmp_path / "c").num_entries == 20

@@ -15,10 +15,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = """
 import sys, time
 import jax.numpy as jnp, numpy as np
+from rlm_jax import processes
 from rlm_jax.retrieval import encode_passages
-from rlm_jax.train import parallel
 
-parallel.initialise()
+processes.initialise()
 random = np.random.default_rng(0)
 rows = [random.integers(1, 99, n).astype(np.int32) for n in random.integers(1, 30, 64)]
 

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from rlm_jax import processes
 from rlm_jax.errors import UserError
 from rlm_jax.train import parallel
 from rlm_jax.train import step as step_lib
@@ -85,17 +86,17 @@ def test_what_the_first_process_cannot_do_is_told():
     def fails():
         raise UserError("the disk is full")
 
-    assert parallel.by_first(lambda: 3, "count") == 3
+    assert processes.by_first(lambda: 3, "count") == 3
     with pytest.raises(UserError, match="the disk is full"):
-        parallel.by_first(fails, "write")
+        processes.by_first(fails, "write")
 
 
 def test_initialise_wants_all_or_nothing(monkeypatch):
     for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"):
         monkeypatch.delenv(f"JAX_{name}", raising=False)
-    parallel.initialise()
+    processes.initialise()
     with pytest.raises(UserError, match="all three or none"):
-        parallel.initialise("localhost:1234", 2)
+        processes.initialise("localhost:1234", 2)
     monkeypatch.setenv("JAX_PROCESS_ID", "one")
     with pytest.raises(UserError, match="JAX_PROCESS_ID"):
-        parallel.initialise()
+        processes.initialise()

@@ -1,19 +1,17 @@
 """Folders that are built once, by content, and are either whole or absent."""
 
-import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from rlm_jax.errors import UserError
+from rlm_jax.storage import atomic, locks
 
 
 def root(cache_dir: str | os.PathLike | None = None) -> Path:
@@ -43,7 +41,7 @@ def once(target: Path, build: Callable[[Path], None]) -> Path:
         if target.exists():
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        with locked(target.with_name(f".{target.name}.lock")):
+        with locks.locked(target.with_name(f".{target.name}.lock")):
             if not target.exists():
                 _build_and_rename(target, build)
     except (OSError, RuntimeError) as error:
@@ -63,27 +61,10 @@ def once(target: Path, build: Callable[[Path], None]) -> Path:
     return target
 
 
-@contextlib.contextmanager
-def locked(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the file `path` alone; who has to wait for it calls ``waits()`` first.
-
-    Raises:
-      OSError: the file cannot be opened, or its file system has no locks.
-    """
-    # The kernel drops the lock when its holder dies: no stale locks, no process ids.
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waits()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def checksums(directory: Path) -> dict[str, dict[str, int]]:
     """The size and the CRC-32 of every file in a folder, for its manifest."""
     return {
-        path.name: {"size": path.stat().st_size, "crc32": _crc32(path)}
+        path.name: {"size": path.stat().st_size, "crc32": atomic.crc32(path)}
         for path in sorted(directory.iterdir())
         if path.is_file()
     }
@@ -98,7 +79,7 @@ def verify(directory: Path, files: Mapping[str, Mapping[str, int]], what: str) -
     for name, expected in files.items():
         path = directory / name
         size = path.stat().st_size if path.exists() else 0
-        if size != expected["size"] or _crc32(path) != expected["crc32"]:
+        if size != expected["size"] or atomic.crc32(path) != expected["crc32"]:
             raise UserError(
                 f"The {what}'s file {name} is truncated or altered ({size} of "
                 f"{expected['size']} bytes): {remedy(directory)}."
@@ -117,14 +98,6 @@ def map_array(path: Path, dtype: np.dtype | str) -> np.ndarray:
     return np.memmap(path, dtype, mode="r")
 
 
-def _crc32(path: Path) -> int:
-    value = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            value = zlib.crc32(block, value)
-    return value
-
-
 def _build_and_rename(target: Path, build: Callable[[Path], None]) -> None:
     temporary = target.with_name(f".{target.name}.partial")
     # The lock is ours, so whatever is here was left by a build that died.
@@ -133,17 +106,9 @@ def _build_and_rename(target: Path, build: Callable[[Path], None]) -> None:
     try:
         build(temporary)
         for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
+            atomic.sync(path)
         temporary.rename(target)
-        _sync(target.parent)
+        atomic.sync(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,7 @@
-"""Files that are written whole and can be told from damaged ones.
+"""Folders of files that can be told from damaged ones, by their manifest.
 
-Every file is written under a temporary name, flushed to the disk and renamed. A
-manifest is a JSON object that carries its own digest beside what its owner puts in it.
+A manifest is a JSON object that carries its own digest beside what its owner puts in
+it.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,39 +17,9 @@ from typing import Any
 import numpy as np
 
 from rlm_jax.errors import UserError
+from rlm_jax.storage import atomic
 
 MANIFEST = "manifest.json"
-_CHUNK_BYTES = 1 << 22
-
-
-def write_bytes(path: Path, data: memoryview | bytes) -> int:
-    """Writes a file atomically and durably; returns the CRC-32 of its bytes."""
-    temporary = path.with_name(path.name + ".tmp")
-    checksum = 0
-    data = memoryview(data).cast("B")
-    try:
-        with temporary.open("wb") as file:
-            for start in range(0, len(data), _CHUNK_BYTES):
-                chunk = data[start : start + _CHUNK_BYTES]
-                file.write(chunk)
-                checksum = zlib.crc32(chunk, checksum)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        # On a full disk the half-written file is what fills it.
-        temporary.unlink(missing_ok=True)
-        raise
-    return checksum
-
-
-def checksum(path: Path) -> int:
-    """The CRC-32 of a file's bytes, read in bounded memory."""
-    value = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            value = zlib.crc32(chunk, value)
-    return value
 
 
 def map_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -71,8 +40,8 @@ def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> dict[str, An
     """Writes ``manifest.json`` with its own digest, and returns it."""
     complete = {**manifest, "checksum": _digest(manifest)}
     text = json.dumps(complete, indent=1, sort_keys=True)
-    write_bytes(directory / MANIFEST, text.encode())
-    sync_directory(directory)
+    atomic.write_bytes(directory / MANIFEST, text.encode())
+    atomic.sync(directory)
     return complete
 
 
@@ -132,7 +101,7 @@ def publish(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write(partial)
-        files = {path.name: checksum(path) for path in partial.iterdir()}
+        files = {path.name: atomic.crc32(path) for path in partial.iterdir()}
         write_manifest(partial, {"format": form, **fields, "files": files})
         os.rename(partial, directory)
 
@@ -148,7 +117,7 @@ def verify_files(
     files = manifest["files"]
     names = {path.name for path in directory.iterdir()} - {MANIFEST}
     if names != set(files) or any(
-        checksums and checksum(directory / name) != files[name] for name in files
+        checksums and atomic.crc32(directory / name) != files[name] for name in files
     ):
         raise UserError(
             f"The files of {directory} are not those it was saved with; delete it and "
@@ -209,15 +178,6 @@ def full_disk_named(directory: Path, kept: str) -> Iterator[None]:
             f"Cannot write {directory} ({os.strerror(error.errno)}); "
             f"{remedies[error.errno]} and run again, {kept}."
         ) from error
-
-
-def sync_directory(directory: Path) -> None:
-    """Makes renames inside a folder survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

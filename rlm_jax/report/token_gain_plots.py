@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rlm_jax.errors import UserError
-from rlm_jax.report.canvas import INK, PALETTE, canvas
+from rlm_jax.report.plot_style import INK, PALETTE, canvas
 
 HELPED, HURT = PALETTE[0], PALETTE[5]
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlm_jax.errors import UserError
-from rlm_jax.retrieval import checked_files, datastore
+from rlm_jax.retrieval import datastore
+from rlm_jax.storage import atomic, checked_files
 
 
 def join(parts: Sequence[str | os.PathLike], directory: str | os.PathLike) -> None:
@@ -55,6 +56,6 @@ def join(parts: Sequence[str | os.PathLike], directory: str | os.PathLike) -> No
                 number += 1
         checked_files.write_manifest(partial, manifest)
         os.rename(partial, directory)
-        checked_files.sync_directory(directory.parent)
+        atomic.sync(directory.parent)
     for part in opened:
         shutil.rmtree(part.directory)

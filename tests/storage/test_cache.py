@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from rlm_jax.data import cache
 from rlm_jax.errors import UserError
+from rlm_jax.storage import cache, locks
 
 
 def write(path):
@@ -26,11 +26,11 @@ def test_who_comes_second_waits_for_the_lock(tmp_path):
     order, waiting = [], threading.Event()
 
     def second():
-        with cache.locked(tmp_path / "lock", waiting.set):
+        with locks.locked(tmp_path / "lock", waiting.set):
             order.append("second")
 
     thread = threading.Thread(target=second)
-    with cache.locked(tmp_path / "lock", lambda: pytest.fail("waited for nobody")):
+    with locks.locked(tmp_path / "lock", lambda: pytest.fail("waited for nobody")):
         thread.start()
         assert waiting.wait(timeout=60)
         order.append("first")
@@ -52,7 +52,7 @@ def test_failed_build_leaves_nothing(tmp_path):
 def test_killed_build_is_cleaned_up_and_done_again(tmp_path):
     program = (
         "import os, pathlib, signal, sys\n"
-        "from rlm_jax.data import cache\n"
+        "from rlm_jax.storage import cache\n"
         "def build(path):\n"
         "    (path / 'file').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

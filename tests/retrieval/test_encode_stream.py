@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlm_jax.errors import UserError
-from rlm_jax.retrieval import datastore, encode
+from rlm_jax.retrieval import datastore, encode_stream
 from tests.methods import systems
 
 
@@ -26,7 +26,7 @@ def stream(n):
 
 
 def encoded(tokens, window, stride, batch_size=3, **options):
-    parts = encode.encode_stream(
+    parts = encode_stream.encode_stream(
         context, 0, tokens, window=window, stride=stride, batch_size=batch_size,
         **options,
     )  # fmt: skip
@@ -37,7 +37,7 @@ def encoded(tokens, window, stride, batch_size=3, **options):
 @pytest.mark.parametrize(("window", "stride"), [(6, 6), (6, 2), (6, 1), (7, 3)])
 def test_windows_tile_the_stream(n, window, stride):
     """Each prediction once, in order, with the context that was promised."""
-    spec = encode.windows(n, window=window, stride=stride)
+    spec = encode_stream.windows(n, window=window, stride=stride)
     made = []
     for start, offset in zip(spec.start, spec.offset, strict=True):
         assert start >= 0 and 0 <= offset <= window - stride
@@ -75,8 +75,8 @@ def test_a_stream_may_be_entered_at_any_stride():
 
 
 def test_beyond_the_stream_the_mask_is_zero():
-    spec = encode.windows(5, window=6, stride=6)
-    batch = encode.window_batch(stream(5), spec, np.array([0, 0]))
+    spec = encode_stream.windows(5, window=6, stride=6)
+    batch = encode_stream.window_batch(stream(5), spec, np.array([0, 0]))
     np.testing.assert_array_equal(batch["mask"], [[1, 1, 1, 1, 0, 0]] * 2)
     np.testing.assert_array_equal(batch["targets"][0, :4], stream(5)[1:])
     np.testing.assert_array_equal(batch["segment"], [0, 1])
@@ -92,7 +92,7 @@ def test_batches_are_consumed_one_behind():
             begun.append(i)
             yield i
 
-    parts = encode.encode_stream(
+    parts = encode_stream.encode_stream(
         context, 0, stream(31), window=6, stride=2, batch_size=3, wrap=wrap
     )
     assert isinstance(parts, types.GeneratorType)
@@ -112,14 +112,14 @@ def test_batches_are_consumed_one_behind():
 )
 def test_what_cannot_be_windowed_is_refused(n, window, stride, message):
     with pytest.raises(UserError, match=message):
-        encode.windows(n, window=window, stride=stride)
+        encode_stream.windows(n, window=window, stride=stride)
 
 
 def build(directory, tokens, encoder=context, params=0, **options):
     settings: dict[str, Any] = dict(
         window=6, stride=2, batch_size=3, dtype="float32", shard_size=9
     )
-    return encode.build_datastore(
+    return encode_stream.build_datastore(
         encoder, params, tokens, directory, identity={"step": 7}, **settings | options
     )
 
@@ -204,8 +204,8 @@ def test_what_is_there_is_opened_not_built(tmp_path):
 def test_fingerprint_tells_models_apart():
     params = {"a": np.ones((2, 2), np.float32), "b": np.zeros(2, np.float32)}
     same = {"b": np.zeros(2, np.float32), "a": jnp.ones((2, 2))}
-    assert encode.fingerprint(params) == encode.fingerprint(same)
+    assert encode_stream.fingerprint(params) == encode_stream.fingerprint(same)
     moved = params | {"a": np.array([[1, 1], [1, np.nextafter(1, 2, dtype="f")]], "f")}
     renamed = {"a": params["a"], "c": params["b"]}
-    prints = {encode.fingerprint(p) for p in (params, moved, renamed)}
+    prints = {encode_stream.fingerprint(p) for p in (params, moved, renamed)}
     assert len(prints) == 3

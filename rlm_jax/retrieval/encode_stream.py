@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rlm_jax import processes
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Params
-from rlm_jax.retrieval import datastore, placement
+from rlm_jax.retrieval import datastore
 
 
 class Windows(NamedTuple):
@@ -115,15 +116,15 @@ def encode_stream(
         )
 
     rows = np.arange(first // stride, len(spec.start))
-    params = placement.replicated(params)  # once, not with every batch
-    num_rows = placement.whole_rows(batch_size)
+    params = processes.replicated(params)  # once, not with every batch
+    num_rows = processes.whole_rows(batch_size)
     pending = None
     for i in wrap(range(0, len(rows), batch_size)):
         some = rows[i : i + batch_size]
         # The last batch repeats windows to keep its shape, and all do on many devices.
         padded = np.resize(some, num_rows)
         batch = window_batch(tokens, spec, padded)
-        out = fresh(params, *placement.spread((batch, spec.offset[padded])))
+        out = fresh(params, *processes.spread((batch, spec.offset[padded])))
         end = min(int(some[-1] + 1) * stride, spec.num_predictions)
         if pending is not None:
             yield fetch(pending)

@@ -1,0 +1,66 @@
+"""Files that a reader sees as they were or as they are now, and never half written."""
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_CHUNK_BYTES = 1 << 22
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside ``path``, which takes its name in the end.
+
+    The file is on the disk before it is renamed. Where writing fails, the temporary
+    file goes: on a full disk it is what fills it.
+    """
+    # The same folder, so that the rename stays on one file system; the same name, so
+    # that what a killed process leaves is overwritten by the next.
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        sync(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: memoryview | bytes) -> int:
+    """Writes a file atomically and durably; returns the CRC-32 of its bytes."""
+    checksum = 0
+    data = memoryview(data).cast("B")
+    with replacing(path) as partial, partial.open("wb") as file:
+        for start in range(0, len(data), _CHUNK_BYTES):
+            chunk = data[start : start + _CHUNK_BYTES]
+            file.write(chunk)
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
+    """Writes plain JSON in UTF-8 atomically; NaN and infinity are a ValueError."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, f"{text}\n".encode())
+
+
+def crc32(path: Path) -> int:
+    """The CRC-32 of a file's bytes, read in bounded memory."""
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def sync(path: Path) -> None:
+    """Puts a file, or the names in a folder, on the disk: they survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
