@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import documents, leaks, library
-from experiments.given_model import Given
-from experiments.language_model import Text
-from experiments.library import Library
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.in_context import Strides
 from rlm_jax.method import Neighbours
+from rlm_jax.recipes.base_lm import Given
+from rlm_jax.recipes.language_model import Text
+from rlm_jax.recipes.with_passages import contamination, documents
 from rlm_jax.retrieval import index
+from rlm_jax.retrievers import passage_search
+from rlm_jax.retrievers.passage_search import PassageSearch
 
 
 class Examples(NamedTuple):
@@ -38,8 +39,8 @@ def examples(
     config: documents.Experiment,
     model: Given,
     text: Text,
-    shelf: Library,
-    own: leaks.OwnDocuments,
+    shelf: PassageSearch,
+    own: contamination.OwnDocuments,
     places: np.ndarray,
     num: int,
 ) -> Examples:
@@ -56,7 +57,7 @@ def examples(
         for low, high in zip(at.begin, at.end, strict=True)
     ]
     found = index.first_kept(
-        library.search_deep(asked, shelf, num),
+        passage_search.search_deep(asked, shelf, num),
         lambda ids: ~own.among(at, windows, ids),
         num,
     )
@@ -75,10 +76,12 @@ def examples(
     return Examples(asked, found, np.where(found.ids >= 0, likelihoods, 0.0))
 
 
-def own_documents(setting: documents.Setting) -> leaks.OwnDocuments:
+def own_documents(setting: documents.Setting) -> contamination.OwnDocuments:
     """Of the training text, by which its places are told from their passages."""
     num_words = setting.config.documents.overlap
-    return leaks.OwnDocuments(setting.passages, setting.text, "train", num_words)
+    return contamination.OwnDocuments(
+        setting.passages, setting.text, "train", num_words
+    )
 
 
 def identity(setting: documents.Setting, trained: Any) -> dict[str, Any]:
