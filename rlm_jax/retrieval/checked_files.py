@@ -132,7 +132,7 @@ def publish(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write(partial)
-        files = {path.name: checksum(path) for path in partial.iterdir()}
+        files = {path.name: checksum(path) for path in sorted(partial.iterdir())}
         write_manifest(partial, {"format": form, **fields, "files": files})
         os.rename(partial, directory)
 
