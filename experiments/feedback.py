@@ -6,6 +6,7 @@ of them makes the stride that follows.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +14,30 @@ import numpy as np
 from experiments import documents, leaks, library
 from experiments.given_model import Given
 from experiments.language_model import Text
-from experiments.library import Library
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.in_context import Strides
 from rlm_jax.method import Neighbours
 from rlm_jax.retrieval import index
+
+
+def search(
+    config: documents.Experiment,
+    text: Text,
+    find: Callable[[Sequence[str], int], Neighbours],
+    num_passages: int,
+    places: np.ndarray,
+    num: int,
+) -> Neighbours:
+    """Documents of some places of the training text, more of each than ``num``.
+
+    Args:
+      find: (questions, k) -> the best k passages of each.
+      num_passages: that there are.
+      places: int [N]; see `examples`.
+    """
+    deep = library.depth(num, num_passages)
+    return find(questions(config, text, places), deep)
 
 
 class Examples(NamedTuple):
@@ -38,16 +57,19 @@ def examples(
     config: documents.Experiment,
     model: Given,
     text: Text,
-    shelf: Library,
+    document: Callable[[int], np.ndarray],
     own: leaks.OwnDocuments,
     places: np.ndarray,
+    candidates: np.ndarray,
     num: int,
 ) -> Examples:
     """The documents at some places of the training text, and what they are worth.
 
     Args:
+      document: passage -> its tokens, as the language model reads them.
       places: int [B], first tokens of windows; `draw` gives some.
-      num: K, documents of a place.
+      candidates: int32 [B, K'], what `search` found for them, best first.
+      num: K, documents of a place, of the candidates that may stay.
     """
     tokens, at = text.store.split("train").tokens, _strides(config, places)
     asked = questions(config, text, places)
@@ -56,7 +78,7 @@ def examples(
         for low, high in zip(at.begin, at.end, strict=True)
     ]
     found = index.first_kept(
-        library.search_deep(asked, shelf, num),
+        Neighbours(np.zeros(candidates.shape, np.float32), candidates),
         lambda ids: ~own.among(at, windows, ids),
         num,
     )
@@ -69,7 +91,7 @@ def examples(
         documents.protocol(config), reuse=1, rank_tokens=0, batch_size=len(places)
     )
     values = in_context.score(
-        model.log_probs, tokens, at, found.ids, shelf.tokens, protocol
+        model.log_probs, tokens, at, found.ids, document, protocol
     )
     likelihoods = in_context.likelihood(values, 0)
     return Examples(asked, found, np.where(found.ids >= 0, likelihoods, 0.0))

@@ -4,8 +4,8 @@
       --config.init_from=FOLDER
 
 The encoder that it starts from is a folder in Hugging Face's layout; without one a
-small encoder starts from nothing. Every ``refresh_every`` steps training stops and the
-collection is encoded again. Evaluation is that of experiments.replug, beside the
+small encoder starts from nothing. The collection is encoded again while it is trained,
+as ``retriever.refresh`` says. Evaluation is that of experiments.replug, beside the
 encoder as it was before (``init``).
 """
 
@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -29,18 +29,22 @@ from experiments import (
     training,
 )
 from experiments.documents import DocumentsConfig, Setting
-from experiments.library import Library
 from experiments.retrievers import TextConfig, Tower
+from experiments.stale_index import StaleIndex
 from rlm_jax import processes, terminal
 from rlm_jax.data import contrastive
 from rlm_jax.method import Batch, Params
 from rlm_jax.methods import replug_lsr
 from rlm_jax.methods.replug_lsr import REPLUGLSRConfig
 from rlm_jax.report import report
-from rlm_jax.retrieval import datastore, refresh
-from rlm_jax.train import checkpoint, parallel
+from rlm_jax.retrieval import encode_stream, refresh
+from rlm_jax.train import loop, parallel, rounds
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
+from rlm_jax.train.rounds import RefreshConfig, Refresher, Round
+
+CANDIDATES = "rounds"
+"""In the retriever's folder: what each round found."""
 
 SAMPLE = 256
 """Places of the training text by which a stale index is held to a fresh one."""
@@ -54,7 +58,7 @@ class RetrieverConfig:
     batch_size: int = 16  # places of the text in a step, over all devices
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    refresh_every: int = 3000  # steps that an index serves
+    refresh: RefreshConfig = dataclasses.field(default_factory=RefreshConfig)
     vocab_size: int = 8192  # of the WordPiece, from scratch
 
 
@@ -82,7 +86,7 @@ def tiny() -> Config:
             batch_size=8,
             optim=OptimConfig(learning_rate=3e-4, warmup_steps=10),
             train=TrainConfig(steps=80, log_every=10, checkpoint_every=40),
-            refresh_every=40,
+            refresh=RefreshConfig(keys_every=(40,)),
         ),
     )
 
@@ -105,7 +109,7 @@ def wikitext2() -> Config:
             batch_size=8,
             optim=OptimConfig(learning_rate=2e-5, warmup_steps=20, b2=0.999),
             train=TrainConfig(steps=200, log_every=10, checkpoint_every=50),
-            refresh_every=100,
+            refresh=RefreshConfig(keys_every=(100,)),
         ),
     )
 
@@ -143,14 +147,6 @@ def paper() -> Config:
 
 
 PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "paper": paper}
-
-
-class Index(NamedTuple):
-    """A collection as it was encoded at some step, and the encoder of that step."""
-
-    tower: Tower
-    shelf: Library
-    vectors: pathlib.Path
 
 
 def execute(config: Config, run: launch.Run):
@@ -211,148 +207,196 @@ def _train(
     method = replug_lsr.replug_lsr(
         dataclasses.replace(chosen.method, encoder=initial.config)
     )
+    assert method.retrieval is not None
     launch.claim_part(folder, feedback.identity(setting, chosen))
-    done, params = _latest(folder, initial.params)
-    told = folder / "refreshes.json"
-    ages = json.loads(told.read_text())["refreshes"] if told.exists() else []
-    every = chosen.refresh_every
-    for turn in refresh.synchronous(done, chosen.train.steps, every):
-        fresh = turn.start == turn.index_step
-        made_of = params if fresh else None
-        index = _index(config, folder, setting, initial, turn.index_step, made_of)
-        before = turn.start - every
-        untold = turn.start > max((x["step"] for x in ages), default=0)
-        # Training can go on without the index before, if it is no more.
-        if fresh and untold and refresh.exists(folder / "indexes", before):
-            old = _index(config, folder, setting, initial, before, None)
-            now = initial._replace(params=params)
-            found = _staleness(config, setting, now, old, index)
-            age = refresh.Round(before, turn.start, before).age()
-            ages.append({"step": turn.start, **age, **found})
-            if processes.is_first():
-                report.write(told, {"refreshes": ages})
-            terminal.say(
-                f"step {turn.start}: the index before, {every} steps old, finds "
-                f"{found['stale_recall']:.1%} of what the new one does"
-            )
-        refresh.remove_others(folder / "indexes", turn.index_step)
-        params = training.train(
-            method,
-            _batches(config, setting, index),
-            chosen.optim,
-            chosen.train,
-            folder,
-            stop=turn.stop,
-            initial_params=initial.params,
-        )
-    return initial._replace(params=params), ages
-
-
-def _batches(config: Config, setting: Setting, index: Index):
-    """Step -> this process's rows of its batch."""
-    chosen, shelf = config.retriever, index.shelf
-    text = retrievers.cut(config.text, index.tower.config)
-    reader = index.tower.tokenizer
-    to_rows = retrievers.passage_rows(reader, text)
-    own = feedback.own_documents(setting)
-    mine = parallel.local_rows(chosen.batch_size, accumulate=chosen.train.accumulate)
-    judge = functools.partial(
-        feedback.examples, config, setting.model, setting.text, shelf, own
+    turns = rounds.split(
+        rounds.lay_out(chosen.refresh, chosen.train.steps),
+        refresh.searched(folder / CANDIDATES),
     )
+    stale = StaleIndex(
+        folder / "indexes",
+        setting.passages,
+        initial,
+        method.retrieval.encode_queries,
+        config.text,
+        config.search,
+    )
+    log = _Staleness(config, setting, stale, turns, folder / "refreshes.json")
 
-    def batch_at(step: int) -> Batch:
+    def search(turn: Round, queries: Params) -> None:
+        processes.by_first(
+            lambda: _search(config, setting, stale, turn, queries, folder / CANDIDATES),
+            f"search for the steps {turn.start} to {turn.stop}",
+        )
+        log.add(turn, queries)
+
+    def keep(steps: set[int], saved: list[int]) -> None:
+        stale.keep(steps)
+        if processes.is_first() and saved:
+            refresh.remove_candidates(folder / CANDIDATES, saved[0])
+
+    params = training.train(
+        method,
+        None,
+        chosen.optim,
+        chosen.train,
+        folder,
+        initial_params=initial.params,
+        boundaries=rounds.boundaries(
+            turns,
+            method.retrieval,
+            Refresher(
+                start=stale.start,
+                finish=stale.finish,
+                search=search,
+                batch_at=_batches(config, setting, initial, folder / CANDIDATES),
+                keep=keep,
+            ),
+            folder,
+        ),
+    )
+    if turns:
+        keep({turns[-1].keys_step}, [turns[-1].start])
+    return initial._replace(params=params), log.refreshes
+
+
+def _search(
+    config: Config,
+    setting: Setting,
+    stale: StaleIndex,
+    turn: Round,
+    queries: Params,
+    folder: pathlib.Path,
+) -> None:
+    """Finds the documents of a round, of all processes' rows, and writes them."""
+    chosen, k = config.retriever, config.retriever.method.k
+    if turn.queries_step != turn.start:
+        queries = stale.query_params(turn.queries_step)
+
+    def ids() -> np.ndarray:
+        places = [
+            feedback.draw(config, setting.text, chosen.train.seed, s, chosen.batch_size)
+            for s in range(turn.start, turn.stop)
+        ]
+        found = feedback.search(
+            config,
+            setting.text,
+            functools.partial(stale.find, turn.keys_step, queries, keep="last"),
+            len(setting.passages),
+            np.concatenate(places),
+            k,
+        )
+        return found.ids.reshape(len(places), chosen.batch_size, -1)
+
+    identity = {
+        "keys_step": turn.keys_step,
+        "queries": encode_stream.fingerprint(queries),
+    }
+    refresh.write_candidates(folder, turn.start, identity, ids)
+
+
+def _batches(
+    config: Config, setting: Setting, tower: Tower, folder: pathlib.Path
+) -> Callable[[Round], loop.BatchAt]:
+    """Round -> step -> this process's rows of its batch."""
+    chosen, passages = config.retriever, setting.passages
+    text = retrievers.cut(config.text, tower.config)
+    tokenizer = tower.tokenizer
+    to_rows = retrievers.passage_rows(tokenizer, text)
+    judge = functools.partial(
+        feedback.examples,
+        config,
+        setting.model,
+        setting.text,
+        library.document_tokens(config, passages, setting.text.tokenizer),
+        feedback.own_documents(setting),
+    )
+    mine = parallel.local_rows(chosen.batch_size, accumulate=chosen.train.accumulate)
+
+    def batch_of(candidates: np.ndarray, step: int) -> Batch:
         seed, size = chosen.train.seed, chosen.batch_size
         places = feedback.draw(config, setting.text, seed, step, size)[mine]
-        made = judge(places, chosen.method.k)
-        some = [shelf.passages[max(row, 0)] for row in made.found.ids.reshape(-1)]
+        examples = judge(places, candidates[mine], chosen.method.k)
+        ids = examples.found.ids
         length = text.passage_length
         of_passages = contrastive.padded(
-            "passage", to_rows(some), length, reader.pad_id
+            "passage",
+            to_rows([passages[max(row, 0)] for row in ids.reshape(-1)]),
+            length,
+            tokenizer.pad_id,
         )
-        shape = (*made.found.ids.shape, length)
-        asked = reader.encode(
-            made.questions, max_length=text.question_length, keep="last"
+        asked = tokenizer.encode(
+            examples.questions, max_length=text.question_length, keep="last"
         )
         return {
-            **contrastive.padded("query", asked, text.question_length, reader.pad_id),
-            **{name: x.reshape(shape) for name, x in of_passages.items()},
+            **contrastive.padded(
+                "query", asked, text.question_length, tokenizer.pad_id
+            ),
+            **{n: x.reshape(*ids.shape, length) for n, x in of_passages.items()},
             # A mean over the stride's tokens, of whatever length: beta goes with it.
-            "lm_scores": made.log_likelihoods / config.evaluate.stride,
-            "present": made.present,
+            "lm_scores": examples.log_likelihoods / config.evaluate.stride,
+            "present": examples.present,
             "weight": np.ones(len(places), np.float32),
         }
 
-    return batch_at
+    def batches(turn: Round) -> loop.BatchAt:
+        found = refresh.candidates(folder, turn.start)
+        return lambda step: batch_of(found[step - turn.start], step)
+
+    return batches
 
 
-def _staleness(
-    config: Config, setting: Setting, now: Tower, old: Index, new: Index
-) -> dict[str, float]:
-    """What the index before lost: candidates of today's encoder in both indexes."""
-    places = feedback.draw(config, setting.text, 1 << 20, 0, SAMPLE)
-    questions = feedback.questions(config, setting.text, places)
-    k = config.retriever.method.k
-    found = [_search(config, now, index.vectors)(questions, k) for index in (old, new)]
-    return refresh.staleness(*found)
+class _Staleness:
+    """What each refresh found of the index before it, kept in a file."""
 
+    def __init__(
+        self,
+        config: Config,
+        setting: Setting,
+        stale: StaleIndex,
+        turns: Sequence[Round],
+        path: pathlib.Path,
+    ):
+        self._config, self._setting, self._stale = config, setting, stale
+        self._turns, self._path = turns, path
+        self.refreshes: list[dict[str, float]] = []
+        if path.exists():
+            self.refreshes = json.loads(path.read_text())["refreshes"]
 
-def _search(config: Config, tower: Tower, vectors: pathlib.Path):
-    store = datastore.open(vectors)
-    return retrievers.searcher(tower, store, config.text, config.search, keep="last")
-
-
-def _latest(folder: pathlib.Path, initial: Params) -> tuple[int, Params | None]:
-    """Steps done, and the parameters after them; without a checkpoint the first."""
-    if not (folder / "checkpoints").exists():
-        return 0, initial
-    return (
-        checkpoint.latest_step(folder / "checkpoints"),
-        checkpoint.load_params(folder),
-    )
-
-
-def _index(
-    config: Config,
-    folder: pathlib.Path,
-    setting: Setting,
-    tower: Tower,
-    step: int,
-    params: Params | None,
-) -> Index:
-    """The index of a step: opened, or made of its parameters, None where it is past."""
-
-    def build(params: Params, there: pathlib.Path) -> None:
-        now = tower._replace(params=params)
-        vectors = there / "vectors"
-        library.encoded(config, setting.passages, now, vectors, alone=False)
-        if processes.is_first():
-            retrievers.save_tower(there / "encoder", now)
-
-    def open_index(there: pathlib.Path) -> Index:
-        then = retrievers.load_tower(there / "encoder", tower.config)
-        tokenizer = setting.text.tokenizer
-        return Index(
-            then,
-            Library(
-                setting.passages,
-                _search(config, then, there / "vectors"),
-                library.document_tokens(config, setting.passages, tokenizer),
-            ),
-            there / "vectors",
+    def add(self, turn: Round, queries: Params) -> None:
+        """Candidates of today's encoder in a round's index and in the one before it."""
+        before = [x for x in self._turns if x.keys_step < turn.keys_step]
+        told = max((x["step"] for x in self.refreshes), default=0)
+        # Training can go on without the index before, if it is no more.
+        if not before or turn.start <= told:
+            return
+        old = before[-1].keys_step
+        if before[-1].stop != turn.start or not self._stale.exists(old):
+            return
+        config, text = self._config, self._setting.text
+        places = feedback.draw(config, text, 1 << 20, 0, SAMPLE)
+        questions = feedback.questions(config, text, places)
+        k = config.retriever.method.k
+        served = Round(
+            min(x.start for x in before if x.keys_step == old), turn.start, old, old
         )
-
-    return refresh.open_or_build(
-        folder / "indexes",
-        step,
-        {
-            "passages": setting.passages.fingerprint,
-            "tokenizer": tower.tokenizer.fingerprint,
-            "text": dataclasses.asdict(config.text),
-        },
-        params=params,
-        build=build,
-        open=open_index,
-    )
+        staleness = processes.by_first(
+            lambda: refresh.staleness(
+                *(
+                    self._stale.find(step, queries, questions, k, keep="last")
+                    for step in (old, turn.keys_step)
+                )
+            ),
+            "compare the indexes",
+        )
+        if staleness is None:
+            return
+        self.refreshes.append({"step": turn.start, **served.age(), **staleness})
+        report.write(self._path, {"refreshes": self.refreshes})
+        terminal.say(
+            f"step {turn.start}: the index before, {turn.start - old} steps old, finds "
+            f"{staleness['stale_recall']:.1%} of what the new one does"
+        )
 
 
 if __name__ == "__main__":

@@ -72,9 +72,13 @@ def train(
     def batch_at(step: int) -> Batch:
         seed, size = config.train.seed, config.batch_size
         places = feedback.draw(experiment, setting.text, seed, step, size)[mine]
+        num = experiment.documents.num
+        found = feedback.search(
+            experiment, setting.text, shelf.search, len(shelf.passages), places, num
+        )
         made = feedback.examples(
-            experiment, setting.model, setting.text, shelf, own, places,
-            experiment.documents.num,
+            experiment, setting.model, setting.text, shelf.tokens, own, places,
+            found.ids, num,
         )  # fmt: skip
         length = _length(config, tower)
         shape = (*made.found.ids.shape, length)
