@@ -3,22 +3,9 @@
 python -m experiments.bm25 --preset tiny --workdir runs/bm25
 """
 
-import dataclasses
-
-from experiments import launch, ranking_report, retrievers, searcher
-from experiments.ranking_report import JudgeConfig
-from experiments.retrievers import CollectionConfig
-from rlm_jax.retrieval.bm25 import BM25Config
-
-
-@dataclasses.dataclass
-class Config:
-    """A collection, searched by BM25."""
-
-    collection: CollectionConfig = dataclasses.field(default_factory=CollectionConfig)
-    bm25: BM25Config = dataclasses.field(default_factory=BM25Config)
-    k: int = 100  # passages a question
-    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
+from experiments import launch
+from rlm_jax.data.collections import CollectionConfig
+from rlm_jax.recipes.retrievers.bm25 import Config, run
 
 
 def tiny() -> Config:
@@ -92,32 +79,5 @@ PRESETS = {
 }
 
 
-def execute(config: Config, run: launch.Run):
-    """Build or open the index, search for every question, judge, report."""
-    phases = launch.Phases()
-    with phases("data"):
-        collection = retrievers.load_collection(config.collection)
-    launch.claim(run, config, collection.fingerprint, same=("collection", "bm25"))
-    if run.dry_run:
-        return retrievers.describe(collection)
-    with phases("index"):
-        index = retrievers.open_bm25(
-            collection.passages, run.workdir / "bm25", config.bm25
-        )
-    how = {"bm25": dataclasses.asdict(config.bm25)}
-    searcher.publish(run.workdir, collection.passages, how)
-    with phases("search"):
-        found = index.search(collection.texts, config.k, progress=True)
-    return ranking_report.finish(
-        run,
-        collection,
-        config.collection,
-        {ranking_report.REAL: found},
-        config.judge,
-        phases.seconds,
-        protocol=dataclasses.asdict(config.bm25),
-    )
-
-
 if __name__ == "__main__":
-    launch.main("bm25", PRESETS, execute)
+    launch.main(PRESETS, run)

@@ -10,9 +10,9 @@ import argparse
 import pathlib
 import sys
 
-from experiments import reporting
 from rlm_jax import terminal
 from rlm_jax.errors import UserError
+from rlm_jax.recipes import reporting
 from rlm_jax.report import plots, report, tables
 
 

@@ -11,22 +11,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from experiments import (
-    knn_lm,
-    language_model,
-    launch,
-    lm,
-    presets,
-    reporting,
-    token_search,
-)
-from experiments import trime as trime_launcher
+from experiments import knn_lm as knn_lm_presets
+from experiments import launch, presets
+from experiments import trime as trime_presets
 from rlm_jax import terminal
 from rlm_jax.methods.knn_lm import KnnLMConfig
 from rlm_jax.methods.lm import LMConfig
 from rlm_jax.methods.lm import lm as build_lm
 from rlm_jax.methods.trime import TrimeConfig
 from rlm_jax.models.decoder import DecoderConfig
+from rlm_jax.recipes import language_model, reporting, runs
+from rlm_jax.recipes.language_models import knn_lm, lm, token_search, trime
+from rlm_jax.recipes.runs import Recipe, Run, recipe
 from rlm_jax.report import plots, report, tables
 from rlm_jax.train import checkpoint, metrics
 
@@ -40,16 +36,16 @@ class Config(language_model.Experiment):
     decoder: DecoderConfig = dataclasses.field(default_factory=presets.tiny_decoder)
     warmup_steps: int = 250  # the first of train.steps, shared
     neighbours: KnnLMConfig = dataclasses.field(
-        default_factory=lambda: knn_lm.tiny().method
+        default_factory=lambda: knn_lm_presets.tiny().method
     )
     datastore: token_search.DatastoreConfig = dataclasses.field(
-        default_factory=lambda: knn_lm.tiny().datastore
+        default_factory=lambda: knn_lm_presets.tiny().datastore
     )
     tune: knn_lm.TuneConfig = dataclasses.field(
-        default_factory=lambda: knn_lm.tiny().tune
+        default_factory=lambda: knn_lm_presets.tiny().tune
     )
-    memory: trime_launcher.MemoryConfig = dataclasses.field(
-        default_factory=lambda: trime_launcher.tiny().memory
+    memory: trime.MemoryConfig = dataclasses.field(
+        default_factory=lambda: trime_presets.tiny().memory
     )
 
 
@@ -68,22 +64,23 @@ def tiny() -> Config:
 PRESETS = {"tiny": tiny}
 
 
-def execute(config: Config, run: launch.Run):
+@recipe("demo")
+def run(config: Config, here: Run):
     """Run everything that is not finished yet, and compare."""
     text = language_model.load_text(config.data)
     same = tuple(f.name for f in dataclasses.fields(config))
-    launch.claim(run, config, text.fingerprint, same=same)
-    warmup = _warm_up(config, text, run)
-    if run.dry_run:
+    runs.claim(here, config, text.fingerprint, same=same)
+    warmup = _warm_up(config, text, here)
+    if here.dry_run:
         return None
     reports = {}
-    for number, (name, (launcher, its)) in enumerate(runs(config, run).items(), 2):
-        there = run._replace(system=name, workdir=run.workdir / name)
+    for number, (name, (system, its)) in enumerate(_systems(config, here).items(), 2):
+        there = here._replace(system=name, workdir=here.workdir / name)
         terminal.say(f"\n── {number} of 4: {NAMES[name]} → {there.workdir}")
-        reports[name] = launch.finished(
-            there, its, text.fingerprint
-        ) or launcher.execute(its, there)
-    return _compare(config, run, warmup, reports)
+        reports[name] = runs.finished(there, its, text.fingerprint) or system(
+            its, there.workdir, preset=here.preset
+        )
+    return _compare(config, here, warmup, reports)
 
 
 def _shared(config: Config) -> dict[str, Any]:
@@ -92,7 +89,7 @@ def _shared(config: Config) -> dict[str, Any]:
     return {name: getattr(config, name) for name in fields}
 
 
-def _warm_up(config: Config, text: language_model.Text, run: launch.Run) -> launch.Run:
+def _warm_up(config: Config, text: language_model.Text, run: Run) -> Run:
     """The shared first steps, in a workdir of their own."""
     there = run._replace(system="lm", workdir=run.workdir / "warmup")
     terminal.say(
@@ -100,7 +97,7 @@ def _warm_up(config: Config, text: language_model.Text, run: launch.Run) -> laun
         f"{config.train.steps} steps → {there.workdir}"
     )
     warmup = lm.Config(**_shared(config), method=LMConfig(config.decoder))
-    launch.claim(there, warmup, text.fingerprint, same=language_model.SAME)
+    runs.claim(there, warmup, text.fingerprint, same=language_model.SAME)
     warmup = language_model.with_vocabulary(warmup, text)
     method = build_lm(warmup.method)
     if run.dry_run:
@@ -110,8 +107,8 @@ def _warm_up(config: Config, text: language_model.Text, run: launch.Run) -> laun
     return there
 
 
-def runs(config: Config, run: launch.Run) -> dict[str, tuple[Any, Any]]:
-    """System -> (launcher, its configuration), in the order in which they run."""
+def _systems(config: Config, run: Run) -> dict[str, tuple[Recipe, Any]]:
+    """System -> (recipe, its configuration), in the order in which they run."""
     warmup = str(run.workdir / "warmup")
     plain = lm.Config(
         **_shared(config), method=LMConfig(config.decoder), continue_from=warmup
@@ -123,7 +120,7 @@ def runs(config: Config, run: launch.Run) -> dict[str, tuple[Any, Any]]:
         datastore=config.datastore,
         tune=config.tune,
     )
-    memory = trime_launcher.Config(
+    memory = trime.Config(
         **_shared(config),
         method=TrimeConfig(config.decoder, memory="long"),
         continue_from=warmup,
@@ -132,16 +129,16 @@ def runs(config: Config, run: launch.Run) -> dict[str, tuple[Any, Any]]:
     )
     memory.data = dataclasses.replace(config.data, order="consecutive")
     return {
-        "lm": (lm, plain),
-        "knn_lm": (knn_lm, neighbours),
-        "trime": (trime_launcher, memory),
+        "lm": (lm.run, plain),
+        "knn_lm": (knn_lm.run, neighbours),
+        "trime": (trime.run, memory),
     }
 
 
 def _compare(
     config: Config,
-    run: launch.Run,
-    warmup: launch.Run,
+    run: Run,
+    warmup: Run,
     reports: Mapping[str, report.Report],
 ) -> Mapping[str, report.Report]:
     """One table and the plots that need several runs; `summary.json` keeps it all."""
@@ -180,4 +177,4 @@ def _compare(
 
 
 if __name__ == "__main__":
-    launch.main("demo", PRESETS, execute)
+    launch.main(PRESETS, run)

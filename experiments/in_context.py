@@ -7,38 +7,9 @@ a run, a folder in Hugging Face's layout (GPT-2, Llama), or call:MODULE:FUNCTION
 Documents come by BM25 or, with ``--config.documents.retriever=FOLDER``, by an encoder.
 """
 
-import dataclasses
-
-import numpy as np
-
-from experiments import (
-    documents,
-    inspection,
-    language_model,
-    launch,
-    library,
-    presets,
-    reporting,
-    reranking,
-)
-from experiments.documents import DocumentsConfig
-from rlm_jax.errors import UserError
-from rlm_jax.evaluate import in_context
-from rlm_jax.method import Neighbours
-
-CHOICES = ("first", "reranked", "trained")
-
-
-@dataclasses.dataclass
-class Config(documents.Experiment):
-    """A run of in-context RALM."""
-
-    # The retriever's first document, or of its ``documents.num`` the one under which
-    # the tokens before the stride are likeliest, or a trained reranker's.
-    choice: str = "first"
-    reranker: reranking.TrainingConfig = dataclasses.field(
-        default_factory=reranking.TrainingConfig
-    )
+from experiments import launch, presets
+from rlm_jax.recipes.with_passages.documents import DocumentsConfig
+from rlm_jax.recipes.with_passages.in_context import Config, run
 
 
 def tiny() -> Config:
@@ -83,86 +54,5 @@ def paper() -> Config:
 PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "paper": paper}
 
 
-def execute(config: Config, run: launch.Run):
-    """Retrieve for every stride of the test split, score, choose, report."""
-    if config.choice not in CHOICES:
-        raise UserError(
-            f"choice is {config.choice!r}; choose one of {', '.join(CHOICES)}."
-        )
-    if config.choice == "reranked" and config.documents.rank_tokens < 1:
-        raise UserError(
-            "documents.rank_tokens is 0, and choice 'reranked' goes by these tokens; "
-            "choose 1 or more."
-        )
-    phases = launch.Phases()
-    setting = documents.prepare(config, run, phases)
-    if setting is None:
-        return None
-    config, model, text, passages, why = setting
-    if config.choice != "trained":
-        launch.leave_to_first()
-    with phases("index"):
-        shelf = library.load(config, passages, text.tokenizer, run.workdir)
-    if config.choice == "trained":
-        with phases("reranker"):
-            ranker = reranking.train(
-                config.reranker, config, setting, shelf, run.workdir / "reranker"
-            )
-    limit, rank_tokens = config.evaluate.max_tokens, config.documents.rank_tokens
-    with phases("retrieve"):
-        some = documents.part(config, text, "test", limit)
-        found = documents.ask(config, text, some, shelf, why.out)
-    with phases("score"):
-        plain = documents.plain(config, model, some)
-        values = documents.scores(config, model, some, shelf, found)
-    with phases("controls"):
-        others = documents.shuffled(found)
-        if config.choice == "first":
-            others = Neighbours(*(x[:, :1] for x in others))
-        foreign = documents.scores(config, model, some, shelf, others)
-        answered = documents.answered(config, model, some)
-
-    def judged(values: np.ndarray, found: Neighbours) -> np.ndarray:
-        """What the choice goes by, [S, K]."""
-        if config.choice == "trained":
-            with phases("reranker"):
-                return reranking.scores(
-                    config.reranker, config.search, ranker, setting, shelf, some, found
-                )
-        if config.choice == "reranked":
-            return in_context.likelihood_before(values, rank_tokens)
-        return np.broadcast_to(-np.arange(found.ids.shape[1]), found.ids.shape)
-
-    by = judged(values, found)
-    chosen = {
-        "first": in_context.first(values, rank_tokens),
-        "reranked": in_context.reranked(values, rank_tokens),
-        "oracle": in_context.oracle(values, rank_tokens),
-        "answer": answered,
-        # By the same choice: what choosing alone gains is no gain of retrieval.
-        "shuffled": in_context.ranked_by(foreign, judged(foreign, others), rank_tokens),
-    }
-    if config.choice == "trained":
-        chosen["trained"] = in_context.ranked_by(values, by, rank_tokens)
-    log_probs = {
-        name: in_context.replaced(plain, some.at, x) for name, x in chosen.items()
-    }
-    log_probs = {"real": log_probs.pop(config.choice), **log_probs, "off": plain}
-    weights = np.eye(found.ids.shape[1])[in_context.best(values, by)]
-    return reporting.finish(
-        run,
-        config,
-        text,
-        language_model.as_scored(some.tokens, plain, some.size),
-        log_probs,
-        phases.seconds,
-        protocol={
-            "choice": config.choice,
-            **documents.facts(some, found, why, shelf, config),
-        },
-        positions=inspection.of_documents(text, some, found, log_probs, weights, shelf),
-    )
-
-
 if __name__ == "__main__":
-    launch.main("in_context", PRESETS, execute)
+    launch.main(PRESETS, run)

@@ -1,45 +1,24 @@
-"""What every launcher shares: flags, the workdir, the corpus, training, the report."""
+"""The command line of a launcher: flags, a recipe's run, and errors in one line."""
 
 import contextlib
-import dataclasses
 import errno
-import fcntl
-import functools
-import json
-import os
 import pathlib
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import jax
-import tqdm
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import options
 from rlm_jax import processes, terminal
 from rlm_jax.errors import UserError
-from rlm_jax.report import report
-
-LOCK = ".lock"
-CONFIG = "config.json"
-
-
-class Run(NamedTuple):
-    """What a launcher was asked to do, beside its configuration."""
-
-    system: str
-    preset: str
-    workdir: pathlib.Path
-    dry_run: bool
+from rlm_jax.recipes.runs import Recipe
 
 
 def main(
-    system: str,
     presets: Mapping[str, Callable[[], Any]],
-    execute: Callable[[Any, Run], object],
+    run: Recipe[Any, object],
 ) -> None:
     """Parse the command line, run, and turn `UserError` into one line and status 1.
 
@@ -59,9 +38,7 @@ def main(
         logging.set_verbosity(logging.WARNING)  # Orbax tells of its every thread
         processes.initialise()
         workdir = pathlib.Path(flags.FLAGS.workdir)
-        run = Run(system, preset, workdir, flags.FLAGS.dry_run)
-        with contextlib.nullcontext() if run.dry_run else _alone(workdir):
-            execute(config.value, run)
+        run(config.value, workdir, preset=preset, dry_run=flags.FLAGS.dry_run)
 
     with _one_line():
         preset = options.preset(sys.argv[1:], presets)
@@ -97,236 +74,3 @@ def _one_line():
     except KeyboardInterrupt:
         terminal.say("interrupted; start again to go on from the last checkpoint")
         sys.exit(130)
-
-
-@contextlib.contextmanager
-def _alone(workdir: pathlib.Path):
-    """Meanwhile no other launcher may write the workdir.
-
-    Of several processes of a run the first holds the lock, and all learn if it cannot.
-    """
-    held = processes.by_first(functools.partial(_lock, workdir), f"work in {workdir}")
-    try:
-        yield
-    finally:
-        if held is not None:
-            left = list(workdir.glob("*"))
-            if {path.name for path in left} <= {LOCK, CONFIG}:  # nothing was done
-                for path in left:
-                    path.unlink()
-                workdir.rmdir()
-            os.close(held)
-
-
-def _lock(workdir: pathlib.Path) -> int:
-    """The descriptor of the workdir's lock, which ends with the process that has it."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        held = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise _unwritable(workdir, error) from error
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(held)
-        raise UserError(
-            f"Another process is at work in the workdir {workdir}; wait for it, stop "
-            "it, or choose another --workdir."
-        ) from error
-    except OSError:  # a file system without locks
-        pass
-    return held
-
-
-def _unwritable(workdir: pathlib.Path, error: OSError) -> UserError:
-    return UserError(
-        f"The workdir {workdir} cannot be written ({error.strerror}); choose another "
-        "--workdir or make room there."
-    )
-
-
-class Phases:
-    """Wall-clock seconds by phase of a run."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - began
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent
-
-
-def bar(description: str, unit: str) -> Any:
-    """A progress bar to put around an iterable."""
-
-    def wrap(iterable: Iterable) -> Iterable:
-        return tqdm.tqdm(iterable, desc=description, unit=unit, dynamic_ncols=True)
-
-    return wrap
-
-
-def leave_to_first() -> None:
-    """After training: the first of several processes scores and reports alone.
-
-    They part together, since a process that ends before the others would take them
-    along. What follows uses this process's own devices.
-    """
-    if jax.process_count() > 1:
-        jax.distributed.shutdown()
-        if not processes.is_first():
-            sys.exit(0)
-
-
-def finished(run: Run, config: Any, text: str) -> report.Report | None:
-    """The report of this configuration and text in the workdir, if there is one."""
-    written = run.workdir / "report.json"
-    ours = _fields(run, config, text)
-    if not written.exists() or _completed(run, config) != ours:
-        return None
-    return report.read(written)
-
-
-def configuration(workdir: str | pathlib.Path, text: str) -> dict[str, Any]:
-    """The configuration of another run on the same text.
-
-    Raises:
-      UserError: there is no run in that workdir, or its text or tokenizer is another.
-    """
-    stored = _stored(pathlib.Path(workdir))
-    if stored is None or "method" not in stored:
-        raise UserError(
-            f"There is no run in {workdir}; name the workdir of one that was trained."
-        )
-    if stored.get("fingerprint") != text:
-        raise UserError(
-            f"The run in {workdir} was trained on another text or tokenizer; give the "
-            "--config.data it was trained with."
-        )
-    return stored
-
-
-def claim(
-    run: Run,
-    config: Any,
-    text: str,
-    *,
-    same: tuple[str, ...],
-    unused: tuple[str, ...] = (),
-) -> None:
-    """Make the workdir this run's, or check that it already is.
-
-    ``config.json`` keeps the configuration and the fingerprint of the text (tokens):
-    the same names may stand for another text tomorrow. A rerun may change how long to
-    train and what to evaluate, but not the fields named in ``same``; the report of
-    another configuration goes. Fields in ``unused``, on which nothing that this run
-    leaves there depends, stay as they are stored. Of several processes the first one
-    writes; a dry run writes nothing.
-
-    Raises:
-      UserError: the workdir holds another run, or cannot be written.
-    """
-    ours, theirs = _fields(run, config, text), _completed(run, config)
-    if theirs is not None:
-        ours |= {field: theirs[field] for field in unused if field in theirs}
-    for field in ("system", *same, "fingerprint"):
-        if theirs is None:
-            break
-        where = _difference(field, theirs.get(field), ours.get(field))
-        if where:
-            raise UserError(
-                f"The workdir {run.workdir} belongs to another run: {where}; "
-                "choose another --workdir or the same configuration."
-            )
-
-    def write() -> None:
-        path = run.workdir / CONFIG
-        partial = path.with_suffix(".partial")
-        try:
-            run.workdir.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(ours, indent=1) + "\n")
-            if ours != theirs:
-                (run.workdir / "report.json").unlink(missing_ok=True)
-            partial.replace(path)
-        except OSError as error:
-            raise _unwritable(run.workdir, error) from error
-
-    if not run.dry_run:
-        processes.by_first(write, f"write {run.workdir}")
-
-
-def claim_part(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
-    """Make a folder of the workdir that of one trained part, or check that it is.
-
-    A run's own configuration may change from rerun to rerun where it says how to
-    evaluate; what a part was trained with may not.
-
-    Raises:
-      UserError: it was trained with something else, which is named.
-    """
-    path = folder / "identity.json"
-    ours = json.loads(json.dumps(identity))
-    if path.exists():
-        where = _difference("it", json.loads(path.read_text()), ours)
-        if where:
-            raise UserError(
-                f"What was trained in {folder} is of another configuration: "
-                f"{where.removeprefix('it.')}; choose another --workdir."
-            )
-    elif processes.is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        report.write(path, ours)
-
-
-def _fields(run: Run, config: Any, text: str) -> dict[str, Any]:
-    """What config.json holds."""
-    return {
-        "system": run.system,
-        "fingerprint": text,
-        **json.loads(json.dumps(dataclasses.asdict(config))),
-    }
-
-
-def _stored(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The config.json of a workdir; None where there is none yet."""
-    path = workdir / CONFIG
-    try:
-        stored = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); choose another --workdir."
-        ) from error
-    if not isinstance(stored, dict):
-        raise UserError(f"{path} is no configuration; choose another --workdir.")
-    return stored
-
-
-def _completed(run: Run, config: Any) -> dict[str, Any] | None:
-    """The stored configuration; a field it is too old to have is as its default."""
-    stored = _stored(run.workdir)
-    if stored is None or stored.get("system") != run.system:
-        return stored
-
-    def fill(theirs: Any, default: Any) -> Any:
-        if not isinstance(theirs, dict) or not isinstance(default, dict):
-            return theirs
-        return default | {k: fill(v, default.get(k)) for k, v in theirs.items()}
-
-    return fill(stored, _fields(run, type(config)(), ""))
-
-
-def _difference(name: str, theirs: Any, ours: Any) -> str | None:
-    """The first field in which two configurations differ, in words."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        for key in sorted(theirs.keys() | ours.keys()):
-            where = _difference(f"{name}.{key}", theirs.get(key), ours.get(key))
-            if where:
-                return where
-        return None
-    return None if theirs == ours else f"{name} is {theirs!r} there and {ours!r} here"

@@ -6,20 +6,9 @@ python -m experiments.lm --preset tiny --workdir runs/lm
 on a text of one's own.
 """
 
-import dataclasses
-
-from experiments import given_model, language_model, launch, presets, reporting
-from rlm_jax import processes
+from experiments import launch, presets
 from rlm_jax.methods import lm
-
-
-@dataclasses.dataclass
-class Config(language_model.Experiment):
-    """A run of the plain language model."""
-
-    method: lm.LMConfig = dataclasses.field(default_factory=lm.LMConfig)
-    # Workdir or Hugging Face folder of a decoder to begin with, tokenizer included.
-    init_from: str = ""
+from rlm_jax.recipes.language_models.lm import Config, run
 
 
 def tiny() -> Config:
@@ -61,41 +50,5 @@ def wikitext103() -> Config:
 PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "wikitext103": wikitext103}
 
 
-def execute(config: Config, run: launch.Run):
-    """Train, score the test split, report."""
-    phases = launch.Phases()
-    given, initial = None, None
-    with phases("data"):
-        if config.init_from:
-            given = given_model.to_start_from(
-                config.init_from, config.data, config.method.decoder
-            )
-            text = given_model.text_of(given, config.data)
-        else:
-            text = language_model.load_text(config.data)
-    if given is not None:
-        config = given_model.with_tokenizer(config, given)
-        initial = given.decoding.params if given.decoding else None
-    same = (*language_model.SAME, "init_from")
-    launch.claim(run, config, text.fingerprint, same=same)
-    if given is None:
-        config = language_model.with_vocabulary(config, text)
-    elif processes.is_first() and not run.dry_run:
-        given_model.keep_tokenizer(run.workdir, given)
-    method = lm.lm(config.method)
-    if run.dry_run:
-        return language_model.describe(method, config, text)
-    with phases("train"):
-        steps = config.train.steps
-        params = language_model.train(
-            method, config, text, run, steps=steps, initial_params=initial
-        )
-    launch.leave_to_first()
-    with phases("evaluate"):
-        test = language_model.score_split(method, params, config, text, "test")
-    log_probs = {"real": test.stream.log_probs}
-    return reporting.finish(run, config, text, test, log_probs, phases.seconds)
-
-
 if __name__ == "__main__":
-    launch.main("lm", PRESETS, execute)
+    launch.main(PRESETS, run)

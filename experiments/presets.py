@@ -5,13 +5,12 @@ Each function gives the fields of `language_model.Experiment`, a decoder or an e
 
 from typing import Any
 
-from experiments.documents import DocumentsConfig
-from experiments.language_model import DataConfig, EvaluateConfig
 from rlm_jax.methods.lm import LMConfig
 from rlm_jax.methods.retro import RetroConfig
 from rlm_jax.models import decoder
-from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.models.neighbours import NeighbourEncoderConfig
+from rlm_jax.recipes.language_model import DataConfig, EvaluateConfig
+from rlm_jax.recipes.with_passages.documents import DocumentsConfig
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
@@ -42,19 +41,6 @@ def tiny_documents() -> dict[str, Any]:
         "method": LMConfig(tiny_decoder()),
         "documents": DocumentsConfig(length=48, reuse=2),
     }
-
-
-def tiny_encoder() -> EncoderConfig:
-    """From scratch: unit vectors, or products would be in the thousands."""
-    return EncoderConfig(
-        num_layers=2,
-        width=128,
-        num_heads=2,
-        feed_forward_width=512,
-        max_length=128,
-        normalise=True,
-        dropout=0.0,
-    )
 
 
 def wikitext2() -> dict[str, Any]:

@@ -5,7 +5,8 @@ knows this file and nothing of any particular method.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -101,3 +102,27 @@ class Method(NamedTuple):
     score: Callable[[Params, Batch], TokenScores] | None = None
     retrieval: Retrieval | None = None
     moving: Moving | None = None
+
+
+Rows = slice | np.ndarray
+"""Which rows of a batch: a slice, or their numbers."""
+
+
+class _BatchAt(Protocol):
+    def __call__(self, seed: int, step: int, *, rows: Rows | None = None) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Batches:
+    """An order over a split.
+
+    Attributes:
+      batch_at: ``batch_at(seed, step, *, rows=None)`` -> one batch, or only the `rows`
+        of it that this process feeds; the same arguments give the same arrays.
+      num_segments: segments in an epoch.
+      num_batches: batches in an epoch; step s is in epoch ``s // num_batches``.
+    """
+
+    batch_at: _BatchAt
+    num_segments: int
+    num_batches: int

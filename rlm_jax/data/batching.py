@@ -16,42 +16,17 @@ rows, for ever. There is no state: resuming at a step needs the step alone.
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from rlm_jax.data import similarity
 from rlm_jax.data.token_store import TokenSplit
 from rlm_jax.errors import UserError
+from rlm_jax.method import Batches, Rows
 
 Batch = dict[str, np.ndarray]
 _Spans = tuple[np.ndarray, np.ndarray]
 """Of an epoch's segments: the first position, and the first that is not an input."""
-
-
-Rows = slice | np.ndarray
-"""Which rows of a batch: a slice, or their numbers."""
-
-
-class _BatchAt(Protocol):
-    def __call__(self, seed: int, step: int, *, rows: Rows | None = None) -> Batch: ...
-
-
-@dataclass(frozen=True)
-class Batches:
-    """An order over a split.
-
-    Attributes:
-      batch_at: ``batch_at(seed, step, *, rows=None)`` -> one batch, or only the `rows`
-        of it that this process feeds; the same arguments give the same arrays.
-      num_segments: segments in an epoch.
-      num_batches: batches in an epoch; step s is in epoch ``s // num_batches``.
-    """
-
-    batch_at: _BatchAt
-    num_segments: int
-    num_batches: int
 
 
 def shuffled(split: TokenSplit, *, batch_size: int, length: int) -> Batches:

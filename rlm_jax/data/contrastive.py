@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rlm_jax.data.batching import Batch, Batches, Rows
+from rlm_jax.data.batching import Batch
 from rlm_jax.data.token_store import TokenSplit
 from rlm_jax.errors import UserError
+from rlm_jax.method import Batches, Rows
 
 TokenRows = Sequence[np.ndarray]
 """int32 token ids of each text, with [CLS] in front and [SEP] at the end."""

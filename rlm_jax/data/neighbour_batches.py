@@ -16,9 +16,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from rlm_jax.data.batching import Batch, Batches, Rows
+from rlm_jax.data.batching import Batch
 from rlm_jax.data.token_store import TokenSplit
 from rlm_jax.errors import UserError
+from rlm_jax.method import Batches, Rows
 
 Order = Callable[[TokenSplit], Batches]
 """Such as ``functools.partial(batching.shuffled, batch_size=8, length=512)``."""

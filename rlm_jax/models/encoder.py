@@ -230,3 +230,16 @@ def embedder(config: EncoderConfig) -> Embedder:
         return cast(jax.Array, vectors)
 
     return Embedder(init, embed)
+
+
+def small() -> EncoderConfig:
+    """From scratch: unit vectors, or products would be in the thousands."""
+    return EncoderConfig(
+        num_layers=2,
+        width=128,
+        num_heads=2,
+        feed_forward_width=512,
+        max_length=128,
+        normalise=True,
+        dropout=0.0,
+    )

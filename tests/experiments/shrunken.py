@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import launch, retrievers
-from experiments.retrievers import Tower
 from rlm_jax.data.passages import Passages
 from rlm_jax.models.encoder import EncoderConfig, embedder
+from rlm_jax.retrievers import encoder_towers
+from rlm_jax.retrievers.encoder_towers import Tower
 
 SENTENCES = ("the cat sat on the mat .", "a dog ran to the red house .", "so it goes .")
 
@@ -56,19 +56,15 @@ def shrink(config: Any, corpus: str) -> Any:
 
 def save_encoder(folder: pathlib.Path, passages: Passages) -> Tower:
     """An encoder of random weights in ``folder``, and itself."""
-    reader = retrievers.train_tokenizer(passages, 200)
+    reader = encoder_towers.train_tokenizer(passages, 200)
     encoder = EncoderConfig(
         vocab_size=reader.vocab_size, num_layers=1, width=16, num_heads=2,
         feed_forward_width=24, max_length=32,
     )  # fmt: skip
     params = jax.device_get(embedder(encoder).init(jax.random.key(0)))
     tower = Tower(encoder, params, reader)
-    retrievers.save_tower(folder, tower)
+    encoder_towers.save(folder, tower)
     return tower
-
-
-def run_in(workdir: pathlib.Path, system: str, *, dry_run: bool = False) -> launch.Run:
-    return launch.Run(system, "tiny", workdir, dry_run)
 
 
 def copy_of(demonstration: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:

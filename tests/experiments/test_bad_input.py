@@ -26,7 +26,7 @@ def run_again(workdir: pathlib.Path, corpus: str, system: str, steps: int = 2):
     config = shrunken.shrink(demo.tiny(), corpus)
     launcher, its = demo.runs(config, shrunken.run_in(workdir, "demo"))[system]
     its.train.steps = steps
-    return launcher.execute(its, shrunken.run_in(workdir / system, system))
+    return launcher.run(its, shrunken.run_in(workdir / system, system))
 
 
 @pytest.mark.parametrize("flag", ["--preset=nope", "--preset=", "--preset"])
@@ -68,7 +68,7 @@ def test_a_corpus_that_is_no_text(kind, says, cache, tmp_path):
         path.write_bytes(b"" if kind == "empty" else bytes(range(256)) * 40)
     config = shrunken.shrink(lm.tiny(), f"text:{path}")
     with pytest.raises(UserError, match=f"(?i){says}") as error:
-        lm.execute(config, shrunken.run_in(tmp_path / "run", "lm"))
+        lm.run(config, tmp_path / "run", preset="tiny")
     assert str(path) in str(error.value)
 
 
@@ -76,9 +76,9 @@ def test_the_workdir_of_another_configuration(copy, corpus):
     config = shrunken.shrink(lm.tiny(), corpus)
     config.data.length = 16
     with pytest.raises(UserError, match="data.length is 32 there and 16 here"):
-        lm.execute(config, shrunken.run_in(copy / "lm", "lm"))
+        lm.run(config, copy / "lm", preset="tiny")
     with pytest.raises(UserError, match="system is 'trime' there and 'lm' here"):
-        lm.execute(config, shrunken.run_in(copy / "trime", "lm"))
+        lm.run(config, copy / "trime", preset="tiny")
 
 
 def test_a_workdir_in_use(corpus, cache, tmp_path):
@@ -86,7 +86,12 @@ def test_a_workdir_in_use(corpus, cache, tmp_path):
     nowhere = f"text:{tmp_path / 'nowhere'}"
 
     def launch_in(workdir, corpus=nowhere):
-        command = [sys.executable, "-m", "experiments.lm", f"--workdir={workdir}"]
+        command = [
+            sys.executable,
+            "-m",
+            "rlm_jax.recipes.language_models.lm",
+            f"--workdir={workdir}",
+        ]
         command += [f"--config.data.corpus={corpus}"]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
@@ -109,14 +114,14 @@ def test_a_run_to_continue_that_is_not_there(corpus, cache, tmp_path):
     config = shrunken.shrink(lm.tiny(), corpus)
     config.continue_from = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no run in .*nowhere"):
-        lm.execute(config, shrunken.run_in(tmp_path / "run", "lm"))
+        lm.run(config, tmp_path / "run", preset="tiny")
 
 
 def test_a_run_to_continue_that_is_too_long(demonstration, corpus, cache, tmp_path):
     config = shrunken.shrink(lm.tiny(), corpus)
     config.continue_from, config.train.steps = str(demonstration / "lm"), 1
     with pytest.raises(UserError, match="has 2 steps, beyond the 1 asked for"):
-        lm.execute(config, shrunken.run_in(tmp_path / "run", "lm"))
+        lm.run(config, tmp_path / "run", preset="tiny")
 
 
 def test_a_truncated_checkpoint(copy, corpus):
@@ -149,17 +154,17 @@ def test_the_decoder_of_another_text(copy, corpus, cache, tmp_path):
     config.data.tokenizer, config.data.vocab_size = "word", 0
     config.params_from = str(copy / "lm")
     with pytest.raises(UserError, match="another text or tokenizer"):
-        knn_lm.execute(config, shrunken.run_in(tmp_path / "run", "knn_lm"))
+        knn_lm.run(config, tmp_path / "run", preset="tiny")
     config.params_from = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no run in .*nowhere"):
-        knn_lm.execute(config, shrunken.run_in(tmp_path / "run", "knn_lm"))
+        knn_lm.run(config, tmp_path / "run", preset="tiny")
 
 
 def test_groups_that_micro_batches_would_cut(corpus, cache, tmp_path):
     config = shrunken.shrink(trime.tiny(), corpus)
     config.data.segments_per_group, config.train.accumulate = 4, 2
     with pytest.raises(UserError, match="cuts groups of 4 apart"):
-        trime.execute(config, shrunken.run_in(tmp_path / "run", "trime"))
+        trime.run(config, tmp_path / "run", preset="tiny")
 
 
 def test_a_loss_that_leaves_the_numbers(corpus, cache, tmp_path):
@@ -167,7 +172,7 @@ def test_a_loss_that_leaves_the_numbers(corpus, cache, tmp_path):
     config.train.steps, config.optim.warmup_steps = 4, 0
     config.optim.learning_rate = 1e38
     with pytest.raises(UserError, match="metric '.*' is .* at step"):
-        lm.execute(config, shrunken.run_in(tmp_path / "run", "lm"))
+        lm.run(config, tmp_path / "run", preset="tiny")
 
 
 @pytest.fixture
@@ -192,9 +197,9 @@ def test_a_disk_that_is_full_for_a_checkpoint(small_disk, corpus, cache):
     run = shrunken.run_in(small_disk / "run", "lm")
     filler = fill(small_disk, leave=2**15)
     with pytest.raises(UserError, match="(?i)checkpoint.*room"):
-        lm.execute(shrunken.shrink(lm.tiny(), corpus), run)
+        lm.run(shrunken.shrink(lm.tiny(), corpus), run)
     filler.unlink()
-    assert lm.execute(shrunken.shrink(lm.tiny(), corpus), run) is not None
+    assert lm.run(shrunken.shrink(lm.tiny(), corpus), run) is not None
 
 
 def test_a_disk_that_is_full_for_a_datastore(small_disk, copy, corpus):
@@ -204,9 +209,9 @@ def test_a_disk_that_is_full_for_a_datastore(small_disk, copy, corpus):
     config = shrunken.shrink(knn_lm.tiny(), corpus)
     run = shrunken.run_in(workdir, "knn_lm")
     with pytest.raises(UserError, match="(?i)full|room"):
-        knn_lm.execute(config, run)
+        knn_lm.run(config, run)
     filler.unlink()
-    assert knn_lm.execute(config, run) is not None
+    assert knn_lm.run(config, run) is not None
 
 
 def test_a_disk_that_is_full_for_the_cache(small_disk, corpus, tmp_path, monkeypatch):
@@ -214,12 +219,17 @@ def test_a_disk_that_is_full_for_the_cache(small_disk, corpus, tmp_path, monkeyp
     fill(small_disk, leave=2**13)
     with pytest.raises(UserError, match="disk is full.*RLM_CACHE"):
         config = shrunken.shrink(lm.tiny(), corpus)
-        lm.execute(config, shrunken.run_in(tmp_path / "run", "lm"))
+        lm.run(config, tmp_path / "run", preset="tiny")
 
 
 def call(*arguments: object, environment=None) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "experiments.lm", *map(str, arguments)],
+        [
+            sys.executable,
+            "-m",
+            "rlm_jax.recipes.language_models.lm",
+            *map(str, arguments),
+        ],
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu"} | (environment or {}),
         capture_output=True,

@@ -11,13 +11,14 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import documents, in_context, replug, replug_lsr
+from experiments import in_context, replug, replug_lsr
 from experiments import lm as language_model_launcher
 from rlm_jax import pretrained
 from rlm_jax.data import corpora, tokenizers
 from rlm_jax.errors import UserError
 from rlm_jax.methods import lm
 from rlm_jax.models import decoder as decoders
+from rlm_jax.recipes.with_passages import documents
 from rlm_jax.report import report
 from rlm_jax.train import checkpoint
 from tests.experiments import shrunken
@@ -58,7 +59,7 @@ def trained(corpus, cache, tmp_path_factory) -> pathlib.Path:
     """A workdir in which in-context RALM has trained its language model."""
     workdir = tmp_path_factory.mktemp("runs") / "in_context"
     config = shrink(in_context.tiny(), corpus)
-    in_context.execute(config, shrunken.run_in(workdir, "in_context"))
+    in_context.run(config, workdir, preset="tiny")
     return workdir
 
 
@@ -81,7 +82,7 @@ def test_every_way_of_choosing(corpus, trained, tmp_path, monkeypatch):
         config = shrink(in_context.tiny(), corpus, str(trained))
         config.choice = choice
         workdir = tmp_path / choice
-        made = in_context.execute(config, shrunken.run_in(workdir, "in_context"))
+        made = in_context.run(config, workdir, preset="tiny")
         assert made is not None
         names = {"first", "reranked", "trained" if choice == "trained" else "first"}
         assert set(made["controls"]) == CONTROLS | names - {choice}
@@ -94,13 +95,13 @@ def test_every_way_of_choosing(corpus, trained, tmp_path, monkeypatch):
 
 def test_replug_tells_every_k(corpus, trained, tmp_path):
     config = shrink(replug.tiny(), corpus, str(trained))
-    made = replug.execute(config, shrunken.run_in(tmp_path, "replug"))
+    made = replug.run(config, tmp_path, preset="tiny")
     assert made is not None
     assert set(made["controls"]) == CONTROLS | {"k=1", "k=2"}
     assert made["protocol"]["temperatures"]["real"] in (0.5, 5.0)
     one = shrink(in_context.tiny(), corpus, str(trained))
     one.choice = "first"
-    alone = in_context.execute(one, shrunken.run_in(tmp_path / "one", "in_context"))
+    alone = in_context.run(one, tmp_path / "one", preset="tiny")
     assert alone is not None
     assert made["controls"]["k=1"]["bits_per_byte"] == pytest.approx(
         alone["metrics"]["bits_per_byte"], rel=1e-6
@@ -111,7 +112,7 @@ def test_replug_lsr_trains_refreshes_and_goes_on(corpus, trained, tmp_path):
     config = shrink(replug_lsr.tiny(), corpus, str(trained))
     config.retriever.train.steps = 3
     run = shrunken.run_in(tmp_path / "whole", "replug_lsr")
-    made = replug_lsr.execute(config, run)
+    made = replug_lsr.run(config, run)
     assert made is not None
     assert set(made["controls"]) == CONTROLS | {"init", "k=1", "k=2"}
     refreshes = made["protocol"]["refreshes"]
@@ -122,17 +123,17 @@ def test_replug_lsr_trains_refreshes_and_goes_on(corpus, trained, tmp_path):
     # Stopped after the first round and started again it goes on from there.
     config.retriever.train.steps = 1
     parts = shrunken.run_in(tmp_path / "parts", "replug_lsr")
-    replug_lsr.execute(config, parts)
+    replug_lsr.run(config, parts)
     config.retriever.train.steps = 3
-    again = replug_lsr.execute(config, parts)
+    again = replug_lsr.run(config, parts)
     assert again is not None
     # The index that was there before it went on is held to the new one as well.
     assert [x["step"] for x in again["protocol"]["refreshes"]] == [1, 2]
     # Started once more there is nothing to do, and all is told as before.
-    assert replug_lsr.execute(config, parts) == again | {"seconds": ANY}
+    assert replug_lsr.run(config, parts) == again | {"seconds": ANY}
     config.retriever.method.gamma = 0.5
     with pytest.raises(UserError, match="method.gamma is 0.1 there and 0.5 here"):
-        replug_lsr.execute(config, parts)
+        replug_lsr.run(config, parts)
     config.retriever.method.gamma = 0.1
     assert checkpoint.latest_step(parts.workdir / "retriever/checkpoints") == 3
 
@@ -156,7 +157,7 @@ def published(corpus, cache, tmp_path_factory) -> pathlib.Path:
 
 def test_a_published_model(corpus, published, tmp_path):
     config = shrink(in_context.tiny(), corpus, str(published))
-    made = in_context.execute(config, shrunken.run_in(tmp_path, "in_context"))
+    made = in_context.run(config, tmp_path, preset="tiny")
     assert made is not None
     assert made["protocol"]["tokenizer"] == "hf"
 
@@ -165,16 +166,16 @@ def test_a_published_model_is_trained_further(corpus, published, tmp_path):
     config = shrunken.shrink(language_model_launcher.tiny(), corpus)
     config.init_from = str(published)
     run = shrunken.run_in(tmp_path / "tuned", "lm")
-    language_model_launcher.execute(config, run)
+    language_model_launcher.run(config, run)
     kept = [p.read_bytes() for p in run.workdir.glob("kept_tokenizer.json")]
     assert len(kept) == 1
     # What comes of it is a given model again, with the tokenizer it began with.
     further = shrink(in_context.tiny(), corpus, str(run.workdir))
-    made = in_context.execute(further, shrunken.run_in(tmp_path / "b", "in_context"))
+    made = in_context.run(further, tmp_path / "b", preset="tiny")
     assert made is not None and made["protocol"]["tokenizer"] == "hf"
     config.init_from = "call:json:loads"
     with pytest.raises(UserError, match="no decoder to begin with"):
-        language_model_launcher.execute(config, shrunken.run_in(tmp_path / "c", "lm"))
+        language_model_launcher.run(config, tmp_path / "c", preset="tiny")
 
 
 def test_a_black_box(corpus, tmp_path, monkeypatch):
@@ -189,7 +190,7 @@ def test_a_black_box(corpus, tmp_path, monkeypatch):
     module.log_probs = log_probs  # type: ignore
     monkeypatch.setitem(sys.modules, "somebody", module)
     config = shrink(replug.tiny(), corpus, "call:somebody:log_probs")
-    made = replug.execute(config, shrunken.run_in(tmp_path, "replug"))
+    made = replug.run(config, tmp_path, preset="tiny")
     assert made is not None and calls
     # Uniform over bytes: 8 bits each but the first, whatever it reads.
     for figures in (made["metrics"], *made["controls"].values()):
@@ -200,17 +201,17 @@ def test_own_and_overlapping_documents_are_left_out(corpus, trained, tmp_path):
     config = shrink(in_context.tiny(), corpus, str(trained))
     config.documents.overlap = 13
     with pytest.raises(UserError, match="no document is left"):
-        in_context.execute(config, shrunken.run_in(tmp_path / "a", "in_context"))
+        in_context.run(config, tmp_path / "a", preset="tiny")
     config.documents.overlap = 0
     config.documents.passages = f"corpus:{corpus}#test"
     with pytest.raises(UserError, match="no document is left"):
-        in_context.execute(config, shrunken.run_in(tmp_path / "b", "in_context"))
+        in_context.run(config, tmp_path / "b", preset="tiny")
 
 
 def test_a_dry_run_trains_nothing(corpus, cache, tmp_path, capsys):
     config = shrink(in_context.tiny(), corpus)
     run = shrunken.run_in(tmp_path / "dry", "in_context", dry_run=True)
-    assert in_context.execute(config, run) is None
+    assert in_context.run(config, run) is None
     assert not run.workdir.exists()
     assert "passes of 64 tokens" in capsys.readouterr().err
 
@@ -241,7 +242,7 @@ def test_bad_input(corpus, trained, tmp_path, changes, named):
             holder = getattr(holder, part)
         setattr(holder, field, value)
     with pytest.raises(UserError, match=named):
-        in_context.execute(config, shrunken.run_in(tmp_path, "in_context"))
+        in_context.run(config, tmp_path, preset="tiny")
 
 
 @pytest.mark.parametrize("temperatures", [(), (0.0, 1.0)])
@@ -249,7 +250,7 @@ def test_bad_temperatures(corpus, trained, tmp_path, temperatures):
     config = shrink(replug.tiny(), corpus, str(trained))
     config.ensemble.temperatures = temperatures
     with pytest.raises(UserError, match="temperatures"):
-        replug.execute(config, shrunken.run_in(tmp_path, "replug"))
+        replug.run(config, tmp_path, preset="tiny")
 
 
 def test_rows_past_learned_positions_are_told_before_anything(corpus, cache, tmp_path):
@@ -257,14 +258,14 @@ def test_rows_past_learned_positions_are_told_before_anything(corpus, cache, tmp
     config.method.decoder.positions, config.method.decoder.max_length = "learned", 70
     config.documents.placement = "prepend"
     with pytest.raises(UserError, match="its document is 80, and learned positions"):
-        in_context.execute(config, shrunken.run_in(tmp_path / "run", "in_context"))
+        in_context.run(config, tmp_path / "run", preset="tiny")
     assert {x.name for x in (tmp_path / "run").iterdir()} <= {"config.json"}
 
 
 def test_rows_longer_than_the_models_are_noted(corpus, trained, tmp_path, capsys):
     config = shrink(in_context.tiny(), corpus, str(trained))
     run = shrunken.run_in(tmp_path, "in_context", dry_run=True)
-    in_context.execute(config, run)
+    in_context.run(config, run)
     assert "that the model's segments of 32 never trained" in capsys.readouterr().err
 
 
@@ -285,5 +286,5 @@ def test_the_wikitext_preset_fits_another_corpus(
     if launcher is replug_lsr:
         config.init_from = ""
     run = shrunken.run_in(tmp_path / "dry", "in_context", dry_run=True)
-    launcher.execute(config, run)
+    launcher.run(config, run)
     assert "passes of" in capsys.readouterr().err and not run.workdir.exists()

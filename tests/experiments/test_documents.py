@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import documents, inspection
 from rlm_jax.evaluate import in_context
 from rlm_jax.method import Neighbours
+from rlm_jax.recipes import inspection
+from rlm_jax.recipes.with_passages import documents
 
 
 @pytest.mark.parametrize(("length", "holds"), [(12, 8), (8, 8), (5, 5)])

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import generate, given_model, library, lm
-from experiments.library import Library
+from experiments import generate, lm
 from rlm_jax.data import corpora, tokenizers
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.errors import UserError
@@ -19,6 +18,9 @@ from rlm_jax.method import Neighbours
 from rlm_jax.models import generation
 from rlm_jax.models.decoder import Decoder, gpt2, modern
 from rlm_jax.models.generation import GREEDY
+from rlm_jax.recipes import base_lm
+from rlm_jax.retrievers import passage_search
+from rlm_jax.retrievers.passage_search import PassageSearch
 from tests.experiments import shrunken
 
 STRIDE, NEW, WINDOW, LENGTH = 4, 12, 40, 10
@@ -54,7 +56,7 @@ def model(corpus, cache):
     params = jax.tree.map(
         lambda x: jnp.asarray(0.5 * random.normal(size=x.shape), jnp.float32), shapes
     )
-    return given_model.of_decoder(config, params, tokenizer)
+    return base_lm.of_decoder(config, params, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,7 @@ def shelf_of(passages, model, find):
     def tokens(row):
         return model.tokenizer.encode(passages[row].text)[:LENGTH]
 
-    return Library(passages, search, tokens)
+    return PassageSearch(passages, search, tokens)
 
 
 def continued(config, model, shelf=None, prompt=PROMPT):
@@ -252,9 +254,9 @@ def test_words_go_on_in_the_prompts_line(corpus, cache):
 
 @pytest.fixture(scope="module")
 def trained(corpus, cache, tmp_path_factory):
-    """A workdir in which `experiments.lm` has run."""
+    """A workdir in which `rlm_jax.recipes.language_models.lm` has run."""
     workdir = tmp_path_factory.mktemp("runs") / "lm"
-    lm.execute(shrunken.shrink(lm.tiny(), corpus), shrunken.run_in(workdir, "lm"))
+    lm.run(shrunken.shrink(lm.tiny(), corpus), workdir, preset="tiny")
     return str(workdir)
 
 
@@ -269,7 +271,7 @@ def launched(trained, passages, make, **changes):
 def test_prompts_come_through_a_pipe(trained, passages, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("the dog\nxyzzy\n\nnever\n"))
     config = launched(trained, passages, generate.replug)
-    generate.execute(config, shrunken.run_in(tmp_path / "run", "generate"))
+    generate.run(config, tmp_path / "run", preset="tiny")
     shown = capsys.readouterr().out
     assert shown.count("documents used") == 2
     first, second = shown.split("xyzzy")
@@ -281,7 +283,7 @@ def test_prompts_come_through_a_pipe(trained, passages, tmp_path, monkeypatch, c
 
 def test_a_single_prompt_in_several_ways(trained, passages, tmp_path, capsys):
     config = launched(trained, passages, generate.plain, prompt="a cat", num_samples=2)
-    generate.execute(config, shrunken.run_in(tmp_path / "run", "generate"))
+    generate.run(config, tmp_path / "run", preset="tiny")
     shown = capsys.readouterr().out
     assert shown.count("a cat") == 2 and "--- 2 of 2" in shown
     assert "documents" not in shown and not (tmp_path / "run").exists()
@@ -290,7 +292,7 @@ def test_a_single_prompt_in_several_ways(trained, passages, tmp_path, capsys):
 def test_a_dry_run_tells_and_leaves_nothing(trained, passages, tmp_path, capsys):
     config = launched(trained, passages, generate.in_context)
     run = shrunken.run_in(tmp_path / "run", "generate", dry_run=True)
-    generate.execute(config, run)
+    generate.run(config, run)
     shown = capsys.readouterr()
     assert "parameters, 257 tokens" in shown.err
     assert "in_context: 1 of 3 passages" in shown.err and not shown.out
@@ -302,7 +304,7 @@ def test_documents_are_found_by_an_encoder(passages, model, tmp_path):
     shrunken.save_encoder(tmp_path / "encoder", passages)
     chosen = dataclasses.replace(configured().documents, retriever=folder)
     config = configured("in_context", documents=chosen)
-    shelf = library.load(config, passages, model.tokenizer, tmp_path)
+    shelf = passage_search.load(config, passages, model.tokenizer, tmp_path)
     (made,) = continued(config, model, shelf)
     assert len(made.tokens) == NEW
     assert all(r.found.ids.tolist()[0] in range(3) for r in made.retrievals)

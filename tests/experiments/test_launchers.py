@@ -7,20 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import (
-    compare,
-    demo,
-    dry_run,
-    knn_lm,
-    language_model,
-    launch,
-    lm,
-    trime,
-)
+from experiments import compare, demo, knn_lm, lm, trime
 from rlm_jax.data.token_store import TokenSplit
 from rlm_jax.errors import UserError
+from rlm_jax.recipes import language_model, runs
 from rlm_jax.report import report
-from rlm_jax.train import checkpoint
+from rlm_jax.train import checkpoint, dry_run
 from tests.experiments import shrunken
 
 CONTROLS = {
@@ -73,7 +65,7 @@ def test_what_is_finished_is_not_done_again(demonstration, corpus, tmp_path):
     for system in CONTROLS:
         shutil.rmtree(workdir / system / "checkpoints", ignore_errors=True)
     config = shrunken.shrink(demo.tiny(), corpus)
-    reports = demo.execute(config, shrunken.run_in(workdir, "demo"))
+    reports = demo.run(config, workdir, preset="tiny")
     assert reports == json.loads((demonstration / "summary.json").read_text())
     assert not (workdir / "lm" / "checkpoints").exists()
 
@@ -81,7 +73,7 @@ def test_what_is_finished_is_not_done_again(demonstration, corpus, tmp_path):
 def test_external_memory_after_a_warm_up_in_one_workdir(corpus, cache, tmp_path):
     config = shrunken.shrink(trime.wikitext2_external(), corpus)
     config.memory.knn_temperatures, config.memory.knn_weights = (1.0,), (0.1, 0.2)
-    made = trime.execute(config, shrunken.run_in(tmp_path, "trime"))
+    made = trime.run(config, tmp_path, preset="tiny")
     assert made is not None
     assert set(made["controls"]) >= CONTROLS["trime"]
     assert made["protocol"]["interpolation"]["weight"] in (0.1, 0.2)
@@ -113,7 +105,7 @@ def test_a_dry_run_builds_and_leaves_nothing(
     config = launcher.PRESETS[name]()
     config.data.corpus = many_words
     config.data.tokenizer = config.data.tokenizer.replace("bpe", "bytes")
-    launcher.execute(config, shrunken.run_in(tmp_path / "run", "any", dry_run=True))
+    launcher.run(config, tmp_path / "run", preset="tiny", dry_run=True)
     shown = capsys.readouterr().err
     assert "total" in shown and "batch tokens" in shown and "epochs" in shown
     assert not (tmp_path / "run").exists()
@@ -121,20 +113,20 @@ def test_a_dry_run_builds_and_leaves_nothing(
 
 def test_a_dry_run_tells_the_memory_of_a_step(corpus, cache, tmp_path, capsys):
     config = shrunken.shrink(lm.tiny(), corpus)
-    lm.execute(config, shrunken.run_in(tmp_path, "lm", dry_run=True))
+    lm.run(config, tmp_path, preset="tiny", dry_run=True)
     assert "MiB beside the state" in capsys.readouterr().err
 
 
 def test_a_report_counts_only_for_its_own_configuration(demonstration, corpus):
-    run = launch.Run("lm", "tiny", demonstration / "lm", False)
+    run = runs.Run("lm", "tiny", demonstration / "lm", False)
     theirs = json.loads((demonstration / "lm" / "config.json").read_text())
     config = shrunken.shrink(lm.tiny(), corpus)
     config.optim.decay_steps = theirs["optim"]["decay_steps"]
     config.continue_from = theirs["continue_from"]
-    assert launch.finished(run, config, theirs["fingerprint"]) is not None
-    assert launch.finished(run, config, "another text") is None
+    assert runs.finished(run, config, theirs["fingerprint"]) is not None
+    assert runs.finished(run, config, "another text") is None
     config.train.steps = 3
-    assert launch.finished(run, config, theirs["fingerprint"]) is None
+    assert runs.finished(run, config, theirs["fingerprint"]) is None
 
 
 def test_repeated_tokens_are_distinct_or_as_frequent_as_in_the_text():
@@ -165,7 +157,7 @@ def test_a_workdir_older_than_a_field_goes_on(demonstration, corpus, tmp_path):
     run = shrunken.run_in(workdir, "demo")
     its = demo.runs(config, run)["lm"][1]
     there = run._replace(system="lm", workdir=workdir / "lm")
-    launch.claim(there, its, stored["fingerprint"], same=("method",))
+    runs.claim(there, its, stored["fingerprint"], same=("method",))
     its.method.decoder.num_kv_heads = 1
     with pytest.raises(UserError, match="num_kv_heads is 0 there and 1 here"):
-        launch.claim(there, its, stored["fingerprint"], same=("method",))
+        runs.claim(there, its, stored["fingerprint"], same=("method",))

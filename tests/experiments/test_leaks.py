@@ -6,9 +6,10 @@ import types
 import numpy as np
 import pytest
 
-from experiments import documents, language_model, leaks
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.evaluate import in_context
+from rlm_jax.recipes import language_model
+from rlm_jax.recipes.with_passages import contamination, documents
 
 TEXTS = {
     "Half @-@ Life": "the man went to the house and the dog ran after him",
@@ -61,7 +62,7 @@ def configured(corpus: str, **changes) -> documents.Experiment:
 def test_titles_and_words_in_a_row(corpus, passages, own_titles, overlap, out, counts):
     config = configured(corpus, own_titles=own_titles, overlap=overlap)
     text = language_model.load_text(config.data)
-    found = leaks.excluded(config, passages, text, "test")
+    found = contamination.excluded(config, passages, text, "test")
     assert found.out.tolist() == [bool(x) for x in out]
     assert (found.own_titles, found.overlapping) == counts
 
@@ -69,7 +70,7 @@ def test_titles_and_words_in_a_row(corpus, passages, own_titles, overlap, out, c
 @pytest.mark.parametrize("overlap", [0, 5])
 def test_a_place_has_its_own_document_by_title_and_by_words(corpus, passages, overlap):
     text = language_model.load_text(configured(corpus).data)
-    own = leaks.OwnDocuments(passages, text, "train", overlap)
+    own = contamination.OwnDocuments(passages, text, "train", overlap)
     second = int(text.store.split("train").document_offsets[1])
     # A window in the first document, one in the second, one that reaches over both.
     first = np.array([4, second + 4, second - 2])
@@ -86,6 +87,6 @@ def test_documents_of_one_name_are_not_told_apart_by_it(passages):
         document_offsets=np.array([0, 9, 18]), document_names=["River", "River"]
     )
     text = types.SimpleNamespace(store=types.SimpleNamespace(split=lambda _: split))
-    own = leaks.OwnDocuments(passages, text, "train", 0)  # type: ignore
+    own = contamination.OwnDocuments(passages, text, "train", 0)  # type: ignore
     at = in_context.Strides(*(np.array([x]) for x in (2, 6, 2, 2, 2)))
     assert not own.among(at, [""], np.arange(4)[None]).any()

@@ -32,7 +32,12 @@ def test_two_processes_train_one_run(tmp_path):
     processes = [
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "experiments.trime", f"--workdir={workdir}"),
+                *(
+                    sys.executable,
+                    "-m",
+                    "rlm_jax.recipes.language_models.trime",
+                    f"--workdir={workdir}",
+                ),
                 *("--config.warmup_steps=1", "--config.memory.tune_tokens=257"),
                 *shrunken.flags(corpus),
             ],

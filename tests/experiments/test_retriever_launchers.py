@@ -10,12 +10,13 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import bm25, contriever, dpr, encode, retrievers, search, searcher
-from experiments.retrievers import CollectionConfig
+from experiments import bm25, contriever, dpr, encode, search
+from rlm_jax.data.collections import CollectionConfig
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import ranking
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.report import report
+from rlm_jax.retrievers import encoder_towers, published_index
 from rlm_jax.train import checkpoint
 from tests.experiments import shrunken
 
@@ -68,16 +69,16 @@ def small_dpr(collection, **pairs):
 
 @pytest.fixture(scope="module")
 def trained(collection, tmp_path_factory) -> pathlib.Path:
-    """A workdir in which `experiments.dpr` has run two rounds."""
+    """A workdir in which `rlm_jax.recipes.retrievers.dpr` has run two rounds."""
     workdir = tmp_path_factory.mktemp("runs") / "dpr"
-    dpr.execute(small_dpr(collection, rounds=2), shrunken.run_in(workdir, "dpr"))
+    dpr.run(small_dpr(collection, rounds=2), workdir, preset="tiny")
     return workdir
 
 
 def test_bm25_finds_the_words(collection, tmp_path):
     config = shrink(bm25.tiny(), collection)
     config.judge.per_question = True
-    made = bm25.execute(config, shrunken.run_in(tmp_path, "bm25"))
+    made = bm25.run(config, tmp_path, preset="tiny")
     assert made is not None
     assert made["metrics"]["ndcg@10"] > 0.9
     assert made["controls"]["shuffled"]["ndcg@10"] < 0.5
@@ -113,9 +114,9 @@ def test_the_encoder_as_it_starts_can_mine(collection, tmp_path):
     config = small_dpr(collection, miner="model")
     config.pairs.miner = "grep"
     with pytest.raises(UserError, match="pairs.miner is 'grep'"):
-        dpr.execute(config, shrunken.run_in(tmp_path / "a", "dpr"))
+        dpr.run(config, tmp_path / "a", preset="tiny")
     config.pairs.miner = "model"
-    dpr.execute(config, shrunken.run_in(tmp_path / "b", "dpr"))
+    dpr.run(config, tmp_path / "b", preset="tiny")
     manifest = tmp_path / "b/round_1/negatives/manifest.json"
     assert json.loads(manifest.read_text())["identity"]["model"] != "bm25"
 
@@ -123,7 +124,7 @@ def test_the_encoder_as_it_starts_can_mine(collection, tmp_path):
 def test_a_finished_run_is_judged_again_without_training(trained, collection, capsys):
     before = json.loads((trained / "report.json").read_text())
     config = small_dpr(collection, rounds=2)
-    made = dpr.execute(config, shrunken.run_in(trained, "dpr"))
+    made = dpr.run(config, trained, preset="tiny")
     assert made is not None and made["metrics"] == before["metrics"]
     shown = capsys.readouterr().err
     assert "resuming after 2 of 2 steps" in shown and "1/2" not in shown
@@ -132,12 +133,11 @@ def test_a_finished_run_is_judged_again_without_training(trained, collection, ca
 def test_in_batch_negatives_alone_and_two_towers(collection, tmp_path):
     config = small_dpr(collection, rounds=0)
     config.method.towers = "separate"
-    made = dpr.execute(config, shrunken.run_in(tmp_path, "dpr"))
+    made = dpr.run(config, tmp_path, preset="tiny")
     assert made is not None
     assert not (tmp_path / "round_0" / "negatives").exists()
     towers = [
-        retrievers.load_tower(tmp_path / name)
-        for name in ("encoder", "question_encoder")
+        encoder_towers.load(tmp_path / name) for name in ("encoder", "question_encoder")
     ]
     assert np.abs(towers[0].params["tokens"] - towers[1].params["tokens"]).max() > 0
 
@@ -148,7 +148,7 @@ def test_contriever_trains_on_crops(negatives, collection, corpus, cache, tmp_pa
     config.crops.corpus, config.crops.vocab_size = corpus, 200
     config.crops.window, config.negatives = 20, negatives
     config.method.queue_size = 8
-    made = contriever.execute(config, shrunken.run_in(tmp_path, "contriever"))
+    made = contriever.run(config, tmp_path, preset="tiny")
     assert made is not None
     assert set(made["controls"]) == {"init", "bm25", "shuffled"}
     assert checkpoint.latest_step(tmp_path / "checkpoints") == 2
@@ -160,9 +160,9 @@ def test_contriever_starts_from_an_encoder(trained, collection, corpus, tmp_path
     config.method.queue_size = 8
     config.init_from = str(trained / "encoder")
     with pytest.raises(UserError, match="reads with another tokenizer"):
-        contriever.execute(config, shrunken.run_in(tmp_path, "contriever"))
+        contriever.run(config, tmp_path, preset="tiny")
     config.crops.tokenizer = f"hf:{trained}/encoder/tokenizer.json"
-    assert contriever.execute(config, shrunken.run_in(tmp_path / "b", "contriever"))
+    assert contriever.run(config, tmp_path / "b", preset="tiny")
 
 
 def test_an_encoder_of_a_run_encodes_and_answers(
@@ -173,28 +173,28 @@ def test_an_encoder_of_a_run_encodes_and_answers(
     config.collection.passages = collection
     config.text.question_length, config.text.passage_length = 12, 16
     config.search.batch_tokens = 64
-    made = encode.execute(config, shrunken.run_in(tmp_path, "encode"))
+    made = encode.run(config, tmp_path, preset="tiny")
     assert made is not None and made["metrics"]["passages"] == 40
     assert 0 <= made["metrics"]["padding"] < 1
     answers = []
     for workdir in (tmp_path, trained):
         monkeypatch.setattr(sys, "stdin", io.StringIO("which cat sees ?\n\nnever\n"))
-        search.execute(search.Config(k=3), shrunken.run_in(workdir, "search"))
+        search.run(search.Config(k=3), workdir, preset="tiny")
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1]  # one encoder, one collection
     config.collection.split, config.search.k = "test", 10
-    judged = encode.execute(config, shrunken.run_in(tmp_path, "encode"))
+    judged = encode.run(config, tmp_path, preset="tiny")
     theirs = report.read(trained / "report.json")
     assert judged is not None and judged["metrics"] == theirs["metrics"]
     assert answers[0].count("·") == 3 and "never" not in answers[0]
 
 
 def test_bm25_is_asked_in_the_same_way(collection, tmp_path, monkeypatch, capsys):
-    bm25.execute(shrink(bm25.tiny(), collection), shrunken.run_in(tmp_path, "bm25"))
+    bm25.run(shrink(bm25.tiny(), collection), tmp_path, preset="tiny")
     capsys.readouterr()
     asked = io.StringIO("which lamp holds ?\nxyzzy\n")
     monkeypatch.setattr(sys, "stdin", asked)
-    search.execute(search.Config(k=2), shrunken.run_in(tmp_path, "search"))
+    search.run(search.Config(k=2), tmp_path, preset="tiny")
     shown = capsys.readouterr().out
     assert "The lamp holds the" in shown and "nothing was found" in shown
 
@@ -202,27 +202,27 @@ def test_bm25_is_asked_in_the_same_way(collection, tmp_path, monkeypatch, capsys
 def test_what_is_wrong_is_said(trained, collection, tmp_path):
     run = shrunken.run_in(tmp_path, "any")
     with pytest.raises(UserError, match="Name its folder with --config.encoder"):
-        encode.execute(encode.tiny(), run)
+        encode.run(encode.tiny(), run)
     config = encode.tiny()
     config.encoder = str(tmp_path / "nothing")
     with pytest.raises(UserError, match="There is no model at"):
-        encode.execute(config, run)
+        encode.run(config, run)
     with pytest.raises(UserError, match="There is nothing to search"):
-        search.execute(search.Config(), run)
+        search.run(search.Config(), run)
     with pytest.raises(UserError, match="k and lines must be at least 1"):
-        search.execute(search.Config(k=0), run)
+        search.run(search.Config(k=0), run)
     config = small_dpr(collection)
     config.text.titles = "loud"
     with pytest.raises(UserError, match="titles is 'loud'"):
-        dpr.execute(config, shrunken.run_in(tmp_path / "dpr", "dpr"))
+        dpr.run(config, tmp_path / "dpr", preset="tiny")
     config = shrink(contriever.tiny(), collection)
     config.negatives = "none"
     with pytest.raises(UserError, match="negatives is 'none'"):
-        contriever.execute(config, shrunken.run_in(tmp_path / "c", "contriever"))
+        contriever.run(config, tmp_path / "c", preset="tiny")
     other = small_dpr(collection, rounds=2)
     other.batch_size = 5
     with pytest.raises(UserError, match="batch_size is 4 there and 5 here"):
-        dpr.execute(other, shrunken.run_in(trained, "dpr"))
+        dpr.run(other, trained, preset="tiny")
 
 
 @pytest.mark.parametrize("launcher", [dpr, contriever], ids=["dpr", "contriever"])
@@ -234,7 +234,7 @@ def test_a_dry_run_leaves_nothing(
         config = shrink(contriever.tiny(), collection)
         config.crops.corpus, config.crops.vocab_size = corpus, 200
         config.crops.window, config.method.queue_size = 20, 8
-    launcher.execute(config, shrunken.run_in(tmp_path / "run", "any", dry_run=True))
+    launcher.run(config, tmp_path / "run", preset="tiny", dry_run=True)
     shown = capsys.readouterr().err
     assert "40 passages" in shown and "questions" in shown and "total" in shown
     assert not (tmp_path / "run").exists()
@@ -247,55 +247,58 @@ def test_a_workdir_belongs_to_its_text(trained, collection, tmp_path):
     folder = tmp_path / "toy"
     shutil.copytree(collection.partition(":")[2], folder)
     config = small_dpr(f"beir:{folder}", rounds=0)
-    dpr.execute(config, shrunken.run_in(tmp_path / "run", "dpr"))
+    dpr.run(config, tmp_path / "run", preset="tiny")
     with (folder / "corpus.jsonl").open("a") as file:
         file.write(json.dumps({"_id": "new", "title": "", "text": "more"}) + "\n")
     with pytest.raises(UserError, match="belongs to another run"):
-        dpr.execute(config, shrunken.run_in(tmp_path / "run", "dpr"))
+        dpr.run(config, tmp_path / "run", preset="tiny")
 
 
 def test_more_training_is_judged_and_asked_anew(collection, tmp_path):
     config = small_dpr(collection, rounds=0)
     run = shrunken.run_in(tmp_path, "dpr")
-    dpr.execute(config, run)
+    dpr.run(config, run)
     config.train.steps = 3
-    assert dpr.execute(config, run) is not None
+    assert dpr.run(config, run) is not None
     assert len(list((tmp_path / "vectors").glob("real-*"))) == 2
-    record = json.loads((tmp_path / searcher.FILE).read_text())
+    record = json.loads((tmp_path / published_index.FILE).read_text())
     assert (tmp_path / record["vectors"]).is_dir()
-    assert searcher.open_run(tmp_path)[1](["which cat sees ?"], 2).ids.shape == (1, 2)
+    assert published_index.open_run(tmp_path)[1](["which cat sees ?"], 2).ids.shape == (
+        1,
+        2,
+    )
 
 
 def test_another_encoder_cannot_ask(trained, collection, tmp_path):
     workdir = tmp_path / "dpr"
     shutil.copytree(trained, workdir)
     config = small_dpr(collection, rounds=0)
-    dpr.execute(config, shrunken.run_in(tmp_path / "other", "dpr"))
+    dpr.run(config, tmp_path / "other", preset="tiny")
     shutil.rmtree(workdir / "encoder")
     shutil.copytree(tmp_path / "other" / "encoder", workdir / "encoder")
     with pytest.raises(UserError, match="is not the one that"):
-        searcher.open_run(workdir)
+        published_index.open_run(workdir)
 
 
 def test_texts_are_cut_to_the_encoders_positions(trained, collection, tmp_path):
     config = encode.tiny()
     config.encoder = str(trained / "encoder")  # 32 positions; the preset has 256 tokens
     config.collection.passages = collection
-    assert encode.execute(config, shrunken.run_in(tmp_path, "encode"))
+    assert encode.run(config, tmp_path, preset="tiny")
 
 
 def test_an_encoder_that_cannot_be_saved_is_not_trained(collection, tmp_path):
     config = small_dpr(collection)
     config.method.encoder.projection = 4
     with pytest.raises(UserError, match="projection=0"):
-        dpr.execute(config, shrunken.run_in(tmp_path, "dpr"))
+        dpr.run(config, tmp_path, preset="tiny")
     assert not (tmp_path / "round_1").exists()
 
 
 def test_measures_beyond_the_depth_are_left_out(collection, tmp_path):
     config = shrink(bm25.tiny(), collection)
     config.k = 5
-    made = bm25.execute(config, shrunken.run_in(tmp_path, "bm25"))
+    made = bm25.run(config, tmp_path, preset="tiny")
     assert made is not None
     assert set(made["metrics"]) == {"recall@1", "recall@5"}
 
@@ -306,4 +309,4 @@ def test_questions_that_nobody_judged_are_refused(collection, tmp_path):
     config = shrink(bm25.tiny(), collection)
     config.collection.questions = f"jsonl:{path}"
     with pytest.raises(UserError, match="neither passages that answer them nor"):
-        bm25.execute(config, shrunken.run_in(tmp_path / "run", "bm25"))
+        bm25.run(config, tmp_path / "run", preset="tiny")

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import launch, lm, retro, retro_data, retro_evaluation
+from experiments import lm, retro
 from rlm_jax import terminal
 from rlm_jax.data import overlap, passages
 from rlm_jax.errors import UserError
+from rlm_jax.recipes import runs
+from rlm_jax.recipes.chunks import retro_data, retro_evaluation
 from rlm_jax.report import report
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.storage.locks import locked
@@ -56,13 +58,13 @@ def small(config, text: str):
     return config
 
 
-def run_in(workdir: pathlib.Path, config) -> launch.Run:
+def run_in(workdir: pathlib.Path, config) -> runs.Run:
     system = "lm" if isinstance(config, lm.Config) else "retro"
     return shrunken.run_in(workdir, system)
 
 
 def execute(launcher, config, workdir: pathlib.Path) -> Any:
-    return launcher.execute(config, run_in(workdir, config))
+    return launcher.run(config, run_in(workdir, config))
 
 
 @pytest.fixture(scope="module")
@@ -307,8 +309,8 @@ def test_the_presets_fit(text, cache, tmp_path, monkeypatch, capsys):
         config.data.corpus, config.data.tokenizer = text, "bytes"
         config.data.batch_size, config.data.length = 2, 4 * config.method.chunk_length
         workdir = tmp_path / name
-        retro.execute(config, shrunken.run_in(workdir, "retro", dry_run=True))
-        assert not workdir.exists()
+        retro.run(config, workdir, preset="tiny", dry_run=True)
+        assert not runs.exists()
     assert capsys.readouterr().err.count("batch neighbours") == len(retro.PRESETS)
 
 

@@ -96,14 +96,14 @@ def refused() -> str:
 def main() -> None:
     out, devices = sys.argv[1], int(sys.argv[2])
     jax.config.update("jax_num_cpu_devices", devices)
-    processes = 1
+    count = 1
     if len(sys.argv) > 3:
-        processes = int(sys.argv[4])
-        processes.initialise(sys.argv[3], processes, int(sys.argv[5]))
-    assert jax.device_count() == devices * processes
+        count = int(sys.argv[4])
+        processes.initialise(sys.argv[3], count, int(sys.argv[5]))
+    assert jax.device_count() == devices * count
     arrays = {}
     for number, name in enumerate(cases.CASES):
-        arrays |= gradients(name, number % processes == jax.process_index())
+        arrays |= gradients(name, number % count == jax.process_index())
     arrays |= trained(pathlib.Path(out).parent / "runs")
     arrays["refused"] = np.array(refused())
     np.savez(out, **arrays)

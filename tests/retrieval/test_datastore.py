@@ -106,7 +106,7 @@ def test_a_killed_build_resumes(tmp_path, dtype):
 
         def kill(path, data, write=atomic.write_bytes):
             if path.name == "00002.values":
-                path.with_name(f".{path.name}.partial").write_bytes(b"half")
+                path.with_name("." + path.name + ".partial").write_bytes(b"half")
                 os.kill(os.getpid(), signal.SIGKILL)
             return write(path, data)
 
@@ -130,7 +130,7 @@ def test_a_killed_build_resumes(tmp_path, dtype):
     whole.append(keys, values)
     assert resumed.checksum == whole.publish().checksum
     left = {path.name for path in resumed.directory.iterdir()}
-    assert not [name for name in left if name.endswith(".tmp")]
+    assert not [name for name in left if name.endswith(".partial")]
 
 
 def test_a_build_of_something_else_is_not_continued(tmp_path):

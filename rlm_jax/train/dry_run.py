@@ -7,8 +7,7 @@ import jax
 import numpy as np
 
 from rlm_jax import terminal
-from rlm_jax.data.batching import Batches
-from rlm_jax.method import Method
+from rlm_jax.method import Batches, Method
 from rlm_jax.train import optim, progress, step
 
 COMPILED = 50_000_000

@@ -1,4 +1,4 @@
-"""How every launcher trains: an optimiser with its schedule, and the loop."""
+"""Training as recipes run it: batches, an optimiser with its schedule, validation."""
 
 import dataclasses
 import functools
@@ -8,8 +8,7 @@ from typing import Any
 
 import jax
 
-from rlm_jax.data.batching import Batches
-from rlm_jax.method import Batch, Method, Params
+from rlm_jax.method import Batch, Batches, Method, Params
 from rlm_jax.train import loop, metrics, optim, parallel, step
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
@@ -63,7 +62,7 @@ def from_batches(
     return lambda done: batches.batch_at(config.seed, done, rows=rows)
 
 
-def validation(
+def validation_of(
     method: Method, batches: Batches, batch_size: int, count: int
 ) -> Validation:
     """The means of the method's own evaluation on the first ``count`` batches."""
@@ -80,3 +79,35 @@ def validation(
         return metrics.means(sums)
 
     return evaluate
+
+
+def train_on_batches(
+    method: Method,
+    batches: Batches,
+    validation: Batches | None,
+    config: Any,
+    workdir: pathlib.Path,
+    *,
+    initial_params: Params | None = None,
+    validation_batches: int = 8,
+) -> Params:
+    """Train to ``config.train.steps``, resuming from the workdir; on the host.
+
+    Args:
+      config: has ``train``, ``optim`` and ``batch_size``.
+      validation: what the method's own loss is told of while it trains.
+    """
+    judged = None
+    if validation is not None:
+        judged = validation_of(
+            method, validation, config.batch_size, validation_batches
+        )
+    return train(
+        method,
+        from_batches(batches, config.batch_size, config.train),
+        config.optim,
+        config.train,
+        workdir,
+        initial_params=initial_params,
+        validation=judged,
+    )

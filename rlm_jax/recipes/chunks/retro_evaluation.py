@@ -7,19 +7,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import language_model, launch, reporting, retro_data
-from experiments.given_model import Decoding
-from experiments.language_model import Text
-from experiments.retro_data import Database
 from rlm_jax import processes, terminal
 from rlm_jax.data import neighbour_batches
-from rlm_jax.data.batching import Batches
 from rlm_jax.data.token_store import TokenSplit
 from rlm_jax.evaluate import leakage
-from rlm_jax.method import Batch, Method, Params
+from rlm_jax.method import Batch, Batches, Method, Params
 from rlm_jax.methods import lm, retro
 from rlm_jax.models.generation import Sampling
 from rlm_jax.models.retro_generation import retro_generator
+from rlm_jax.recipes import language_model, reporting, runs
+from rlm_jax.recipes.base_lm import Decoding
+from rlm_jax.recipes.chunks import retro_data
+from rlm_jax.recipes.chunks.retro_data import Database
+from rlm_jax.recipes.language_model import Text
 from rlm_jax.report import plots, report
 from rlm_jax.retrieval import chunk_neighbours
 from rlm_jax.retrieval.chunk_database import Chunks
@@ -49,8 +49,8 @@ def head(config: Any, text: Text, name: str) -> Head:
 
 def evaluate(
     config: Any,
-    run: launch.Run,
-    phases: launch.Phases,
+    run: runs.Run,
+    phases: runs.Phases,
     text: Text,
     database: Database,
     method: Method,
@@ -157,7 +157,7 @@ def _curve(
     return leakage.curve(shares, nll, num_bytes)
 
 
-def _show(run: launch.Run, curve: leakage.Curve) -> None:
+def _show(run: runs.Run, curve: leakage.Curve) -> None:
     plots.leakage_curve(
         run.workdir / "plots" / "leakage.png",
         curve.alphas,

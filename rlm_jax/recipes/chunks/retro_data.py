@@ -10,16 +10,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import launch, leaks, presets, retrievers
-from experiments.language_model import Text
-from experiments.retrievers import SearchConfig, Tower
 from rlm_jax import processes, terminal
 from rlm_jax.data import batching, corpora, neighbour_batches, passages, token_store
-from rlm_jax.data.batching import Batches
 from rlm_jax.data.token_store import TokenSplit
 from rlm_jax.errors import UserError
-from rlm_jax.method import Neighbours
-from rlm_jax.models.encoder import embedder
+from rlm_jax.method import Batches, Neighbours
+from rlm_jax.models.encoder import embedder, small
+from rlm_jax.recipes import runs
+from rlm_jax.recipes.language_model import Text
+from rlm_jax.recipes.with_passages import contamination
 from rlm_jax.retrieval import (
     chunk_database,
     chunk_neighbours,
@@ -29,6 +28,9 @@ from rlm_jax.retrieval import (
 from rlm_jax.retrieval.chunk_database import Chunks
 from rlm_jax.retrieval.chunk_neighbours import ChunkNeighbours, Filter
 from rlm_jax.retrieval.datastore import Datastore
+from rlm_jax.retrievers import dense, encoder_towers
+from rlm_jax.retrievers.dense import SearchConfig
+from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.storage import locks
 
 EVALUATED = ("validation", "test")
@@ -108,12 +110,10 @@ def check(config: Any) -> None:
             f"Searches of depth {chosen.depth} to {chosen.max_depth} do not give "
             f"{chosen.search.k} neighbours; raise database.max_depth."
         )
-    retrievers.check_search(chosen.search, "database.search")
+    dense.check_search(chosen.search, "database.search")
 
 
-def prepare(
-    config: Any, run: launch.Run, text: Text, phases: launch.Phases
-) -> Database:
+def prepare(config: Any, run: runs.Run, text: Text, phases: runs.Phases) -> Database:
     """Encode the database and the evaluated splits, and find all neighbours.
 
     What is finished is opened; a killed run goes on from its last finished shard. Of
@@ -144,7 +144,7 @@ def _filling(shared: str) -> Iterator[None]:
 
 
 def _prepare(
-    config: Any, text: Text, phases: launch.Phases, folder: pathlib.Path
+    config: Any, text: Text, phases: runs.Phases, folder: pathlib.Path
 ) -> Database:
     chosen = config.database
     with phases("database"):
@@ -154,13 +154,13 @@ def _prepare(
             everything = chunk_database.join(everything, chunks.pop("more"))
         tower = _tower(config)
         rows, text_length = _reader(chosen, tower, text)
-        encoder = retrievers.encoder_of(tower, chosen.search, text_length)
+        encoder = dense.encoder_of(tower, chosen.search, text_length)
         evaluated = [chunks[name] for name in EVALUATED]
-        out, facts = leaks.left_out_chunks(
+        out, facts = contamination.left_out_chunks(
             chosen, everything, evaluated, text.tokenizer.decode, stores
         )
     identity = {
-        **retrievers.fingerprints(tower),
+        **encoder_towers.fingerprints(tower),
         "tokens": stores,
         "text_length": text_length,
     }
@@ -204,7 +204,7 @@ def _prepare(
 
     @functools.cache
     def few() -> Any:  # of a prompt, whose chunks come one at a time
-        return retrievers.encoder_of(tower, chosen.search, text_length, max_rows=1)
+        return dense.encoder_of(tower, chosen.search, text_length, max_rows=1)
 
     def encode(some: list[np.ndarray]) -> np.ndarray:
         return few()(rows(some))
@@ -260,15 +260,15 @@ def _tower(config: Any) -> Tower:
     a chunk holds.
     """
     if config.database.encoder:
-        return retrievers.load_tower(config.database.encoder)
-    reader = retrievers.train_tokenizer(
+        return encoder_towers.load(config.database.encoder)
+    reader = encoder_towers.train_tokenizer(
         passages.load(f"corpus:{config.data.corpus}"), RANDOM_VOCABULARY
     )
-    encoder = dataclasses.replace(
-        presets.tiny_encoder(), vocab_size=reader.vocab_size, pad_id=reader.pad_id
+    random_encoder = dataclasses.replace(
+        small(), vocab_size=reader.vocab_size, pad_id=reader.pad_id
     )
-    params = jax.device_get(embedder(encoder).init(jax.random.key(0)))
-    return Tower(encoder, params, reader)
+    params = jax.device_get(embedder(random_encoder).init(jax.random.key(0)))
+    return Tower(random_encoder, params, reader)
 
 
 def _reader(chosen: DatabaseConfig, tower: Tower, text: Text):
@@ -305,11 +305,11 @@ def _index(
     """The index, opened at its first search, and what it is in a few words."""
     search = chosen.search
     kind: dict[str, Any] = {"index": "exact", "metric": METRIC}
-    if store.num_entries >= retrievers.exact_below(store, search, "database.search"):
+    if store.num_entries >= dense.exact_below(store, search, "database.search"):
         kind |= {"index": "scann", "target_recall": search.target_recall}
     # Tuned for as many as are fetched, of which filters leave the best.
     open_index = functools.partial(
-        retrievers.open_index, store, search, metric=METRIC, k=chosen.depth
+        dense.open_index, store, search, metric=METRIC, k=chosen.depth
     )
     return _OpenedLate(store, open_index), kind
 

@@ -5,19 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import (
-    given_model,
-    language_model,
-    launch,
-    leaks,
-    library,
-    ranking_report,
-)
-from experiments.given_model import Given
-from experiments.language_model import Text
-from experiments.launch import Run
-from experiments.library import Library
-from experiments.retrievers import SearchConfig, TextConfig
 from rlm_jax import terminal
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
@@ -27,7 +14,17 @@ from rlm_jax.evaluate.in_context import Protocol, Strides
 from rlm_jax.method import Neighbours
 from rlm_jax.methods import lm
 from rlm_jax.models.decoder import check_length
+from rlm_jax.recipes import base_lm, language_model, runs
+from rlm_jax.recipes.base_lm import Given
+from rlm_jax.recipes.language_model import Text
+from rlm_jax.recipes.retrievers import ranking_report
+from rlm_jax.recipes.runs import Run
+from rlm_jax.recipes.with_passages import contamination
 from rlm_jax.retrieval.index import none_found
+from rlm_jax.retrievers import passage_search
+from rlm_jax.retrievers.dense import SearchConfig
+from rlm_jax.retrievers.encoder_towers import TextConfig
+from rlm_jax.retrievers.passage_search import PassageSearch
 
 
 @dataclasses.dataclass
@@ -38,7 +35,7 @@ class DocumentsConfig:
     """
 
     passages: str = ""  # a collection; empty: the corpus' training split, cut up
-    retriever: str = library.BM25  # or the folder of an encoder
+    retriever: str = passage_search.BM25  # or the folder of an encoder
     num: int = 8  # documents of a stride
     query_length: int = 32  # tokens before a stride that ask
     length: int = 96  # tokens of a document, at most
@@ -72,7 +69,7 @@ class Setting(NamedTuple):
     model: Given
     text: Text
     passages: Passages
-    excluded: leaks.Excluded  # from the test split
+    excluded: contamination.Excluded  # from the test split
 
 
 class Part(NamedTuple):
@@ -86,7 +83,7 @@ class Part(NamedTuple):
 def prepare(
     config: Any,
     run: Run,
-    phases: launch.Phases,
+    phases: runs.Phases,
     *,
     same: tuple[str, ...] = (),
     tune_tokens: int = 0,
@@ -102,10 +99,10 @@ def prepare(
     protocol(config)
     with phases("data"):
         if config.model:
-            model = given_model.load(
+            model = base_lm.load(
                 config.model, config.data, dtype=config.method.decoder.dtype
             )
-            text = given_model.text_of(model, config.data)
+            text = base_lm.text_of(model, config.data)
         else:
             model, text = None, language_model.load_text(config.data)
         passages = collection(config)
@@ -114,10 +111,10 @@ def prepare(
         )
         if tune_tokens:
             _require(config, text, "validation", tune_tokens, "ensemble.tune_tokens")
-        out = leaks.excluded(config, passages, text, "test")
-    launch.claim(run, config, text.fingerprint, same=(*SAME, *same))
+        out = contamination.excluded(config, passages, text, "test")
+    runs.claim(run, config, text.fingerprint, same=(*SAME, *same))
     if model is not None:
-        config = given_model.with_tokenizer(config, model)
+        config = base_lm.with_tokenizer(config, model)
     else:
         config = language_model.with_vocabulary(config, text)
     trained = model.length if model else config.data.length
@@ -134,7 +131,7 @@ def prepare(
         params = language_model.train(
             lm.lm(config.method), config, text, run, steps=config.train.steps
         )
-    model = given_model.of_decoder(config.method.decoder, params, text.tokenizer)
+    model = base_lm.of_decoder(config.method.decoder, params, text.tokenizer)
     return Setting(config, model, text, passages, out)
 
 
@@ -205,11 +202,13 @@ def part(config: Experiment, text: Text, name: str, limit: int) -> Part:
 
 
 def ask(
-    config: Experiment, text: Text, some: Part, shelf: Library, out: np.ndarray
+    config: Experiment, text: Text, some: Part, shelf: PassageSearch, out: np.ndarray
 ) -> Neighbours:
     """The documents of every stride, [S, K], but those that ``out`` marks."""
     asked = questions(text, some.tokens, some.at)[1:]
-    return _after_the_first(library.find(asked, shelf, out, config.documents.num))
+    return _after_the_first(
+        passage_search.find(asked, shelf, out, config.documents.num)
+    )
 
 
 def questions(text: Text, tokens: np.ndarray, at: Strides) -> list[str]:
@@ -231,7 +230,11 @@ def _after_the_first(found: Neighbours) -> Neighbours:
 
 
 def scores(
-    config: Experiment, model: Given, some: Part, shelf: Library, found: Neighbours
+    config: Experiment,
+    model: Given,
+    some: Part,
+    shelf: PassageSearch,
+    found: Neighbours,
 ) -> np.ndarray:
     """log p of a text's strides under some documents; see `in_context.score`."""
     return in_context.score(
@@ -284,7 +287,11 @@ def answered(config: Experiment, model: Given, some: Part) -> np.ndarray:
 
 
 def facts(
-    some: Part, found: Neighbours, why: leaks.Excluded, shelf: Library, config: Any
+    some: Part,
+    found: Neighbours,
+    why: contamination.Excluded,
+    shelf: PassageSearch,
+    config: Any,
 ) -> dict[str, Any]:
     """What a report says of the documents and of the language model."""
     empty = float((found.ids[1:] < 0).mean())

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import language_model
-from experiments.launch import Run
 from rlm_jax import terminal
+from rlm_jax.recipes import language_model
+from rlm_jax.recipes.runs import Run
 from rlm_jax.report import inspector, plots, report, tables, token_gain_plots
 from rlm_jax.train import metrics
 

@@ -7,19 +7,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import retrievers
-from experiments.retrievers import Tower
 from rlm_jax.data.passages import Passages
 from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.method import Neighbours
 from rlm_jax.retrieval import index
 from rlm_jax.retrieval.bm25 import BM25Config
 from rlm_jax.retrieval.datastore import Datastore
+from rlm_jax.retrievers import dense, encoder_towers, lexical
+from rlm_jax.retrievers.encoder_towers import Tower
 
 BM25 = "bm25"
 
 
-class Library(NamedTuple):
+class PassageSearch(NamedTuple):
     """A collection, made searchable and readable for a language model."""
 
     passages: Passages
@@ -35,26 +35,26 @@ def load(
     tower: Tower | None = None,
     *,
     max_rows: int = 0,
-) -> Library:
+) -> PassageSearch:
     """The passages with the configured retriever, or with ``tower``.
 
     Args:
       config: has ``text`` and ``search``, and ``documents`` with retriever and length.
       folder: keeps the index.
-      max_rows: as for `retrievers.searcher`.
+      max_rows: as for `dense.searcher`.
     """
     tokens = document_tokens(config, passages, tokenizer)
     if tower is None and config.documents.retriever == BM25:
-        by_words = retrievers.open_bm25(passages, folder / BM25, BM25Config())
-        return Library(passages, by_words.search, tokens)
-    tower = tower or retrievers.load_tower(config.documents.retriever)
-    key = retrievers.fingerprints(tower)["encoder"][:8]
+        by_words = lexical.open_index(passages, folder / BM25, BM25Config())
+        return PassageSearch(passages, by_words.search, tokens)
+    tower = tower or encoder_towers.load(config.documents.retriever)
+    key = encoder_towers.fingerprints(tower)["encoder"][:8]
     store = encoded(config, passages, tower, folder / f"vectors-{key}")
     # Of what asks, the words before the stride matter most.
-    find = retrievers.searcher(
+    find = dense.searcher(
         tower, store, config.text, config.search, max_rows=max_rows, keep="last"
     )
-    return Library(passages, find, tokens)
+    return PassageSearch(passages, find, tokens)
 
 
 def encoded(
@@ -66,7 +66,7 @@ def encoded(
     alone: bool = True,
 ) -> Datastore:
     """The passages' vectors, in ``folder``; ``alone`` is as in `encode_collection`."""
-    store, _ = retrievers.encode_collection(
+    store, _ = dense.encode_collection(
         tower,
         passages,
         passages.fingerprint,
@@ -95,7 +95,7 @@ def document_tokens(
 
 
 def find(
-    questions: Sequence[str], shelf: Library, out: np.ndarray, num: int
+    questions: Sequence[str], shelf: PassageSearch, out: np.ndarray, num: int
 ) -> Neighbours:
     """The best ``num`` passages of each question but those that ``out`` marks."""
     return index.first_kept(
@@ -103,7 +103,7 @@ def find(
     )
 
 
-def search_deep(questions: Sequence[str], shelf: Library, num: int) -> Neighbours:
+def search_deep(questions: Sequence[str], shelf: PassageSearch, num: int) -> Neighbours:
     """More passages of each question than ``num``, some of which may not do."""
     return shelf.search(questions, depth(num, len(shelf.passages)))
 

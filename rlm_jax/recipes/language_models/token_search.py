@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import language_model
-from experiments.launch import Run
 from rlm_jax import terminal
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import controls, knn
 from rlm_jax.method import Method, Params
+from rlm_jax.recipes import language_model
+from rlm_jax.recipes.runs import Run
 from rlm_jax.retrieval import datastore, encode_stream, exact, index, scann
 
 

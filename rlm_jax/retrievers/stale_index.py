@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 
-from experiments import retrievers
-from experiments.retrievers import SearchConfig, TextConfig, Tower
 from rlm_jax.data.passages import Passages
 from rlm_jax.method import Batch, Neighbours, Params
 from rlm_jax.retrieval import datastore, encode_passages, encode_stream, index, refresh
+from rlm_jax.retrievers import dense, encoder_towers
+from rlm_jax.retrievers.dense import SearchConfig
+from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
 
 ENCODER, QUESTIONS = "encoder", "question_encoder"
 VECTORS = "vectors"
@@ -44,7 +45,7 @@ class StaleIndex:
           search: how they are encoded and searched.
         """
         self.folder, self.passages, self.tower = folder, passages, tower
-        self.text = retrievers.cut(text, tower.config)
+        self.text = encoder_towers.cut(text, tower.config)
         self.search = search
         self._encode_queries = encode_queries
         self._open: dict[int, index.Index] = {}
@@ -61,18 +62,18 @@ class StaleIndex:
 
         def snapshot(files: pathlib.Path) -> None:
             tower = self.tower._replace(params=passage_params)
-            retrievers.save_tower(files / ENCODER, tower)
+            encoder_towers.save(files / ENCODER, tower)
             if not _equal(passage_params, query_params):
                 tower = self.tower._replace(params=query_params)
-                retrievers.save_tower(files / QUESTIONS, tower)
+                encoder_towers.save(files / QUESTIONS, tower)
 
         files = refresh.begin(
             self.folder, step, self._identity, passage_params, snapshot
         )
         if files is None:
             return
-        tower = retrievers.load_tower(files / ENCODER, self.tower.config)
-        retrievers.encode_collection(
+        tower = encoder_towers.load(files / ENCODER, self.tower.config)
+        dense.encode_collection(
             tower,
             self.passages,
             self.passages.fingerprint,
@@ -91,7 +92,7 @@ class StaleIndex:
         """What encoded queries at the step of an index."""
         files = refresh.files(self.folder, step, self._identity)
         name = QUESTIONS if (files / QUESTIONS).exists() else ENCODER
-        return retrievers.load_tower(files / name, self.tower.config).params
+        return encoder_towers.load(files / name, self.tower.config).params
 
     def find(
         self,
@@ -135,7 +136,7 @@ class StaleIndex:
         if step not in self._open:
             files = refresh.files(self.folder, step, self._identity)
             store = datastore.open(files / VECTORS)
-            self._open[step] = retrievers.open_index(store, self.search)
+            self._open[step] = dense.open_index(store, self.search)
         return self._open[step]
 
 

@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from experiments import documents, language_model
-from experiments.library import Library
-from experiments.reporting import piece
 from rlm_jax import method
 from rlm_jax.evaluate import knn, token_memory
+from rlm_jax.recipes import language_model
+from rlm_jax.recipes.reporting import piece
+from rlm_jax.recipes.with_passages import documents
 from rlm_jax.report.inspector import Neighbour, Position
+from rlm_jax.retrievers.passage_search import PassageSearch
 
 CONTEXT = 24
 """Tokens of left context that are shown."""
@@ -84,7 +85,7 @@ def of_documents(
     found: method.Neighbours,
     log_probs: dict[str, np.ndarray],
     weights: np.ndarray,
-    shelf: Library,
+    shelf: PassageSearch,
 ) -> list[Position]:
     """The heaviest documents of a stride; ``weights``, [S, K], are what made its p."""
     chosen = choose(log_probs)

@@ -6,24 +6,20 @@ import pathlib
 import jax
 import numpy as np
 
-from experiments import (
-    documents,
-    feedback,
-    launch,
-    presets,
-    retrievers,
-    training,
-)
-from experiments.documents import Part, Setting
-from experiments.library import Library
-from experiments.retrievers import Tower
 from rlm_jax.data import contrastive
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Neighbours
 from rlm_jax.methods import reranker
 from rlm_jax.methods.reranker import RerankerConfig
+from rlm_jax.models import encoder
 from rlm_jax.models.encoder import EncoderConfig
-from rlm_jax.train import parallel
+from rlm_jax.recipes import runs
+from rlm_jax.recipes.with_passages import documents, lm_supervision
+from rlm_jax.recipes.with_passages.documents import Part, Setting
+from rlm_jax.retrievers import dense, encoder_towers
+from rlm_jax.retrievers.encoder_towers import Tower
+from rlm_jax.retrievers.passage_search import PassageSearch
+from rlm_jax.train import fit, parallel
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
@@ -36,7 +32,7 @@ class TrainingConfig:
     """
 
     init_from: str = ""  # folder of an encoder to start from; empty: from scratch
-    encoder: EncoderConfig = dataclasses.field(default_factory=presets.tiny_encoder)
+    encoder: EncoderConfig = dataclasses.field(default_factory=encoder.small)
     vocab_size: int = 8192  # of the WordPiece, from scratch
     length: int = 160  # tokens of a pair, at most; no more than the encoder's
     batch_size: int = 16  # places of the text in a step, over all devices
@@ -50,7 +46,7 @@ def train(
     config: TrainingConfig,
     experiment: documents.Experiment,
     setting: Setting,
-    shelf: Library,
+    shelf: PassageSearch,
     workdir: pathlib.Path,
 ) -> Tower:
     """Trained on the training split, for `scores`; a rerun goes on in ``workdir``.
@@ -63,20 +59,20 @@ def train(
             "The reranker is trained by one process; start one, which uses all of its "
             "devices."
         )
-    launch.claim_part(workdir, feedback.identity(setting, config))
+    runs.claim_part(workdir, lm_supervision.identity(setting, config))
     tower = _initial(config, setting)
     method = reranker.reranker(RerankerConfig(tower.config, k=experiment.documents.num))
-    own = feedback.own_documents(setting)
+    own = lm_supervision.own_documents(setting)
     mine = parallel.local_rows(config.batch_size, accumulate=config.train.accumulate)
 
     def batch_at(step: int) -> Batch:
         seed, size = config.train.seed, config.batch_size
-        places = feedback.draw(experiment, setting.text, seed, step, size)[mine]
+        places = lm_supervision.draw(experiment, setting.text, seed, step, size)[mine]
         num = experiment.documents.num
-        found = feedback.search(
+        found = lm_supervision.search(
             experiment, setting.text, shelf.search, len(shelf.passages), places, num
         )
-        made = feedback.examples(
+        made = lm_supervision.examples(
             experiment, setting.model, setting.text, shelf.tokens, own, places,
             found.ids, num,
         )  # fmt: skip
@@ -92,7 +88,7 @@ def train(
             "weight": np.ones(len(places), np.float32),
         }
 
-    params = training.train(
+    params = fit.train(
         method,
         batch_at,
         config.optim,
@@ -105,17 +101,17 @@ def train(
 
 def scores(
     config: TrainingConfig,
-    search: retrievers.SearchConfig,
+    search: dense.SearchConfig,
     tower: Tower,
     setting: Setting,
-    shelf: Library,
+    shelf: PassageSearch,
     some: Part,
     found: Neighbours,
 ) -> np.ndarray:
     """f(x, d) of each stride's documents, float32 [S, K]; -inf where absent."""
     questions = documents.questions(setting.text, some.tokens, some.at)
     rows = pairs(config, tower, questions, shelf, found)
-    encoder = retrievers.encoder_of(tower, search, _length(config, tower))
+    encoder = dense.encoder_of(tower, search, _length(config, tower))
     values = encoder(rows).reshape(found.ids.shape)
     return np.where(found.ids >= 0, values, -np.inf)
 
@@ -124,7 +120,7 @@ def pairs(
     config: TrainingConfig,
     tower: Tower,
     questions: list[str],
-    shelf: Library,
+    shelf: PassageSearch,
     found: Neighbours,
 ) -> list[np.ndarray]:
     """[CLS] question [SEP] document [SEP] of every place and document, in order."""
@@ -143,13 +139,13 @@ def _initial(config: TrainingConfig, setting: Setting) -> Tower:
     ends = {"pooling": "cls", "projection": 1, "normalise": False}
     key = jax.random.key(config.train.seed)
     if not config.init_from:
-        reader = retrievers.train_tokenizer(setting.passages, config.vocab_size)
+        reader = encoder_towers.train_tokenizer(setting.passages, config.vocab_size)
         encoder = dataclasses.replace(
             config.encoder, vocab_size=reader.vocab_size, pad_id=reader.pad_id, **ends
         )
         params = reranker.reranker(RerankerConfig(encoder)).init(key)
         return Tower(encoder, jax.device_get(params), reader)
-    tower = retrievers.load_tower(config.init_from, config.encoder)
+    tower = encoder_towers.load(config.init_from, config.encoder)
     encoder = dataclasses.replace(tower.config, **ends)
     fresh = jax.device_get(reranker.reranker(RerankerConfig(encoder)).init(key))
     body = {name: x for name, x in tower.params.items() if name != "projection"}

@@ -1,4 +1,4 @@
-"""How a run is asked: what launchers write down, and `experiments.search` reads."""
+"""How a run is searched: what recipes write down for whoever searches it later."""
 
 import dataclasses
 import json
@@ -6,14 +6,15 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from experiments import retrievers
-from experiments.retrievers import SearchConfig, TextConfig, Tower
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 from rlm_jax.report import report
 from rlm_jax.retrieval import bm25, datastore
+from rlm_jax.retrievers import dense, encoder_towers, lexical
+from rlm_jax.retrievers.dense import SearchConfig
+from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
 
 FILE = "searcher.json"
 
@@ -55,7 +56,7 @@ def publish_dense(
     """
     searcher = {
         "encoder": encoder,
-        "questions": retrievers.fingerprints(questions),
+        "questions": encoder_towers.fingerprints(questions),
         "vectors": vectors,
         "text": dataclasses.asdict(config.text),
         "search": dataclasses.asdict(config.search),
@@ -86,13 +87,13 @@ def open_run(
         )
     if "bm25" in record:
         config = bm25.BM25Config(**record["bm25"])
-        return passages, retrievers.open_bm25(passages, workdir / "bm25", config).search
-    tower = retrievers.load_tower(workdir / record["encoder"])
-    if retrievers.fingerprints(tower) != record["questions"]:
+        return passages, lexical.open_index(passages, workdir / "bm25", config).search
+    tower = encoder_towers.load(workdir / record["encoder"])
+    if encoder_towers.fingerprints(tower) != record["questions"]:
         raise UserError(
             f"The encoder {workdir / record['encoder']} is not the one that {workdir} "
             "was made with; put it back, or encode the passages again."
         )
     text, search = TextConfig(**record["text"]), SearchConfig(**record["search"])
     store = datastore.open(workdir / record["vectors"])
-    return passages, retrievers.searcher(tower, store, text, search, max_rows=1)
+    return passages, dense.searcher(tower, store, text, search, max_rows=1)

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.language_model import Text
 from rlm_jax import terminal
 from rlm_jax.data import corpora, overlap
 from rlm_jax.data.passages import Passages
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate.in_context import Strides
+from rlm_jax.recipes.language_model import Text
 from rlm_jax.retrieval.chunk_database import Chunks
 from rlm_jax.storage import cache
 

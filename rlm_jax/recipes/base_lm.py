@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import language_model, launch
-from experiments.language_model import DataConfig, Text
 from rlm_jax import pretrained, processes, terminal
 from rlm_jax.data import corpora, token_store, tokenizers
 from rlm_jax.data.tokenizers import Tokenizer
@@ -19,6 +17,8 @@ from rlm_jax.evaluate.in_context import LogProbs
 from rlm_jax.method import Params
 from rlm_jax.models import scoring
 from rlm_jax.models.decoder import DecoderConfig
+from rlm_jax.recipes import language_model, runs
+from rlm_jax.recipes.language_model import DataConfig, Text
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.train import checkpoint
 
@@ -133,7 +133,7 @@ def _trained(workdir: pathlib.Path, dtype: str) -> Given:
         raise UserError(
             f"The run in {workdir} is one of RETRO, which does not read documents as "
             "text; name one of a plain decoder, or continue a text with "
-            "experiments.retro --config.prompt."
+            "rlm_jax.recipes.chunks.retro --config.prompt."
         )
     if system in ("knn_lm", "trime"):
         terminal.say(
@@ -146,7 +146,7 @@ def _trained(workdir: pathlib.Path, dtype: str) -> Given:
         text = Text(tokenizer, token_store.build(corpora.load(data.corpus), tokenizer))
     else:
         text = language_model.load_text(data)
-    stored = launch.configuration(workdir, text.fingerprint)
+    stored = runs.configuration(workdir, text.fingerprint)
     config = DecoderConfig(
         **stored["method"]["decoder"]
         | {"vocab_size": text.tokenizer.vocab_size, "dtype": dtype, "dropout": 0.0}

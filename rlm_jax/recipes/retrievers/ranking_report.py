@@ -8,20 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import launch, retrievers, searcher
-from experiments.launch import Run
-from experiments.retrievers import (
-    Collection,
-    CollectionConfig,
-    SearchConfig,
-    TextConfig,
-    Tower,
-)
 from rlm_jax import terminal
+from rlm_jax.data.collections import Collection, CollectionConfig
 from rlm_jax.evaluate import answers, ranking
 from rlm_jax.method import Neighbours
+from rlm_jax.recipes import runs
+from rlm_jax.recipes.runs import Run
 from rlm_jax.report import plots, report, tables
 from rlm_jax.retrieval import encode_stream
+from rlm_jax.retrievers import dense, encoder_towers, lexical, published_index
+from rlm_jax.retrievers.dense import SearchConfig
+from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
 from rlm_jax.storage import atomic
 from rlm_jax.train import metrics
 from rlm_jax.train.loop import TrainConfig
@@ -129,7 +126,7 @@ def evaluate(
     run: Run,
     collection: Collection,
     towers: Mapping[str, Towers],
-    phases: launch.Phases,
+    phases: runs.Phases,
     *,
     curves: Mapping[str, pathlib.Path],
     protocol: Mapping[str, Any] | None = None,
@@ -148,7 +145,7 @@ def evaluate(
         made_by = encode_stream.fingerprint(passage.params)
         folder = f"vectors/{name}-{made_by}"
         with phases("encode"):
-            store, padding = retrievers.encode_collection(
+            store, padding = dense.encode_collection(
                 passage,
                 collection.passages,
                 collection.passages.fingerprint,
@@ -160,7 +157,7 @@ def evaluate(
         if name == REAL:
             _keep(run, config, collection, towers[name], folder)
         with phases("search"):
-            found[name] = retrievers.search_dense(
+            found[name] = dense.search(
                 question, store, collection.texts, config.text, config.search
             )
     return judged(
@@ -177,12 +174,12 @@ def evaluate(
 
 def _keep(run: Run, config: Any, collection, towers: Towers, vectors: str) -> None:
     """Leaves a trained retriever in the workdir, to be searched and loaded with."""
-    retrievers.save_tower(run.workdir / "encoder", towers.passage)
+    encoder_towers.save(run.workdir / "encoder", towers.passage)
     own = "encoder"
     if towers.question is not towers.passage:
         own = "question_encoder"
-        retrievers.save_tower(run.workdir / own, towers.question)
-    searcher.publish_dense(
+        encoder_towers.save(run.workdir / own, towers.question)
+    published_index.publish_dense(
         run.workdir,
         collection.passages,
         config,
@@ -197,7 +194,7 @@ def judged(
     config: Any,
     collection: Collection,
     found: Neighbours,
-    phases: launch.Phases,
+    phases: runs.Phases,
     *,
     curves: Mapping[str, pathlib.Path],
     protocol: Mapping[str, Any],
@@ -205,7 +202,7 @@ def judged(
 ) -> report.Report:
     """`finish` for a dense retriever, with BM25 as a control beside the others."""
     with phases("bm25"):
-        by_words = retrievers.search_bm25(
+        by_words = lexical.search(
             collection.passages,
             collection.texts,
             config.search.k,

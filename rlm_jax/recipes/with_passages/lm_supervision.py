@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import documents, leaks, library
-from experiments.given_model import Given
-from experiments.language_model import Text
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.in_context import Strides
 from rlm_jax.method import Neighbours
+from rlm_jax.recipes.base_lm import Given
+from rlm_jax.recipes.language_model import Text
+from rlm_jax.recipes.with_passages import contamination, documents
 from rlm_jax.retrieval import index
+from rlm_jax.retrievers import passage_search
 
 
 def search(
@@ -36,7 +37,7 @@ def search(
       num_passages: that there are.
       places: int [N]; see `examples`.
     """
-    deep = library.depth(num, num_passages)
+    deep = passage_search.depth(num, num_passages)
     return find(questions(config, text, places), deep)
 
 
@@ -58,7 +59,7 @@ def examples(
     model: Given,
     text: Text,
     document: Callable[[int], np.ndarray],
-    own: leaks.OwnDocuments,
+    own: contamination.OwnDocuments,
     places: np.ndarray,
     candidates: np.ndarray,
     num: int,
@@ -97,10 +98,12 @@ def examples(
     return Examples(asked, found, np.where(found.ids >= 0, likelihoods, 0.0))
 
 
-def own_documents(setting: documents.Setting) -> leaks.OwnDocuments:
+def own_documents(setting: documents.Setting) -> contamination.OwnDocuments:
     """Of the training text, by which its places are told from their passages."""
     num_words = setting.config.documents.overlap
-    return leaks.OwnDocuments(setting.passages, setting.text, "train", num_words)
+    return contamination.OwnDocuments(
+        setting.passages, setting.text, "train", num_words
+    )
 
 
 def identity(setting: documents.Setting, trained: Any) -> dict[str, Any]:

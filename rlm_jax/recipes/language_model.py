@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import dry_run, launch, training
-from experiments.launch import Run
-from rlm_jax import processes, terminal
+from rlm_jax import method, processes, terminal
 from rlm_jax.data import batching, corpora, token_store, tokenizers
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import perplexity
 from rlm_jax.method import Method, Params
-from rlm_jax.train import checkpoint, loop
+from rlm_jax.recipes import runs
+from rlm_jax.recipes.runs import Run
+from rlm_jax.train import checkpoint, dry_run, fit, loop
 from rlm_jax.train.optim import OptimConfig
 
 
@@ -99,7 +99,7 @@ def with_vocabulary(config: Any, text: Text) -> Any:
     return dataclasses.replace(config, method=method)
 
 
-def batches(config: DataConfig, split: token_store.TokenSplit) -> batching.Batches:
+def batches(config: DataConfig, split: token_store.TokenSplit) -> method.Batches:
     """The batches of a split in the configured order."""
     size: dict[str, Any] = {"batch_size": config.batch_size, "length": config.length}
     group = {"segments_per_group": config.segments_per_group}
@@ -156,9 +156,9 @@ def train(
             f"multiple of {accumulate * data.segments_per_group}."
         )
     note_untrained(data.length, config.evaluate.window, "windows at evaluation")
-    return training.train(
+    return fit.train(
         method,
-        training.from_batches(
+        fit.from_batches(
             batches(data, text.store.split("train")), data.batch_size, config.train
         ),
         config.optim,
@@ -182,7 +182,7 @@ def _continue_from(
     processes.wait("before continue_from")
     if begun:
         return
-    launch.configuration(source, text.fingerprint)
+    runs.configuration(source, text.fingerprint)
     done = checkpoint.latest_step(pathlib.Path(source) / "checkpoints")
     if done > steps:
         raise UserError(
@@ -194,13 +194,13 @@ def _continue_from(
     processes.wait("continue_from")
 
 
-def _validation(method: Method, config: Experiment, text: Text) -> training.Validation:
+def _validation(method: Method, config: Experiment, text: Text) -> fit.Validation:
     data = config.data
     if data.order in ("similar", "related"):  # no walk for a few batches
         data = dataclasses.replace(data, order="shuffled")
     some = batches(data, text.store.split("validation"))
     count = config.evaluate.validation_batches
-    return training.validation(method, some, data.batch_size, count)
+    return fit.validation_of(method, some, data.batch_size, count)
 
 
 def describe(method: Method, config: Experiment, text: Text) -> None:

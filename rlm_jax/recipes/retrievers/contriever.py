@@ -1,0 +1,142 @@
+"""Contriever: a retriever trained on text alone, judged on questions it never saw.
+
+python -m experiments.contriever --preset tiny --workdir runs/contriever
+"""
+
+import dataclasses
+import functools
+
+import jax
+
+from rlm_jax import pretrained
+from rlm_jax.data import (
+    collections,
+    contrastive,
+    corpora,
+    text_encoding,
+    token_store,
+    tokenizers,
+)
+from rlm_jax.errors import UserError
+from rlm_jax.method import Method
+from rlm_jax.methods import contriever
+from rlm_jax.methods.contriever import ContrieverConfig, InBatchConfig
+from rlm_jax.recipes import runs
+from rlm_jax.recipes.retrievers import ranking_report
+from rlm_jax.recipes.retrievers.ranking_report import Experiment, Towers
+from rlm_jax.recipes.runs import Run, recipe
+from rlm_jax.retrievers import encoder_towers
+from rlm_jax.retrievers.encoder_towers import Tower
+from rlm_jax.train import dry_run, fit
+
+
+@dataclasses.dataclass
+class CropsConfig:
+    """Which text, in which tokens, and how it is cropped."""
+
+    corpus: str = "stdlib"  # stdlib, text:PATH, jsonl:PATH or a TFDS name
+    tokenizer: str = "wordpiece"  # wordpiece, trained here, or hf:PATH/tokenizer.json
+    vocab_size: int = 8192  # of wordpiece
+    window: int = 256  # tokens, of which two crops are taken
+    smallest: float = 0.05  # share of the window
+    largest: float = 0.5
+    deletion: float = 0.1  # of a token, before it is encoded
+
+
+@dataclasses.dataclass
+class Config(Experiment):
+    """Training on crops, and the collection on which the retriever is judged."""
+
+    crops: CropsConfig = dataclasses.field(default_factory=CropsConfig)
+    method: ContrieverConfig = dataclasses.field(default_factory=ContrieverConfig)
+    negatives: str = "queue"  # queue (MoCo) or batch
+
+
+SAME = ("crops", "method", "negatives", "init_from", "batch_size", "optim")
+
+
+@recipe("contriever")
+def run(config: Config, here: Run):
+    """Train on crops, encode the collection, search it, judge, report."""
+    phases = runs.Phases()
+    with phases("data"):
+        corpus = corpora.load(config.crops.corpus)
+        tokenizer = tokenizers.build(
+            config.crops.tokenizer, corpus, vocab_size=config.crops.vocab_size
+        )
+        store = token_store.build(corpus, tokenizer)
+        collection = collections.load(config.collection)
+    runs.claim(here, config, store.fingerprint, same=SAME)
+    reader = text_encoding.parse(tokenizer.content)
+    config, initial = _encoder(config, reader)
+    method = _method(config)
+    batches = functools.partial(_crops, config.crops, reader)
+    training = batches(store.split("train"), config.batch_size)
+    if here.dry_run:
+        collections.describe(collection)
+        return dry_run.describe(method, training, config)
+    with phases("train"):
+        params = fit.train_on_batches(
+            method,
+            training,
+            batches(store.split("validation"), config.batch_size),
+            config,
+            here.workdir,
+            initial_params=initial,
+        )
+    runs.leave_to_first()
+    if initial is None:
+        initial = method.init(jax.random.key(config.train.seed))
+    towers = {}
+    for name, some in ((ranking_report.REAL, params), ("init", initial)):
+        tower = Tower(config.method.encoder, some, reader)
+        towers[name] = Towers(tower, tower)
+    return ranking_report.evaluate(
+        config, here, collection, towers, phases, curves={"Contriever": here.workdir}
+    )
+
+
+def _encoder(config: Config, reader: text_encoding.TextTokenizer):
+    """The configuration with its encoder's sizes, and the parameters to start from."""
+    encoder, initial = config.method.encoder, None
+    changes = {"vocab_size": reader.vocab_size, "pad_id": reader.pad_id}
+    if config.init_from:
+        tower = encoder_towers.load(config.init_from, encoder)
+        if tower.tokenizer.fingerprint != reader.fingerprint:
+            raise UserError(
+                f"The encoder {config.init_from} reads with another tokenizer; give "
+                f"--config.crops.tokenizer=hf:{config.init_from}/tokenizer.json."
+            )
+        encoder, initial, changes = tower.config, tower.params, {}
+    encoder = dataclasses.replace(encoder, **changes)
+    pretrained.check_layout(encoder)  # before it is trained, not after
+    method = dataclasses.replace(config.method, encoder=encoder)
+    return dataclasses.replace(config, method=method), initial
+
+
+def _method(config: Config) -> Method:
+    c = config.method
+    makers = {
+        "queue": lambda: contriever.contriever(c),
+        "batch": lambda: contriever.contriever_in_batch(
+            InBatchConfig(c.encoder, c.temperature, c.label_smoothing, k=c.k)
+        ),
+    }
+    if config.negatives not in makers:
+        raise UserError(
+            f"negatives is {config.negatives!r}; choose one of {', '.join(makers)}."
+        )
+    return makers[config.negatives]()
+
+
+def _crops(config: CropsConfig, reader, split, batch_size):
+    return contrastive.crops(
+        split,
+        cls_id=reader.cls_id,
+        sep_id=reader.sep_id,
+        pad_id=reader.pad_id,
+        batch_size=batch_size,
+        window=config.window,
+        crop=(config.smallest, config.largest),
+        deletion=config.deletion,
+    )

@@ -1,0 +1,286 @@
+"""A run's folder: whose it is, what was done there, and how long that took."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from rlm_jax import processes
+from rlm_jax.errors import UserError
+from rlm_jax.report import report
+from rlm_jax.storage import atomic, locks
+
+Config = TypeVar("Config", contravariant=True)
+Result = TypeVar("Result", covariant=True)
+
+LOCK = ".lock"
+
+
+CONFIG = "config.json"
+
+
+class Run(NamedTuple):
+    """What a recipe was asked to do, beside its configuration."""
+
+    system: str
+    preset: str
+    workdir: pathlib.Path
+    dry_run: bool
+
+
+class Recipe(Protocol[Config, Result]):
+    """A system from corpus to report, as a function of a configuration.
+
+    What is whole in the workdir is not done again. ``preset`` is told in the report. A
+    dry run builds everything, shows its size, trains nothing and writes nothing.
+
+    Raises:
+      UserError: input that does not do, before any work is done.
+    """
+
+    def __call__(
+        self,
+        config: Config,
+        workdir: str | pathlib.Path,
+        *,
+        preset: str = "custom",
+        dry_run: bool = False,
+    ) -> Result: ...
+
+
+def recipe(
+    system: str,
+) -> Callable[[Callable[[Config, Run], Result]], Recipe[Config, Result]]:
+    """Makes a recipe of ``execute(config, run)``, alone in its workdir meanwhile."""
+
+    def make(execute: Callable[[Config, Run], Result]) -> Recipe[Config, Result]:
+        def run(config, workdir, *, preset="custom", dry_run=False):
+            here = Run(system, preset, pathlib.Path(workdir), dry_run)
+            with contextlib.nullcontext() if dry_run else _alone(here.workdir):
+                return execute(config, here)
+
+        run.__doc__, run.__module__ = execute.__doc__, execute.__module__
+        return run
+
+    return make
+
+
+@contextlib.contextmanager
+def _alone(workdir: pathlib.Path):
+    """Meanwhile no other launcher may write the workdir.
+
+    Of several processes of a run the first holds the lock, and all learn if it cannot.
+    """
+    held = processes.by_first(functools.partial(_lock, workdir), f"work in {workdir}")
+    try:
+        yield
+    finally:
+        if held is not None:
+            left = list(workdir.glob("*"))
+            if {path.name for path in left} <= {LOCK, CONFIG}:  # nothing was done
+                for path in left:
+                    path.unlink()
+                workdir.rmdir()
+            os.close(held)
+
+
+def _lock(workdir: pathlib.Path) -> int:
+    """The descriptor of the workdir's lock, which ends with the process that has it."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        held = locks.try_lock(workdir / LOCK)
+    except OSError as error:
+        raise _unwritable(workdir, error) from error
+    if held is None:
+        raise UserError(
+            f"Another process is at work in the workdir {workdir}; wait for it, stop "
+            "it, or choose another --workdir."
+        )
+    return held
+
+
+def _unwritable(workdir: pathlib.Path, error: OSError) -> UserError:
+    return UserError(
+        f"The workdir {workdir} cannot be written ({error.strerror}); choose another "
+        "--workdir or make room there."
+    )
+
+
+class Phases:
+    """Wall-clock seconds by phase of a run."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+
+def leave_to_first() -> None:
+    """After training: the first of several processes scores and reports alone."""
+    if processes.several():
+        first = processes.is_first()
+        processes.leave()
+        if not first:
+            sys.exit(0)
+
+
+def finished(run: Run, config: Any, text: str) -> report.Report | None:
+    """The report of this configuration and text in the workdir, if there is one."""
+    written = run.workdir / "report.json"
+    ours = _fields(run, config, text)
+    if not written.exists() or _completed(run, config) != ours:
+        return None
+    return report.read(written)
+
+
+def configuration(workdir: str | pathlib.Path, text: str) -> dict[str, Any]:
+    """The configuration of another run on the same text.
+
+    Raises:
+      UserError: there is no run in that workdir, or its text or tokenizer is another.
+    """
+    stored = _stored(pathlib.Path(workdir))
+    if stored is None or "method" not in stored:
+        raise UserError(
+            f"There is no run in {workdir}; name the workdir of one that was trained."
+        )
+    if stored.get("fingerprint") != text:
+        raise UserError(
+            f"The run in {workdir} was trained on another text or tokenizer; give the "
+            "--config.data it was trained with."
+        )
+    return stored
+
+
+def claim(
+    run: Run,
+    config: Any,
+    text: str,
+    *,
+    same: tuple[str, ...],
+    unused: tuple[str, ...] = (),
+) -> None:
+    """Make the workdir this run's, or check that it already is.
+
+    ``config.json`` keeps the configuration and the fingerprint of the text (tokens):
+    the same names may stand for another text tomorrow. A rerun may change how long to
+    train and what to evaluate, but not the fields named in ``same``; the report of
+    another configuration goes. Fields in ``unused``, on which nothing that this run
+    leaves there depends, stay as they are stored. Of several processes the first one
+    writes; a dry run writes nothing.
+
+    Raises:
+      UserError: the workdir holds another run, or cannot be written.
+    """
+    ours, theirs = _fields(run, config, text), _completed(run, config)
+    if theirs is not None:
+        ours |= {field: theirs[field] for field in unused if field in theirs}
+    for field in ("system", *same, "fingerprint"):
+        if theirs is None:
+            break
+        where = _difference(field, theirs.get(field), ours.get(field))
+        if where:
+            raise UserError(
+                f"The workdir {run.workdir} belongs to another run: {where}; "
+                "choose another --workdir or the same configuration."
+            )
+
+    def write() -> None:
+        path = run.workdir / CONFIG
+        try:
+            run.workdir.mkdir(parents=True, exist_ok=True)
+            with atomic.replacing(path) as partial:
+                partial.write_text(json.dumps(ours, indent=1) + "\n")
+                if ours != theirs:
+                    (run.workdir / "report.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(run.workdir, error) from error
+
+    if not run.dry_run:
+        processes.by_first(write, f"write {run.workdir}")
+
+
+def claim_part(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
+    """Make a folder of the workdir that of one trained part, or check that it is.
+
+    A run's own configuration may change from rerun to rerun where it says how to
+    evaluate; what a part was trained with may not.
+
+    Raises:
+      UserError: it was trained with something else, which is named.
+    """
+    path = folder / "identity.json"
+    ours = json.loads(json.dumps(identity))
+    if path.exists():
+        where = _difference("it", json.loads(path.read_text()), ours)
+        if where:
+            raise UserError(
+                f"What was trained in {folder} is of another configuration: "
+                f"{where.removeprefix('it.')}; choose another --workdir."
+            )
+    elif processes.is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        report.write(path, ours)
+
+
+def _fields(run: Run, config: Any, text: str) -> dict[str, Any]:
+    """What config.json holds."""
+    return {
+        "system": run.system,
+        "fingerprint": text,
+        **json.loads(json.dumps(dataclasses.asdict(config))),
+    }
+
+
+def _stored(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The config.json of a workdir; None where there is none yet."""
+    path = workdir / CONFIG
+    try:
+        stored = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); choose another --workdir."
+        ) from error
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} is no configuration; choose another --workdir.")
+    return stored
+
+
+def _completed(run: Run, config: Any) -> dict[str, Any] | None:
+    """The stored configuration; a field it is too old to have is as its default."""
+    stored = _stored(run.workdir)
+    if stored is None or stored.get("system") != run.system:
+        return stored
+
+    def fill(theirs: Any, default: Any) -> Any:
+        if not isinstance(theirs, dict) or not isinstance(default, dict):
+            return theirs
+        return default | {k: fill(v, default.get(k)) for k, v in theirs.items()}
+
+    return fill(stored, _fields(run, type(config)(), ""))
+
+
+def _difference(name: str, theirs: Any, ours: Any) -> str | None:
+    """The first field in which two configurations differ, in words."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in sorted(theirs.keys() | ours.keys()):
+            where = _difference(f"{name}.{key}", theirs.get(key), ours.get(key))
+            if where:
+                return where
+        return None
+    return None if theirs == ours else f"{name} is {theirs!r} there and {ours!r} here"

@@ -1,0 +1,176 @@
+"""Dense retrieval: texts to vectors by an encoder, and questions to passages."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rlm_jax import terminal
+from rlm_jax.data.passages import Passage
+from rlm_jax.errors import UserError
+from rlm_jax.method import Neighbours
+from rlm_jax.models.encoder import embedder
+from rlm_jax.retrieval import (
+    datastore,
+    encode_passages,
+    index,
+    scann,
+)
+from rlm_jax.retrieval.index import TARGET_RECALL
+from rlm_jax.retrievers import encoder_towers
+from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
+
+
+@dataclasses.dataclass
+class SearchConfig:
+    """How a collection is encoded and searched."""
+
+    k: int = 100  # passages a question
+    index: str = "auto"  # auto (by the number of passages), exact or scann
+    target_recall: float = TARGET_RECALL  # of ScaNN's ten nearest
+    kept: str = "float32"  # what ScaNN scores its best with: float32, bfloat16 or int8
+    dtype: str = "float32"  # of the stored vectors: float32, float16 or int8
+    batch_tokens: int = 8192  # of an encoder's batch, padding included
+
+
+def encode_collection(
+    tower: Tower,
+    passages: Sequence[Passage],
+    fingerprint: str,
+    text: TextConfig,
+    search: SearchConfig,
+    folder: pathlib.Path,
+    *,
+    alone: bool = True,
+) -> tuple[datastore.Datastore, dict[str, float]]:
+    """The passages' vectors on disk, built, continued or opened; and the padding.
+
+    Args:
+      fingerprint: of the passages.
+      alone: whether only this process encodes; else all of them do, together.
+    """
+    text = encoder_towers.cut(text, tower.config)
+    encoder = encoder_of(tower, search, text.passage_length)
+    with terminal.counter("encoding passages", len(passages)) as advance:
+        store = encode_passages.build(
+            encoder,
+            passages,
+            encoder_towers.passage_rows(tower.tokenizer, text),
+            folder,
+            dtype=search.dtype,
+            identity={
+                **encoder_towers.fingerprints(tower),
+                "passages": fingerprint,
+                "titles": text.titles,
+                "passage_length": text.passage_length,
+            },
+            share=(0, 1) if alone else None,
+            advance=advance,
+        )
+    return store, {"padding": encoder.padding} if encoder.counts else {}
+
+
+def encode_questions(
+    tower: Tower, texts: Sequence[str], text: TextConfig, search: SearchConfig
+) -> np.ndarray:
+    """float32 [N, D], a vector a question."""
+    length = encoder_towers.cut(text, tower.config).question_length
+    rows = tower.tokenizer.encode(list(texts), max_length=length)
+    with terminal.counter("encoding questions", len(rows)) as advance:
+        return encoder_of(tower, search, length)(rows, advance=advance)
+
+
+def encoder_of(
+    tower: Tower, search: SearchConfig, length: int, *, max_rows: int = 0
+) -> encode_passages.TextEncoder:
+    return encode_passages.TextEncoder(
+        embedder(tower.config).embed,
+        tower.params,
+        max_length=length,
+        batch_tokens=search.batch_tokens,
+        pad_id=tower.tokenizer.pad_id,
+        max_rows=max_rows,
+    )
+
+
+def open_index(
+    store: datastore.Datastore,
+    search: SearchConfig,
+    queries: np.ndarray | None = None,
+    *,
+    metric: str = "ip",
+    k: int = 10,
+) -> index.Index:
+    """The configured index; a ScaNN index stays beside the store.
+
+    A new one is tuned to find the ``k`` nearest, of ``queries``, float32 [N, D], where
+    they are given.
+    """
+    return index.choose(
+        store,
+        metric,
+        exact_below=exact_below(store, search),
+        target_recall=search.target_recall,
+        k=k,
+        kept=search.kept,
+        queries=queries,
+    )
+
+
+def exact_below(
+    store: datastore.Datastore, search: SearchConfig, field: str = "search"
+) -> int:
+    """The number of entries from which ScaNN takes over; ``field`` is search's name."""
+    check_search(search, field)
+    sizes = {"auto": index.EXACT_BELOW, "exact": store.num_entries + 1, "scann": 0}
+    return sizes[search.index]
+
+
+def check_search(search: SearchConfig, field: str = "search") -> None:
+    """Raises UserError for what a search would be refused for after the encoding."""
+    for name, known in (("index", ("auto", "exact", "scann")), ("kept", scann.KEPT)):
+        chosen = getattr(search, name)
+        if chosen not in known:
+            raise UserError(
+                f"{field}.{name} is {chosen!r}; choose one of {', '.join(known)}."
+            )
+    index.check_target(search.target_recall)
+
+
+def search(
+    questions: Tower,
+    store: datastore.Datastore,
+    texts: Sequence[str],
+    text: TextConfig,
+    search: SearchConfig,
+) -> Neighbours:
+    """The passages with the largest inner products for each question."""
+    vectors = encode_questions(questions, texts, text, search)
+    return open_index(store, search, vectors).search(vectors, search.k)
+
+
+def searcher(
+    questions: Tower,
+    store: datastore.Datastore,
+    text: TextConfig,
+    search: SearchConfig,
+    *,
+    max_rows: int = 0,
+    keep: str = "first",
+) -> Callable[[Sequence[str], int], Neighbours]:
+    """(texts, k) -> passages, for many calls: the index is opened once, and no bar.
+
+    ``keep`` says which tokens of a question that is too long are read (first or last).
+    ``max_rows`` is as for `TextEncoder`: 1 for questions that come one at a time, whose
+    few shapes are compiled once.
+    """
+    found = open_index(store, search)
+    length = encoder_towers.cut(text, questions.config).question_length
+    encoder = encoder_of(questions, search, length, max_rows=max_rows)
+
+    def answer(texts: Sequence[str], k: int) -> Neighbours:
+        rows = questions.tokenizer.encode(list(texts), max_length=length, keep=keep)
+        return found.search(encoder(rows), k)
+
+    return answer

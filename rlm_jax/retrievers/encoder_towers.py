@@ -1,0 +1,119 @@
+"""Encoders with all that they need to read text, from and to folders."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rlm_jax import pretrained
+from rlm_jax.data import text_encoding
+from rlm_jax.data.passages import Passage, Passages
+from rlm_jax.data.text_encoding import TextTokenizer
+from rlm_jax.errors import UserError
+from rlm_jax.method import Params
+from rlm_jax.models.encoder import EncoderConfig
+from rlm_jax.retrieval import (
+    encode_stream,
+)
+from rlm_jax.storage import cache
+
+TITLES = ("join", "pair", "none")
+
+
+@dataclasses.dataclass
+class TextConfig:
+    """How questions and passages become tokens."""
+
+    titles: str = "join"  # join (title, space, text), pair (two segments) or none
+    question_length: int = 64  # tokens, the marks among them
+    passage_length: int = 256
+
+
+class Tower(NamedTuple):
+    """An encoder with all that it needs to read text."""
+
+    config: EncoderConfig
+    params: Params
+    tokenizer: TextTokenizer
+
+
+def load(folder: str | pathlib.Path, wanted: EncoderConfig | None = None) -> Tower:
+    """An encoder in Hugging Face's layout: a published one, or that of a run's workdir.
+
+    Of ``wanted`` it takes what a folder cannot say (dropout, dtype, remat), and pooling
+    and normalisation where it does not.
+    """
+    folder, own = pathlib.Path(folder), pathlib.Path(folder) / "encoder"
+    if (own / "config.json").is_file():
+        if (folder / "question_encoder").is_dir():
+            raise UserError(
+                f"The run in {folder} has two encoders; name {own}, which reads "
+                f"passages, or {folder / 'question_encoder'}."
+            )
+        folder = own
+    otherwise, changes = {}, {}
+    if wanted is not None:
+        otherwise = {"pooling": wanted.pooling, "normalise": wanted.normalise}
+        changes = {n: getattr(wanted, n) for n in ("dropout", "dtype", "remat")}
+    config, params = pretrained.load_encoder(folder, otherwise=otherwise, **changes)
+    return Tower(config, params, text_encoding.load(folder))
+
+
+def save(folder: pathlib.Path, tower: Tower) -> None:
+    """Writes an encoder for `load`, Transformers and sentence-transformers."""
+    pretrained.save_encoder(folder, tower.config, tower.params, tower.tokenizer)
+
+
+def train_tokenizer(passages: Passages, vocab_size: int) -> TextTokenizer:
+    """An uncased WordPiece vocabulary of a collection, made once and cached."""
+    key = cache.fingerprint("wordpiece", passages.fingerprint, vocab_size)
+    folder = cache.root() / "tokenizers" / key[:32]
+
+    def build(there: pathlib.Path) -> None:
+        texts = (passage.joined for passage in passages)
+        text_encoding.train(texts, vocab_size=vocab_size).save(there)
+
+    return text_encoding.load(cache.once(folder, build))
+
+
+def passage_rows(
+    tokenizer: TextTokenizer, text: TextConfig
+) -> Callable[[Sequence[Passage]], list[np.ndarray]]:
+    """Some passages -> their tokens, int32 [n] each, cut at ``passage_length``."""
+    if text.titles not in TITLES:
+        raise UserError(
+            f"text.titles is {text.titles!r}; choose one of {', '.join(TITLES)}."
+        )
+    encode_texts = functools.partial(tokenizer.encode, max_length=text.passage_length)
+
+    def rows(some: Sequence[Passage]) -> list[np.ndarray]:
+        if text.titles == "pair":
+            return encode_texts([p.title for p in some], [p.text for p in some])
+        join = text.titles == "join"
+        return encode_texts([p.joined if join else p.text for p in some])
+
+    return rows
+
+
+def fingerprints(tower: Tower) -> dict[str, Any]:
+    """What vectors of a tower depend on, in a few words."""
+    config = dataclasses.asdict(tower.config)
+    for name in ("dropout", "remat", "dtype"):  # they change at most its rounding
+        del config[name]
+    return {
+        "encoder": encode_stream.fingerprint(tower.params),
+        "encoder_config": config,
+        "tokenizer": tower.tokenizer.fingerprint,
+    }
+
+
+def cut(text: TextConfig, encoder: EncoderConfig) -> TextConfig:
+    """The lengths, no longer than the encoder has positions."""
+    return dataclasses.replace(
+        text,
+        passage_length=min(text.passage_length, encoder.max_length),
+        question_length=min(text.question_length, encoder.max_length),
+    )
