@@ -9,6 +9,7 @@ as ``retriever.refresh`` says. Evaluation is that of experiments.replug, beside 
 encoder as it was before (``init``).
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -30,6 +31,7 @@ from rlm_jax.recipes.with_passages.documents import Setting
 from rlm_jax.report import report
 from rlm_jax.retrieval import encode_stream, refresh
 from rlm_jax.retrievers import encoder_towers, passage_search
+from rlm_jax.retrievers.background import Worker, WorkerConfig
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.stale_index import StaleIndex
 from rlm_jax.train import fit, loop, parallel, rounds
@@ -53,6 +55,7 @@ class RetrieverConfig:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     refresh: RefreshConfig = dataclasses.field(default_factory=RefreshConfig)
+    worker: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
     vocab_size: int = 8192  # of the WordPiece, from scratch
 
 
@@ -124,11 +127,14 @@ def _train(
         dataclasses.replace(chosen.method, encoder=initial.config)
     )
     assert method.retrieval is not None
-    runs.claim_part(folder, lm_supervision.identity(setting, chosen))
+    identity = lm_supervision.identity(setting, chosen)
+    del identity["worker"]  # where the passages are encoded, not what comes of it
+    runs.claim_part(folder, identity)
     turns = rounds.split(
         rounds.lay_out(chosen.refresh, chosen.train.steps),
         refresh.searched(folder / CANDIDATES),
     )
+    worker = Worker(chosen.worker) if chosen.refresh.policy == "overlapped" else None
     stale = StaleIndex(
         folder / "indexes",
         setting.passages,
@@ -136,6 +142,7 @@ def _train(
         method.retrieval.encode_queries,
         config.text,
         config.search,
+        worker=worker,
     )
     log = _Staleness(config, setting, stale, turns, folder / "refreshes.json")
 
@@ -151,26 +158,18 @@ def _train(
         if processes.is_first() and saved:
             refresh.remove_candidates(folder / CANDIDATES, saved[0])
 
-    params = fit.train(
-        method,
-        None,
-        chosen.optim,
-        chosen.train,
-        folder,
-        initial_params=initial.params,
-        boundaries=rounds.boundaries(
-            turns,
-            method.retrieval,
-            Refresher(
-                start=stale.start,
-                finish=stale.finish,
-                search=search,
-                batch_at=_batches(config, setting, initial, folder / CANDIDATES),
-                keep=keep,
-            ),
+    batches = _batches(config, setting, initial, folder / CANDIDATES)
+    refresher = Refresher(stale.start, stale.finish, search, batches, keep)
+    with contextlib.closing(worker) if worker else contextlib.nullcontext():
+        params = fit.train(
+            method,
+            None,
+            chosen.optim,
+            chosen.train,
             folder,
-        ),
-    )
+            initial_params=initial.params,
+            boundaries=rounds.boundaries(turns, method.retrieval, refresher, folder),
+        )
     if turns:
         keep({turns[-1].keys_step}, [turns[-1].start])
     return initial._replace(params=params), log.refreshes
