@@ -14,7 +14,7 @@ import dataclasses
 import numpy as np
 
 from rlm_jax.errors import UserError
-from rlm_jax.method import Batch, Method, Neighbours, Retrieval
+from rlm_jax.method import Batch, Method, Neighbours, shared
 from rlm_jax.methods.lm import LMConfig, lm
 from rlm_jax.models.decoder import DecoderConfig
 from rlm_jax.ops import losses, mixtures
@@ -31,12 +31,12 @@ class KnnLMConfig:
     weight: float = 0.25  # lambda
 
 
-def knn_lm(config: KnnLMConfig, values: np.ndarray | None = None) -> Method:
+def knn_lm(config: KnnLMConfig) -> Method:
     """The method. Training is the plain language model's.
 
     ``evaluate`` wants batches with ``neighbour_similarities`` and ``neighbour_values``
-    [B, T, K], as ``retrieval.attach`` makes them from ``values``, the datastore's int32
-    [M]; ``vocabulary_loss`` beside its loss is the model without neighbours.
+    [B, T, K], as `attach` makes them; ``vocabulary_loss`` beside its loss is the model
+    without neighbours.
 
     Raises:
       UserError: a weight outside [0, 1], or a temperature that is not positive.
@@ -68,23 +68,27 @@ def knn_lm(config: KnnLMConfig, values: np.ndarray | None = None) -> Method:
     def encode(params, batch):
         return score(params, batch).keys
 
-    def attach(batch: Batch, found: Neighbours) -> Batch:
-        if values is None:
-            raise ValueError("knn_lm(config, values) attaches only with a datastore")
-        shape = (*np.shape(batch["tokens"]), found.ids.shape[-1])
-        absent = found.ids < 0
-        neighbour_values = np.where(absent, -1, values[np.maximum(found.ids, 0)])
-        return {
-            **batch,
-            "neighbour_similarities": np.where(absent, -np.inf, found.scores)
-            .astype(np.float32)
-            .reshape(shape),
-            "neighbour_values": neighbour_values.astype(np.int32).reshape(shape),
-        }
-
     return model._replace(
         evaluate=evaluate,
-        retrieval=Retrieval(
-            k=config.k, encode_queries=encode, encode_keys=encode, attach=attach
-        ),
+        retrieval=shared(config.k, encode),
     )
+
+
+def attach(batch: Batch, found: Neighbours, values: np.ndarray) -> Batch:
+    """The batch with its predictions' neighbours.
+
+    Args:
+      batch: with ``tokens`` [B, T].
+      found: [B T, K], of the predictions in order.
+      values: int32 [M], the datastore's.
+    """
+    shape = (*np.shape(batch["tokens"]), found.ids.shape[-1])
+    absent = found.ids < 0
+    neighbour_values = np.where(absent, -1, values[np.maximum(found.ids, 0)])
+    return {
+        **batch,
+        "neighbour_similarities": np.where(absent, -np.inf, found.scores)
+        .astype(np.float32)
+        .reshape(shape),
+        "neighbour_values": neighbour_values.astype(np.int32).reshape(shape),
+    }

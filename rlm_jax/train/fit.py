@@ -19,7 +19,7 @@ Validation = Callable[[Params, int], Mapping[str, float]]
 
 def train(
     method: Method,
-    batch_at: Callable[[int], Batch],
+    batch_at: loop.BatchAt | None,
     optimiser: OptimConfig,
     config: TrainConfig,
     workdir: pathlib.Path,
@@ -28,6 +28,7 @@ def train(
     initial_params: Params | None = None,
     validation: Validation | None = None,
     trainable: Callable[..., Any] | None = None,
+    boundaries: Mapping[int, loop.Enter] = {},
 ) -> Params:
     """Train, resuming from the workdir; the parameters, on the host.
 
@@ -36,6 +37,7 @@ def train(
       stop: the step to end with, before ``config.steps``, for which the schedule is
         laid out; a further call goes on from there.
       trainable: as for `optim.optimizer`.
+      boundaries: as for `loop.train`.
     """
     steps = config.steps if stop is None else stop
     state = loop.train(
@@ -47,6 +49,7 @@ def train(
         schedule=optim.schedule(optimiser, config.steps),
         initial_params=initial_params,
         evaluate=validation,
+        boundaries=boundaries,
     )
     return jax.device_get(state.params)
 

@@ -50,7 +50,7 @@ def shrink(config: Any, corpus: str, model: str = "") -> Any:
         config.reranker.encoder, config.reranker.length = ENCODER, 24
     if hasattr(config, "retriever"):
         config.retriever.method.encoder, config.retriever.method.k = ENCODER, 3
-        config.retriever.refresh_every = 1
+        config.retriever.refresh.keys_every = (1,)
     return config
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from rlm_jax.method import Batch, Method, Neighbours
-from rlm_jax.methods import METHODS
+from rlm_jax.methods import METHODS, knn_lm
 from rlm_jax.models.decoder import modern
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.models.neighbours import NeighbourEncoderConfig
@@ -71,10 +71,8 @@ def config(name: str, **model) -> Any:
 
 
 def method(name: str, **model) -> Method:
-    """The system, over a datastore of every word once where it wants one."""
-    entry, _ = SYSTEMS[name]
-    options = {"values": np.arange(VOCAB)[::-1]} if entry == "knn_lm" else {}
-    return METHODS[entry][1](config(name, **model), **options)
+    """The system."""
+    return METHODS[SYSTEMS[name][0]][1](config(name, **model))
 
 
 def batch(name: str = "lm", seed: int = 0, rows: int = ROWS) -> dict[str, np.ndarray]:
@@ -245,7 +243,10 @@ def prepared(system: Method, params, batch: Batch) -> Batch:
 
 
 def evaluable(system: Method, batch: Batch) -> Batch:
-    """The batch with neighbours, where the method wants some; one is absent."""
+    """The batch with neighbours, where the method wants some; one is absent.
+
+    They are of a datastore that holds every word once.
+    """
     if system.retrieval is None or system.score is None:
         return batch
     shape = batch["targets"].size, system.retrieval.k
@@ -253,7 +254,7 @@ def evaluable(system: Method, batch: Batch) -> Batch:
     scores = random.normal(size=shape).astype(np.float32)
     ids = random.integers(0, VOCAB, shape).astype(np.int32)
     ids[0, -1] = -1
-    return system.retrieval.attach(batch, Neighbours(scores, ids))
+    return knn_lm.attach(batch, Neighbours(scores, ids), np.arange(VOCAB)[::-1])
 
 
 def rebuilt(kind: type, fields: dict[str, Any]) -> Any:

@@ -6,16 +6,16 @@ import pytest
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
-from rlm_jax.methods.knn_lm import KnnLMConfig, knn_lm
+from rlm_jax.methods.knn_lm import KnnLMConfig, attach, knn_lm
 from rlm_jax.models.decoder import modern
 from tests.methods import systems
 
 K, TEMPERATURE, WEIGHT = 3, 2.0, 0.25
 
 
-def build(values=None, **changes):
+def build(**changes):
     decoder = modern(**systems.SIZES | changes)
-    return knn_lm(KnnLMConfig(decoder, K, "l2", TEMPERATURE, WEIGHT), values)
+    return knn_lm(KnnLMConfig(decoder, K, "l2", TEMPERATURE, WEIGHT))
 
 
 @pytest.fixture
@@ -30,11 +30,11 @@ def found():
 
 def test_attach_and_evaluate(found):
     values = np.random.default_rng(1).integers(0, systems.VOCAB, 40).astype(np.int32)
-    method, batch = build(values), systems.batch()
+    method, batch = build(), systems.batch()
     assert method.retrieval is not None and method.score is not None
     assert method.retrieval.k == K
     params = jax.jit(method.init)(jax.random.key(0))
-    sums = jax.jit(method.evaluate)(params, method.retrieval.attach(batch, found))
+    sums = jax.jit(method.evaluate)(params, attach(batch, found, values))
     scores = jax.jit(method.score)(params, batch)
     log_p = np.asarray(scores.target_score - scores.log_normaliser, np.float64)
     mixed = plain = 0.0
@@ -58,9 +58,8 @@ def test_attach_and_evaluate(found):
 def test_values_above_int16_and_absent_ids(found):
     values = np.full(40, 267_743, np.int32)
     values[:2] = 32_768, 65_536
-    method, batch = build(values), systems.batch()
-    assert method.retrieval is not None
-    attached = method.retrieval.attach(batch, found)
+    batch = systems.batch()
+    attached = attach(batch, found, values)
     shape = (systems.ROWS, systems.LENGTH, K)
     assert attached["neighbour_values"].dtype == np.int32
     assert attached["neighbour_similarities"].dtype == np.float32
@@ -89,19 +88,15 @@ def test_training_is_the_plain_language_model():
 def test_queries_and_keys_are_the_scored_keys():
     method, batch = build(), systems.batch()
     assert method.retrieval is not None and method.score is not None
-    assert method.retrieval.encode_keys is not None
     params = jax.jit(method.init)(jax.random.key(0))
     wanted = jax.jit(method.score)(params, batch).keys
-    for encode in (method.retrieval.encode_queries, method.retrieval.encode_keys):
-        got = jax.jit(encode)(params, batch)
+    retrieval = method.retrieval
+    for part, encode in (
+        (retrieval.query_params, retrieval.encode_queries),
+        (retrieval.passage_params, retrieval.encode_keys),
+    ):
+        got = jax.jit(encode)(part(params), batch)
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
-
-
-def test_nothing_is_attached_without_a_datastore(found):
-    method = build()
-    assert method.retrieval is not None
-    with pytest.raises(ValueError, match="only with a datastore"):
-        method.retrieval.attach(systems.batch(), found)
 
 
 @pytest.mark.parametrize("changes", [{"weight": 1.2}, {"temperature": 0.0}])

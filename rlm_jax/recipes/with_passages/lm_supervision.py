@@ -6,6 +6,7 @@ of them makes the stride that follows.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,25 @@ from rlm_jax.recipes.language_model import Text
 from rlm_jax.recipes.with_passages import contamination, documents
 from rlm_jax.retrieval import index
 from rlm_jax.retrievers import passage_search
-from rlm_jax.retrievers.passage_search import PassageSearch
+
+
+def search(
+    config: documents.Experiment,
+    text: Text,
+    find: Callable[[Sequence[str], int], Neighbours],
+    num_passages: int,
+    places: np.ndarray,
+    num: int,
+) -> Neighbours:
+    """Documents of some places of the training text, more of each than ``num``.
+
+    Args:
+      find: (questions, k) -> the best k passages of each.
+      num_passages: that there are.
+      places: int [N]; see `examples`.
+    """
+    deep = passage_search.depth(num, num_passages)
+    return find(questions(config, text, places), deep)
 
 
 class Examples(NamedTuple):
@@ -39,16 +58,19 @@ def examples(
     config: documents.Experiment,
     model: Given,
     text: Text,
-    shelf: PassageSearch,
+    document: Callable[[int], np.ndarray],
     own: contamination.OwnDocuments,
     places: np.ndarray,
+    candidates: np.ndarray,
     num: int,
 ) -> Examples:
     """The documents at some places of the training text, and what they are worth.
 
     Args:
+      document: passage -> its tokens, as the language model reads them.
       places: int [B], first tokens of windows; `draw` gives some.
-      num: K, documents of a place.
+      candidates: int32 [B, K'], what `search` found for them, best first.
+      num: K, documents of a place, of the candidates that may stay.
     """
     tokens, at = text.store.split("train").tokens, _strides(config, places)
     asked = questions(config, text, places)
@@ -57,7 +79,7 @@ def examples(
         for low, high in zip(at.begin, at.end, strict=True)
     ]
     found = index.first_kept(
-        passage_search.search_deep(asked, shelf, num),
+        Neighbours(np.zeros(candidates.shape, np.float32), candidates),
         lambda ids: ~own.among(at, windows, ids),
         num,
     )
@@ -70,7 +92,7 @@ def examples(
         documents.protocol(config), reuse=1, rank_tokens=0, batch_size=len(places)
     )
     values = in_context.score(
-        model.log_probs, tokens, at, found.ids, shelf.tokens, protocol
+        model.log_probs, tokens, at, found.ids, document, protocol
     )
     likelihoods = in_context.likelihood(values, 0)
     return Examples(asked, found, np.where(found.ids >= 0, likelihoods, 0.0))

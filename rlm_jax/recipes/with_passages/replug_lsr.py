@@ -4,16 +4,17 @@
       --config.init_from=FOLDER
 
 The encoder that it starts from is a folder in Hugging Face's layout; without one a
-small encoder starts from nothing. Every ``refresh_every`` steps training stops and the
-collection is encoded again. Evaluation is that of experiments.replug, beside the
+small encoder starts from nothing. The collection is encoded again while it is trained,
+as ``retriever.refresh`` says. Evaluation is that of experiments.replug, beside the
 encoder as it was before (``init``).
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import pathlib
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -28,13 +29,18 @@ from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.recipes.with_passages import documents, ensemble, lm_supervision
 from rlm_jax.recipes.with_passages.documents import Setting
 from rlm_jax.report import report
-from rlm_jax.retrieval import datastore, refresh
-from rlm_jax.retrievers import dense, encoder_towers, passage_search
+from rlm_jax.retrieval import encode_stream, refresh
+from rlm_jax.retrievers import encoder_towers, passage_search
+from rlm_jax.retrievers.background import Worker, WorkerConfig
 from rlm_jax.retrievers.encoder_towers import Tower
-from rlm_jax.retrievers.passage_search import PassageSearch
-from rlm_jax.train import checkpoint, fit, parallel
+from rlm_jax.retrievers.stale_index import StaleIndex
+from rlm_jax.train import fit, loop, parallel, rounds
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
+from rlm_jax.train.rounds import RefreshConfig, Refresher, Round
+
+CANDIDATES = "rounds"
+"""In the retriever's folder: what each round found."""
 
 SAMPLE = 256
 """Places of the training text by which a stale index is held to a fresh one."""
@@ -48,7 +54,8 @@ class RetrieverConfig:
     batch_size: int = 16  # places of the text in a step, over all devices
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    refresh_every: int = 3000  # steps that an index serves
+    refresh: RefreshConfig = dataclasses.field(default_factory=RefreshConfig)
+    worker: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
     vocab_size: int = 8192  # of the WordPiece, from scratch
 
 
@@ -58,14 +65,6 @@ class Config(ensemble.Config):
 
     init_from: str = ""  # folder of the encoder that learns; empty: from scratch
     retriever: RetrieverConfig = dataclasses.field(default_factory=RetrieverConfig)
-
-
-class Index(NamedTuple):
-    """A collection as it was encoded at some step, and the encoder of that step."""
-
-    tower: Tower
-    shelf: PassageSearch
-    vectors: pathlib.Path
 
 
 @recipe("replug_lsr")
@@ -127,145 +126,190 @@ def _train(
     method = replug_lsr.replug_lsr(
         dataclasses.replace(chosen.method, encoder=initial.config)
     )
-    runs.claim_part(folder, lm_supervision.identity(setting, chosen))
-    done, params = _latest(folder, initial.params)
-    told = folder / "refreshes.json"
-    ages = json.loads(told.read_text())["refreshes"] if told.exists() else []
-    every = chosen.refresh_every
-    for turn in refresh.synchronous(done, chosen.train.steps, every):
-        fresh = turn.start == turn.index_step
-        made_of = params if fresh else None
-        index = _index(config, folder, setting, initial, turn.index_step, made_of)
-        before = turn.start - every
-        untold = turn.start > max((x["step"] for x in ages), default=0)
-        # Training can go on without the index before, if it is no more.
-        if fresh and untold and refresh.exists(folder / "indexes", before):
-            old = _index(config, folder, setting, initial, before, None)
-            now = initial._replace(params=params)
-            found = _staleness(config, setting, now, old, index)
-            age = refresh.Round(before, turn.start, before).age()
-            ages.append({"step": turn.start, **age, **found})
-            if processes.is_first():
-                report.write(told, {"refreshes": ages})
-            terminal.say(
-                f"step {turn.start}: the index before, {every} steps old, finds "
-                f"{found['stale_recall']:.1%} of what the new one does"
-            )
-        refresh.remove_others(folder / "indexes", turn.index_step)
+    assert method.retrieval is not None
+    identity = lm_supervision.identity(setting, chosen)
+    del identity["worker"]  # where the passages are encoded, not what comes of it
+    runs.claim_part(folder, identity)
+    turns = rounds.split(
+        rounds.lay_out(chosen.refresh, chosen.train.steps),
+        refresh.searched(folder / CANDIDATES),
+    )
+    worker = Worker(chosen.worker) if chosen.refresh.policy == "overlapped" else None
+    stale = StaleIndex(
+        folder / "indexes",
+        setting.passages,
+        initial,
+        method.retrieval.encode_queries,
+        config.text,
+        config.search,
+        worker=worker,
+    )
+    log = _Staleness(config, setting, stale, turns, folder / "refreshes.json")
+
+    def search(turn: Round, queries: Params) -> None:
+        processes.by_first(
+            lambda: _search(config, setting, stale, turn, queries, folder / CANDIDATES),
+            f"search for the steps {turn.start} to {turn.stop}",
+        )
+        log.add(turn, queries)
+
+    def keep(steps: set[int], saved: list[int]) -> None:
+        stale.keep(steps)
+        if processes.is_first() and saved:
+            refresh.remove_candidates(folder / CANDIDATES, saved[0])
+
+    batches = _batches(config, setting, initial, folder / CANDIDATES)
+    refresher = Refresher(stale.start, stale.finish, search, batches, keep)
+    with contextlib.closing(worker) if worker else contextlib.nullcontext():
         params = fit.train(
             method,
-            _batches(config, setting, index),
+            None,
             chosen.optim,
             chosen.train,
             folder,
-            stop=turn.stop,
             initial_params=initial.params,
+            boundaries=rounds.boundaries(turns, method.retrieval, refresher, folder),
         )
-    return initial._replace(params=params), ages
+    if turns:
+        keep({turns[-1].keys_step}, [turns[-1].start])
+    return initial._replace(params=params), log.refreshes
 
 
-def _batches(config: Config, setting: Setting, index: Index):
-    """Step -> this process's rows of its batch."""
-    chosen, shelf = config.retriever, index.shelf
-    text = encoder_towers.cut(config.text, index.tower.config)
-    reader = index.tower.tokenizer
-    to_rows = encoder_towers.passage_rows(reader, text)
-    own = lm_supervision.own_documents(setting)
-    mine = parallel.local_rows(chosen.batch_size, accumulate=chosen.train.accumulate)
+def _search(
+    config: Config,
+    setting: Setting,
+    stale: StaleIndex,
+    turn: Round,
+    queries: Params,
+    folder: pathlib.Path,
+) -> None:
+    """Finds the documents of a round, of all processes' rows, and writes them."""
+    chosen, text = config.retriever, setting.text
+    seed, size = chosen.train.seed, chosen.batch_size
+    if turn.queries_step != turn.start:
+        queries = stale.query_params(turn.queries_step)
+
+    def ids() -> np.ndarray:
+        places = [
+            lm_supervision.draw(config, text, seed, step, size)
+            for step in range(turn.start, turn.stop)
+        ]
+        found = lm_supervision.search(
+            config,
+            text,
+            functools.partial(stale.find, turn.keys_step, queries, keep="last"),
+            len(setting.passages),
+            np.concatenate(places),
+            chosen.method.k,
+        )
+        return found.ids.reshape(len(places), size, -1)
+
+    identity = {
+        "keys_step": turn.keys_step,
+        "queries": encode_stream.fingerprint(queries),
+    }
+    refresh.write_candidates(folder, turn.start, identity, ids)
+
+
+def _batches(
+    config: Config, setting: Setting, tower: Tower, folder: pathlib.Path
+) -> Callable[[Round], loop.BatchAt]:
+    """Round -> step -> this process's rows of its batch."""
+    chosen, passages = config.retriever, setting.passages
+    text = encoder_towers.cut(config.text, tower.config)
+    tokenizer = tower.tokenizer
+    to_rows = encoder_towers.passage_rows(tokenizer, text)
     judge = functools.partial(
-        lm_supervision.examples, config, setting.model, setting.text, shelf, own
+        lm_supervision.examples,
+        config,
+        setting.model,
+        setting.text,
+        passage_search.document_tokens(config, passages, setting.text.tokenizer),
+        lm_supervision.own_documents(setting),
     )
+    mine = parallel.local_rows(chosen.batch_size, accumulate=chosen.train.accumulate)
 
-    def batch_at(step: int) -> Batch:
+    def batch_of(candidates: np.ndarray, step: int) -> Batch:
         seed, size = chosen.train.seed, chosen.batch_size
         places = lm_supervision.draw(config, setting.text, seed, step, size)[mine]
-        made = judge(places, chosen.method.k)
-        some = [shelf.passages[max(row, 0)] for row in made.found.ids.reshape(-1)]
+        examples = judge(places, candidates[mine], chosen.method.k)
+        ids = examples.found.ids
         length = text.passage_length
         of_passages = contrastive.padded(
-            "passage", to_rows(some), length, reader.pad_id
+            "passage",
+            to_rows([passages[max(row, 0)] for row in ids.reshape(-1)]),
+            length,
+            tokenizer.pad_id,
         )
-        shape = (*made.found.ids.shape, length)
-        asked = reader.encode(
-            made.questions, max_length=text.question_length, keep="last"
+        asked = tokenizer.encode(
+            examples.questions, max_length=text.question_length, keep="last"
         )
         return {
-            **contrastive.padded("query", asked, text.question_length, reader.pad_id),
-            **{name: x.reshape(shape) for name, x in of_passages.items()},
+            **contrastive.padded(
+                "query", asked, text.question_length, tokenizer.pad_id
+            ),
+            **{n: x.reshape(*ids.shape, length) for n, x in of_passages.items()},
             # A mean over the stride's tokens, of whatever length: beta goes with it.
-            "lm_scores": made.log_likelihoods / config.evaluate.stride,
-            "present": made.present,
+            "lm_scores": examples.log_likelihoods / config.evaluate.stride,
+            "present": examples.present,
             "weight": np.ones(len(places), np.float32),
         }
 
-    return batch_at
+    def batches(turn: Round) -> loop.BatchAt:
+        found = refresh.candidates(folder, turn.start)
+        return lambda step: batch_of(found[step - turn.start], step)
+
+    return batches
 
 
-def _staleness(
-    config: Config, setting: Setting, now: Tower, old: Index, new: Index
-) -> dict[str, float]:
-    """What the index before lost: candidates of today's encoder in both indexes."""
-    places = lm_supervision.draw(config, setting.text, 1 << 20, 0, SAMPLE)
-    questions = lm_supervision.questions(config, setting.text, places)
-    k = config.retriever.method.k
-    found = [_search(config, now, index.vectors)(questions, k) for index in (old, new)]
-    return refresh.staleness(*found)
+class _Staleness:
+    """What each refresh found of the index before it, kept in a file."""
 
+    def __init__(
+        self,
+        config: Config,
+        setting: Setting,
+        stale: StaleIndex,
+        turns: Sequence[Round],
+        path: pathlib.Path,
+    ):
+        self._config, self._setting, self._stale = config, setting, stale
+        self._turns, self._path = turns, path
+        self.refreshes: list[dict[str, float]] = []
+        if path.exists():
+            self.refreshes = json.loads(path.read_text())["refreshes"]
 
-def _search(config: Config, tower: Tower, vectors: pathlib.Path):
-    store = datastore.open(vectors)
-    return dense.searcher(tower, store, config.text, config.search, keep="last")
-
-
-def _latest(folder: pathlib.Path, initial: Params) -> tuple[int, Params | None]:
-    """Steps done, and the parameters after them; without a checkpoint the first."""
-    if not (folder / "checkpoints").exists():
-        return 0, initial
-    return (
-        checkpoint.latest_step(folder / "checkpoints"),
-        checkpoint.load_params(folder),
-    )
-
-
-def _index(
-    config: Config,
-    folder: pathlib.Path,
-    setting: Setting,
-    tower: Tower,
-    step: int,
-    params: Params | None,
-) -> Index:
-    """The index of a step: opened, or made of its parameters, None where it is past."""
-
-    def build(params: Params, there: pathlib.Path) -> None:
-        now = tower._replace(params=params)
-        vectors = there / "vectors"
-        passage_search.encoded(config, setting.passages, now, vectors, alone=False)
-        if processes.is_first():
-            encoder_towers.save(there / "encoder", now)
-
-    def open_index(there: pathlib.Path) -> Index:
-        then = encoder_towers.load(there / "encoder", tower.config)
-        tokenizer = setting.text.tokenizer
-        return Index(
-            then,
-            PassageSearch(
-                setting.passages,
-                _search(config, then, there / "vectors"),
-                passage_search.document_tokens(config, setting.passages, tokenizer),
-            ),
-            there / "vectors",
+    def add(self, turn: Round, queries: Params) -> None:
+        """Candidates of today's encoder in a round's index and in the one before it."""
+        before = [x for x in self._turns if x.keys_step < turn.keys_step]
+        told = max((x["step"] for x in self.refreshes), default=0)
+        # Training can go on without the index before, if it is no more.
+        if not before or turn.start <= told:
+            return
+        old = before[-1].keys_step
+        if before[-1].stop != turn.start or not self._stale.exists(old):
+            return
+        config, text = self._config, self._setting.text
+        places = lm_supervision.draw(config, text, 1 << 20, 0, SAMPLE)
+        questions = lm_supervision.questions(config, text, places)
+        k = config.retriever.method.k
+        served = Round(
+            min(x.start for x in before if x.keys_step == old), turn.start, old, old
         )
-
-    return refresh.open_or_build(
-        folder / "indexes",
-        step,
-        {
-            "passages": setting.passages.fingerprint,
-            "tokenizer": tower.tokenizer.fingerprint,
-            "text": dataclasses.asdict(config.text),
-        },
-        params=params,
-        build=build,
-        open=open_index,
-    )
+        staleness = processes.by_first(
+            lambda: refresh.staleness(
+                *(
+                    self._stale.find(step, queries, questions, k, keep="last")
+                    for step in (old, turn.keys_step)
+                )
+            ),
+            "compare the indexes",
+        )
+        if staleness is None:
+            return
+        self.refreshes.append({"step": turn.start, **served.age(), **staleness})
+        report.write(self._path, {"refreshes": self.refreshes})
+        terminal.say(
+            f"step {turn.start}: the index before, {turn.start - old} steps old, finds "
+            f"{staleness['stale_recall']:.1%} of what the new one does"
+        )

@@ -68,9 +68,13 @@ def train(
     def batch_at(step: int) -> Batch:
         seed, size = config.train.seed, config.batch_size
         places = lm_supervision.draw(experiment, setting.text, seed, step, size)[mine]
+        num = experiment.documents.num
+        found = lm_supervision.search(
+            experiment, setting.text, shelf.search, len(shelf.passages), places, num
+        )
         made = lm_supervision.examples(
-            experiment, setting.model, setting.text, shelf, own, places,
-            experiment.documents.num,
+            experiment, setting.model, setting.text, shelf.tokens, own, places,
+            found.ids, num,
         )  # fmt: skip
         length = _length(config, tower)
         shape = (*made.found.ids.shape, length)
