@@ -27,6 +27,7 @@ from experiments.retrievers import TextConfig
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.perplexity import text_metrics
+from rlm_jax.methods import in_context as ralm
 from rlm_jax.report import report
 
 
@@ -161,7 +162,7 @@ def evaluate(
         log_probs["shuffled"] = mixed(foreign, others.scores)
         log_probs["answer"] = whole(documents.answered(config, model, some))
     log_probs |= {
-        "oracle": whole(in_context.oracle(values, rank_tokens)),
+        "oracle": whole(ralm.oracle(values, rank_tokens)),
         "off": plain,
         **{
             f"k={k}": mixed(values, found.scores, k)

@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"method", "errors"},
     "retrieval": {"method", "errors"},
     "train": {"method", "ops.collectives", "errors"},
-    "evaluate": {"method", "ops", "retrieval", "errors"},
+    "evaluate": {"methods", "method", "ops", "retrieval", "errors"},
     "report": {"errors"},
 }
 
