@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "terminal",
         "errors",
     },
-    "evaluate": {"method", "ops", "retrieval", "storage", "errors"},
+    "evaluate": {"methods", "method", "ops", "retrieval", "storage", "errors"},
     "report": {"storage", "errors"},
 }
 
