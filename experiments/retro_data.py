@@ -28,6 +28,7 @@ from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 from rlm_jax.models.encoder import embedder
 from rlm_jax.retrieval import (
+    auto_index,
     chunk_database,
     chunk_neighbours,
     encode_passages,
@@ -313,7 +314,7 @@ def _index(
     """The index, opened at its first search, and what it is in a few words."""
     search = chosen.search
     kind: dict[str, Any] = {"index": "exact", "metric": METRIC}
-    if store.num_entries >= retrievers.exact_below(store, search, "database.search"):
+    if auto_index.resolve(search.index, store.num_entries) == "scann":
         kind |= {"index": "scann", "target_recall": search.target_recall}
     # Tuned for as many as are fetched, of which filters leave the best.
     open_index = functools.partial(

@@ -1,7 +1,6 @@
 """What kNN-LM and TRIME_ext share: a datastore of training tokens, searched."""
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,10 +8,9 @@ import numpy as np
 
 from experiments import language_model, launch
 from experiments.launch import Run
-from rlm_jax.errors import UserError
 from rlm_jax.evaluate import controls, knn
 from rlm_jax.method import Method, Params
-from rlm_jax.retrieval import datastore, encode, exact, index, scann
+from rlm_jax.retrieval import auto_index, datastore, encode, exact, index, scann
 from rlm_jax.train import progress
 
 
@@ -46,6 +44,7 @@ def build(
     run: Run,
 ) -> datastore.Datastore:
     """The datastore of a trained model in the workdir, built or opened."""
+    auto_index.check_kind(store.index, "datastore.index")
     tokens = text.store.split("train").tokens
     score = method.score
     assert score is not None
@@ -75,20 +74,10 @@ def open_index(
     scale: float = 1.0,
 ) -> Searched:
     """The configured index over a datastore; a ScaNN index is kept in the workdir."""
-    everything = keys.num_entries + 1
-    has_scann = importlib.util.find_spec("scann") is not None  # there is none for macOS
-    sizes = {
-        "auto": index.EXACT_BELOW if has_scann else everything,
-        "exact": everything,
-        "scann": 0,
-    }
-    if config.index not in sizes:
-        raise UserError(
-            f"datastore.index is {config.index!r}; choose one of {', '.join(sizes)}."
-        )
+    auto_index.check_kind(config.index, "datastore.index")
     progress.say(f"opening an index over {keys.num_entries:,} keys")
     k = min(k, keys.num_entries)
-    chosen = index.choose(keys, metric, exact_below=sizes[config.index], k=k)
+    chosen = auto_index.choose(keys, metric, kind=config.index, k=k)
     return Searched(keys, chosen, k, metric, scale)
 
 
