@@ -8,6 +8,7 @@ was interrupted goes on when it is started again; what is finished is not done t
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,7 +75,9 @@ def run(config: Config, here: Run):
     if here.dry_run:
         return None
     reports = {}
-    for number, (name, (system, its)) in enumerate(_systems(config, here).items(), 2):
+    for number, (name, (system, its)) in enumerate(
+        systems(config, here.workdir).items(), 2
+    ):
         there = here._replace(system=name, workdir=here.workdir / name)
         terminal.say(f"\n── {number} of 4: {NAMES[name]} → {there.workdir}")
         reports[name] = runs.finished(there, its, text.fingerprint) or system(
@@ -107,16 +110,16 @@ def _warm_up(config: Config, text: language_model.Text, run: Run) -> Run:
     return there
 
 
-def _systems(config: Config, run: Run) -> dict[str, tuple[Recipe, Any]]:
+def systems(config: Config, workdir: pathlib.Path) -> dict[str, tuple[Recipe, Any]]:
     """System -> (recipe, its configuration), in the order in which they run."""
-    warmup = str(run.workdir / "warmup")
+    warmup = str(workdir / "warmup")
     plain = lm.Config(
         **_shared(config), method=LMConfig(config.decoder), continue_from=warmup
     )
     neighbours = knn_lm.Config(
         **_shared(config),
         method=dataclasses.replace(config.neighbours, decoder=config.decoder),
-        params_from=str(run.workdir / "lm"),
+        params_from=str(workdir / "lm"),
         datastore=config.datastore,
         tune=config.tune,
     )

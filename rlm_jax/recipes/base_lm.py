@@ -133,7 +133,7 @@ def _trained(workdir: pathlib.Path, dtype: str) -> Given:
         raise UserError(
             f"The run in {workdir} is one of RETRO, which does not read documents as "
             "text; name one of a plain decoder, or continue a text with "
-            "rlm_jax.recipes.chunks.retro --config.prompt."
+            "experiments.retro --config.prompt."
         )
     if system in ("knn_lm", "trime"):
         terminal.say(

@@ -28,5 +28,5 @@ def demonstration(
     del cache
     workdir = tmp_path_factory.mktemp("runs") / "demo"
     config = shrunken.shrink(demo.tiny(), corpus)
-    demo.run(config, workdir, preset="tiny")
+    demo.run(config, workdir)
     return workdir

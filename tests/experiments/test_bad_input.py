@@ -24,9 +24,9 @@ def copy(demonstration, tmp_path) -> pathlib.Path:
 def run_again(workdir: pathlib.Path, corpus: str, system: str, steps: int = 2):
     """One run of a demonstration, past the report that would end it."""
     config = shrunken.shrink(demo.tiny(), corpus)
-    launcher, its = demo.runs(config, shrunken.run_in(workdir, "demo"))[system]
+    run, its = demo.systems(config, workdir)[system]
     its.train.steps = steps
-    return launcher.run(its, shrunken.run_in(workdir / system, system))
+    return run(its, workdir / system)
 
 
 @pytest.mark.parametrize("flag", ["--preset=nope", "--preset=", "--preset"])
@@ -68,7 +68,7 @@ def test_a_corpus_that_is_no_text(kind, says, cache, tmp_path):
         path.write_bytes(b"" if kind == "empty" else bytes(range(256)) * 40)
     config = shrunken.shrink(lm.tiny(), f"text:{path}")
     with pytest.raises(UserError, match=f"(?i){says}") as error:
-        lm.run(config, tmp_path / "run", preset="tiny")
+        lm.run(config, tmp_path / "run")
     assert str(path) in str(error.value)
 
 
@@ -76,9 +76,9 @@ def test_the_workdir_of_another_configuration(copy, corpus):
     config = shrunken.shrink(lm.tiny(), corpus)
     config.data.length = 16
     with pytest.raises(UserError, match="data.length is 32 there and 16 here"):
-        lm.run(config, copy / "lm", preset="tiny")
+        lm.run(config, copy / "lm")
     with pytest.raises(UserError, match="system is 'trime' there and 'lm' here"):
-        lm.run(config, copy / "trime", preset="tiny")
+        lm.run(config, copy / "trime")
 
 
 def test_a_workdir_in_use(corpus, cache, tmp_path):
@@ -89,7 +89,7 @@ def test_a_workdir_in_use(corpus, cache, tmp_path):
         command = [
             sys.executable,
             "-m",
-            "rlm_jax.recipes.language_models.lm",
+            "experiments.lm",
             f"--workdir={workdir}",
         ]
         command += [f"--config.data.corpus={corpus}"]
@@ -114,14 +114,14 @@ def test_a_run_to_continue_that_is_not_there(corpus, cache, tmp_path):
     config = shrunken.shrink(lm.tiny(), corpus)
     config.continue_from = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no run in .*nowhere"):
-        lm.run(config, tmp_path / "run", preset="tiny")
+        lm.run(config, tmp_path / "run")
 
 
 def test_a_run_to_continue_that_is_too_long(demonstration, corpus, cache, tmp_path):
     config = shrunken.shrink(lm.tiny(), corpus)
     config.continue_from, config.train.steps = str(demonstration / "lm"), 1
     with pytest.raises(UserError, match="has 2 steps, beyond the 1 asked for"):
-        lm.run(config, tmp_path / "run", preset="tiny")
+        lm.run(config, tmp_path / "run")
 
 
 def test_a_truncated_checkpoint(copy, corpus):
@@ -154,17 +154,17 @@ def test_the_decoder_of_another_text(copy, corpus, cache, tmp_path):
     config.data.tokenizer, config.data.vocab_size = "word", 0
     config.params_from = str(copy / "lm")
     with pytest.raises(UserError, match="another text or tokenizer"):
-        knn_lm.run(config, tmp_path / "run", preset="tiny")
+        knn_lm.run(config, tmp_path / "run")
     config.params_from = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no run in .*nowhere"):
-        knn_lm.run(config, tmp_path / "run", preset="tiny")
+        knn_lm.run(config, tmp_path / "run")
 
 
 def test_groups_that_micro_batches_would_cut(corpus, cache, tmp_path):
     config = shrunken.shrink(trime.tiny(), corpus)
     config.data.segments_per_group, config.train.accumulate = 4, 2
     with pytest.raises(UserError, match="cuts groups of 4 apart"):
-        trime.run(config, tmp_path / "run", preset="tiny")
+        trime.run(config, tmp_path / "run")
 
 
 def test_a_loss_that_leaves_the_numbers(corpus, cache, tmp_path):
@@ -172,7 +172,7 @@ def test_a_loss_that_leaves_the_numbers(corpus, cache, tmp_path):
     config.train.steps, config.optim.warmup_steps = 4, 0
     config.optim.learning_rate = 1e38
     with pytest.raises(UserError, match="metric '.*' is .* at step"):
-        lm.run(config, tmp_path / "run", preset="tiny")
+        lm.run(config, tmp_path / "run")
 
 
 @pytest.fixture
@@ -194,12 +194,11 @@ def fill(folder: pathlib.Path, *, leave: int) -> pathlib.Path:
 
 
 def test_a_disk_that_is_full_for_a_checkpoint(small_disk, corpus, cache):
-    run = shrunken.run_in(small_disk / "run", "lm")
     filler = fill(small_disk, leave=2**15)
     with pytest.raises(UserError, match="(?i)checkpoint.*room"):
-        lm.run(shrunken.shrink(lm.tiny(), corpus), run)
+        lm.run(shrunken.shrink(lm.tiny(), corpus), small_disk / "run")
     filler.unlink()
-    assert lm.run(shrunken.shrink(lm.tiny(), corpus), run) is not None
+    assert lm.run(shrunken.shrink(lm.tiny(), corpus), small_disk / "run") is not None
 
 
 def test_a_disk_that_is_full_for_a_datastore(small_disk, copy, corpus):
@@ -207,11 +206,10 @@ def test_a_disk_that_is_full_for_a_datastore(small_disk, copy, corpus):
     shutil.copytree(copy / "lm/checkpoints", workdir / "checkpoints")
     filler = fill(small_disk, leave=2**15)
     config = shrunken.shrink(knn_lm.tiny(), corpus)
-    run = shrunken.run_in(workdir, "knn_lm")
     with pytest.raises(UserError, match="(?i)full|room"):
-        knn_lm.run(config, run)
+        knn_lm.run(config, workdir)
     filler.unlink()
-    assert knn_lm.run(config, run) is not None
+    assert knn_lm.run(config, workdir) is not None
 
 
 def test_a_disk_that_is_full_for_the_cache(small_disk, corpus, tmp_path, monkeypatch):
@@ -219,7 +217,7 @@ def test_a_disk_that_is_full_for_the_cache(small_disk, corpus, tmp_path, monkeyp
     fill(small_disk, leave=2**13)
     with pytest.raises(UserError, match="disk is full.*RLM_CACHE"):
         config = shrunken.shrink(lm.tiny(), corpus)
-        lm.run(config, tmp_path / "run", preset="tiny")
+        lm.run(config, tmp_path / "run")
 
 
 def call(*arguments: object, environment=None) -> subprocess.CompletedProcess:
@@ -227,7 +225,7 @@ def call(*arguments: object, environment=None) -> subprocess.CompletedProcess:
         [
             sys.executable,
             "-m",
-            "rlm_jax.recipes.language_models.lm",
+            "experiments.lm",
             *map(str, arguments),
         ],
         cwd=ROOT,

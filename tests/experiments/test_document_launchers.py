@@ -59,7 +59,7 @@ def trained(corpus, cache, tmp_path_factory) -> pathlib.Path:
     """A workdir in which in-context RALM has trained its language model."""
     workdir = tmp_path_factory.mktemp("runs") / "in_context"
     config = shrink(in_context.tiny(), corpus)
-    in_context.run(config, workdir, preset="tiny")
+    in_context.run(config, workdir)
     return workdir
 
 
@@ -82,7 +82,7 @@ def test_every_way_of_choosing(corpus, trained, tmp_path, monkeypatch):
         config = shrink(in_context.tiny(), corpus, str(trained))
         config.choice = choice
         workdir = tmp_path / choice
-        made = in_context.run(config, workdir, preset="tiny")
+        made = in_context.run(config, workdir)
         assert made is not None
         names = {"first", "reranked", "trained" if choice == "trained" else "first"}
         assert set(made["controls"]) == CONTROLS | names - {choice}
@@ -95,13 +95,13 @@ def test_every_way_of_choosing(corpus, trained, tmp_path, monkeypatch):
 
 def test_replug_tells_every_k(corpus, trained, tmp_path):
     config = shrink(replug.tiny(), corpus, str(trained))
-    made = replug.run(config, tmp_path, preset="tiny")
+    made = replug.run(config, tmp_path)
     assert made is not None
     assert set(made["controls"]) == CONTROLS | {"k=1", "k=2"}
     assert made["protocol"]["temperatures"]["real"] in (0.5, 5.0)
     one = shrink(in_context.tiny(), corpus, str(trained))
     one.choice = "first"
-    alone = in_context.run(one, tmp_path / "one", preset="tiny")
+    alone = in_context.run(one, tmp_path / "one")
     assert alone is not None
     assert made["controls"]["k=1"]["bits_per_byte"] == pytest.approx(
         alone["metrics"]["bits_per_byte"], rel=1e-6
@@ -111,8 +111,7 @@ def test_replug_tells_every_k(corpus, trained, tmp_path):
 def test_replug_lsr_trains_refreshes_and_goes_on(corpus, trained, tmp_path):
     config = shrink(replug_lsr.tiny(), corpus, str(trained))
     config.retriever.train.steps = 3
-    run = shrunken.run_in(tmp_path / "whole", "replug_lsr")
-    made = replug_lsr.run(config, run)
+    made = replug_lsr.run(config, tmp_path / "whole")
     assert made is not None
     assert set(made["controls"]) == CONTROLS | {"init", "k=1", "k=2"}
     refreshes = made["protocol"]["refreshes"]
@@ -122,20 +121,19 @@ def test_replug_lsr_trains_refreshes_and_goes_on(corpus, trained, tmp_path):
     assert [x.name for x in indexes.iterdir()] == ["step_2"]
     # Stopped after the first round and started again it goes on from there.
     config.retriever.train.steps = 1
-    parts = shrunken.run_in(tmp_path / "parts", "replug_lsr")
-    replug_lsr.run(config, parts)
+    replug_lsr.run(config, tmp_path / "parts")
     config.retriever.train.steps = 3
-    again = replug_lsr.run(config, parts)
+    again = replug_lsr.run(config, tmp_path / "parts")
     assert again is not None
     # The index that was there before it went on is held to the new one as well.
     assert [x["step"] for x in again["protocol"]["refreshes"]] == [1, 2]
     # Started once more there is nothing to do, and all is told as before.
-    assert replug_lsr.run(config, parts) == again | {"seconds": ANY}
+    assert replug_lsr.run(config, tmp_path / "parts") == again | {"seconds": ANY}
     config.retriever.method.gamma = 0.5
     with pytest.raises(UserError, match="method.gamma is 0.1 there and 0.5 here"):
-        replug_lsr.run(config, parts)
+        replug_lsr.run(config, tmp_path / "parts")
     config.retriever.method.gamma = 0.1
-    assert checkpoint.latest_step(parts.workdir / "retriever/checkpoints") == 3
+    assert checkpoint.latest_step(tmp_path / "parts" / "retriever/checkpoints") == 3
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +155,7 @@ def published(corpus, cache, tmp_path_factory) -> pathlib.Path:
 
 def test_a_published_model(corpus, published, tmp_path):
     config = shrink(in_context.tiny(), corpus, str(published))
-    made = in_context.run(config, tmp_path, preset="tiny")
+    made = in_context.run(config, tmp_path)
     assert made is not None
     assert made["protocol"]["tokenizer"] == "hf"
 
@@ -165,17 +163,16 @@ def test_a_published_model(corpus, published, tmp_path):
 def test_a_published_model_is_trained_further(corpus, published, tmp_path):
     config = shrunken.shrink(language_model_launcher.tiny(), corpus)
     config.init_from = str(published)
-    run = shrunken.run_in(tmp_path / "tuned", "lm")
-    language_model_launcher.run(config, run)
-    kept = [p.read_bytes() for p in run.workdir.glob("kept_tokenizer.json")]
+    language_model_launcher.run(config, tmp_path / "tuned")
+    kept = [p.read_bytes() for p in (tmp_path / "tuned").glob("kept_tokenizer.json")]
     assert len(kept) == 1
     # What comes of it is a given model again, with the tokenizer it began with.
-    further = shrink(in_context.tiny(), corpus, str(run.workdir))
-    made = in_context.run(further, tmp_path / "b", preset="tiny")
+    further = shrink(in_context.tiny(), corpus, str(tmp_path / "tuned"))
+    made = in_context.run(further, tmp_path / "b")
     assert made is not None and made["protocol"]["tokenizer"] == "hf"
     config.init_from = "call:json:loads"
     with pytest.raises(UserError, match="no decoder to begin with"):
-        language_model_launcher.run(config, tmp_path / "c", preset="tiny")
+        language_model_launcher.run(config, tmp_path / "c")
 
 
 def test_a_black_box(corpus, tmp_path, monkeypatch):
@@ -190,7 +187,7 @@ def test_a_black_box(corpus, tmp_path, monkeypatch):
     module.log_probs = log_probs  # type: ignore
     monkeypatch.setitem(sys.modules, "somebody", module)
     config = shrink(replug.tiny(), corpus, "call:somebody:log_probs")
-    made = replug.run(config, tmp_path, preset="tiny")
+    made = replug.run(config, tmp_path)
     assert made is not None and calls
     # Uniform over bytes: 8 bits each but the first, whatever it reads.
     for figures in (made["metrics"], *made["controls"].values()):
@@ -201,18 +198,17 @@ def test_own_and_overlapping_documents_are_left_out(corpus, trained, tmp_path):
     config = shrink(in_context.tiny(), corpus, str(trained))
     config.documents.overlap = 13
     with pytest.raises(UserError, match="no document is left"):
-        in_context.run(config, tmp_path / "a", preset="tiny")
+        in_context.run(config, tmp_path / "a")
     config.documents.overlap = 0
     config.documents.passages = f"corpus:{corpus}#test"
     with pytest.raises(UserError, match="no document is left"):
-        in_context.run(config, tmp_path / "b", preset="tiny")
+        in_context.run(config, tmp_path / "b")
 
 
 def test_a_dry_run_trains_nothing(corpus, cache, tmp_path, capsys):
     config = shrink(in_context.tiny(), corpus)
-    run = shrunken.run_in(tmp_path / "dry", "in_context", dry_run=True)
-    assert in_context.run(config, run) is None
-    assert not run.workdir.exists()
+    assert in_context.run(config, tmp_path / "dry", dry_run=True) is None
+    assert not (tmp_path / "dry").exists()
     assert "passes of 64 tokens" in capsys.readouterr().err
 
 
@@ -242,7 +238,7 @@ def test_bad_input(corpus, trained, tmp_path, changes, named):
             holder = getattr(holder, part)
         setattr(holder, field, value)
     with pytest.raises(UserError, match=named):
-        in_context.run(config, tmp_path, preset="tiny")
+        in_context.run(config, tmp_path)
 
 
 @pytest.mark.parametrize("temperatures", [(), (0.0, 1.0)])
@@ -250,7 +246,7 @@ def test_bad_temperatures(corpus, trained, tmp_path, temperatures):
     config = shrink(replug.tiny(), corpus, str(trained))
     config.ensemble.temperatures = temperatures
     with pytest.raises(UserError, match="temperatures"):
-        replug.run(config, tmp_path, preset="tiny")
+        replug.run(config, tmp_path)
 
 
 def test_rows_past_learned_positions_are_told_before_anything(corpus, cache, tmp_path):
@@ -258,14 +254,13 @@ def test_rows_past_learned_positions_are_told_before_anything(corpus, cache, tmp
     config.method.decoder.positions, config.method.decoder.max_length = "learned", 70
     config.documents.placement = "prepend"
     with pytest.raises(UserError, match="its document is 80, and learned positions"):
-        in_context.run(config, tmp_path / "run", preset="tiny")
-    assert {x.name for x in (tmp_path / "run").iterdir()} <= {"config.json"}
+        in_context.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_rows_longer_than_the_models_are_noted(corpus, trained, tmp_path, capsys):
     config = shrink(in_context.tiny(), corpus, str(trained))
-    run = shrunken.run_in(tmp_path, "in_context", dry_run=True)
-    in_context.run(config, run)
+    in_context.run(config, tmp_path, dry_run=True)
     assert "that the model's segments of 32 never trained" in capsys.readouterr().err
 
 
@@ -285,6 +280,5 @@ def test_the_wikitext_preset_fits_another_corpus(
     config.documents.overlap = 0
     if launcher is replug_lsr:
         config.init_from = ""
-    run = shrunken.run_in(tmp_path / "dry", "in_context", dry_run=True)
-    launcher.run(config, run)
-    assert "passes of" in capsys.readouterr().err and not run.workdir.exists()
+    launcher.run(config, tmp_path / "dry", dry_run=True)
+    assert "passes of" in capsys.readouterr().err and not (tmp_path / "dry").exists()

@@ -19,6 +19,7 @@ from rlm_jax.models import generation
 from rlm_jax.models.decoder import Decoder, gpt2, modern
 from rlm_jax.models.generation import GREEDY
 from rlm_jax.recipes import base_lm
+from rlm_jax.recipes import generate as recipe
 from rlm_jax.retrievers import passage_search
 from rlm_jax.retrievers.passage_search import PassageSearch
 from tests.experiments import shrunken
@@ -68,7 +69,7 @@ def whole(model):
         size = 64 - NEW
         made = make.generate(
             model.decoding.params,
-            *generate.padded([tokens], size),
+            *recipe.padded([tokens], size),
             KEY,
             max_new_tokens=num,
             sampling=GREEDY,
@@ -86,10 +87,8 @@ LONG = np.frombuffer(b"a dog ran to the house and a cat sat there .", np.uint8).
 
 
 def configured(retrieval="none", **changes):
-    chosen = generate.DocumentsConfig(
-        num=2, query_length=6, length=LENGTH, stride=STRIDE
-    )
-    config = generate.Config(
+    chosen = recipe.DocumentsConfig(num=2, query_length=6, length=LENGTH, stride=STRIDE)
+    config = recipe.Config(
         model="any", retrieval=retrieval, max_new_tokens=NEW, temperature=0.0,
         window=WINDOW, documents=chosen,
     )  # fmt: skip
@@ -112,9 +111,9 @@ def shelf_of(passages, model, find):
 
 
 def continued(config, model, shelf=None, prompt=PROMPT):
-    generate.check(config)
-    generate.check_window(config, model.decoding.config)
-    return generate.continuer(config, model, shelf)(prompt, KEY)
+    recipe.check(config)
+    recipe.check_window(config, model.decoding.config)
+    return recipe.continuer(config, model, shelf)(prompt, KEY)
 
 
 def test_without_documents_it_is_plain_generation(model, whole):
@@ -125,14 +124,14 @@ def test_without_documents_it_is_plain_generation(model, whole):
 
 def test_a_document_that_stays_is_read_once(model, whole, passages, monkeypatch):
     shelf, lengths = shelf_of(passages, model, lambda _: [1, 2]), []
-    plain = generate.padded
+    plain = recipe.padded
 
     def noted(rows, length):
         lengths.append(length)
         return plain(rows, length)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "padded", noted)
+        patch.setattr(recipe, "padded", noted)
         (made,) = continued(configured("in_context"), model, shelf)
     before = np.concatenate([shelf.tokens(1), PROMPT])
     np.testing.assert_array_equal(made.tokens, whole(before))
@@ -191,7 +190,7 @@ def test_replug_mixes_what_was_found(rows, model, whole, passages):
     else:
         weights = jax.nn.log_softmax(jnp.array([[3.0, 2.0]]))
         wanted = generation.generator(model.decoding.config).generate(
-            model.decoding.params, *generate.padded(texts, WINDOW), KEY,
+            model.decoding.params, *recipe.padded(texts, WINDOW), KEY,
             max_new_tokens=NEW, sampling=GREEDY, log_weights=weights,
         ).tokens[0]  # fmt: skip
     np.testing.assert_array_equal(made.tokens, wanted)
@@ -237,26 +236,26 @@ def test_what_does_not_fit_is_said(changes, message, model):
 
 def test_what_does_not_fit_the_model_is_said(model):
     with pytest.raises(UserError, match="window is 40, .* max_length, 39"):
-        generate.check_window(configured(), gpt2(vocab_size=9, max_length=39))
+        recipe.check_window(configured(), gpt2(vocab_size=9, max_length=39))
     with pytest.raises(UserError, match="has no token"):
-        generate.prompt_tokens("", model.tokenizer)
+        recipe.prompt_tokens("", model.tokenizer)
     chosen = dataclasses.replace(configured().documents, stride=0)
     with pytest.raises(UserError, match="documents.stride is 0"):
-        generate.check(configured(documents=chosen))
+        recipe.check(configured(documents=chosen))
 
 
 def test_words_go_on_in_the_prompts_line(corpus, cache):
     words = tokenizers.build("word", corpora.load(corpus), vocab_size=0)
-    prompt = generate.prompt_tokens("the cat", words)
+    prompt = recipe.prompt_tokens("the cat", words)
     assert words.decode(prompt) == "the cat"
-    assert generate.new_text(prompt, words.encode("sat")[:1], words) == " sat"
+    assert recipe.new_text(prompt, words.encode("sat")[:1], words) == " sat"
 
 
 @pytest.fixture(scope="module")
 def trained(corpus, cache, tmp_path_factory):
-    """A workdir in which `rlm_jax.recipes.language_models.lm` has run."""
+    """A workdir in which `experiments.lm` has run."""
     workdir = tmp_path_factory.mktemp("runs") / "lm"
-    lm.run(shrunken.shrink(lm.tiny(), corpus), workdir, preset="tiny")
+    lm.run(shrunken.shrink(lm.tiny(), corpus), workdir)
     return str(workdir)
 
 
@@ -271,7 +270,7 @@ def launched(trained, passages, make, **changes):
 def test_prompts_come_through_a_pipe(trained, passages, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("the dog\nxyzzy\n\nnever\n"))
     config = launched(trained, passages, generate.replug)
-    generate.run(config, tmp_path / "run", preset="tiny")
+    generate.run(config, tmp_path / "run")
     shown = capsys.readouterr().out
     assert shown.count("documents used") == 2
     first, second = shown.split("xyzzy")
@@ -283,7 +282,7 @@ def test_prompts_come_through_a_pipe(trained, passages, tmp_path, monkeypatch, c
 
 def test_a_single_prompt_in_several_ways(trained, passages, tmp_path, capsys):
     config = launched(trained, passages, generate.plain, prompt="a cat", num_samples=2)
-    generate.run(config, tmp_path / "run", preset="tiny")
+    generate.run(config, tmp_path / "run")
     shown = capsys.readouterr().out
     assert shown.count("a cat") == 2 and "--- 2 of 2" in shown
     assert "documents" not in shown and not (tmp_path / "run").exists()
@@ -291,8 +290,7 @@ def test_a_single_prompt_in_several_ways(trained, passages, tmp_path, capsys):
 
 def test_a_dry_run_tells_and_leaves_nothing(trained, passages, tmp_path, capsys):
     config = launched(trained, passages, generate.in_context)
-    run = shrunken.run_in(tmp_path / "run", "generate", dry_run=True)
-    generate.run(config, run)
+    generate.run(config, tmp_path / "run", dry_run=True)
     shown = capsys.readouterr()
     assert "parameters, 257 tokens" in shown.err
     assert "in_context: 1 of 3 passages" in shown.err and not shown.out

@@ -65,7 +65,7 @@ def test_what_is_finished_is_not_done_again(demonstration, corpus, tmp_path):
     for system in CONTROLS:
         shutil.rmtree(workdir / system / "checkpoints", ignore_errors=True)
     config = shrunken.shrink(demo.tiny(), corpus)
-    reports = demo.run(config, workdir, preset="tiny")
+    reports = demo.run(config, workdir)
     assert reports == json.loads((demonstration / "summary.json").read_text())
     assert not (workdir / "lm" / "checkpoints").exists()
 
@@ -73,7 +73,7 @@ def test_what_is_finished_is_not_done_again(demonstration, corpus, tmp_path):
 def test_external_memory_after_a_warm_up_in_one_workdir(corpus, cache, tmp_path):
     config = shrunken.shrink(trime.wikitext2_external(), corpus)
     config.memory.knn_temperatures, config.memory.knn_weights = (1.0,), (0.1, 0.2)
-    made = trime.run(config, tmp_path, preset="tiny")
+    made = trime.run(config, tmp_path)
     assert made is not None
     assert set(made["controls"]) >= CONTROLS["trime"]
     assert made["protocol"]["interpolation"]["weight"] in (0.1, 0.2)
@@ -105,7 +105,7 @@ def test_a_dry_run_builds_and_leaves_nothing(
     config = launcher.PRESETS[name]()
     config.data.corpus = many_words
     config.data.tokenizer = config.data.tokenizer.replace("bpe", "bytes")
-    launcher.run(config, tmp_path / "run", preset="tiny", dry_run=True)
+    launcher.run(config, tmp_path / "run", dry_run=True)
     shown = capsys.readouterr().err
     assert "total" in shown and "batch tokens" in shown and "epochs" in shown
     assert not (tmp_path / "run").exists()
@@ -113,7 +113,7 @@ def test_a_dry_run_builds_and_leaves_nothing(
 
 def test_a_dry_run_tells_the_memory_of_a_step(corpus, cache, tmp_path, capsys):
     config = shrunken.shrink(lm.tiny(), corpus)
-    lm.run(config, tmp_path, preset="tiny", dry_run=True)
+    lm.run(config, tmp_path, dry_run=True)
     assert "MiB beside the state" in capsys.readouterr().err
 
 
@@ -154,9 +154,8 @@ def test_a_workdir_older_than_a_field_goes_on(demonstration, corpus, tmp_path):
     del stored["method"]["decoder"]["num_kv_heads"]
     path.write_text(json.dumps(stored))
     config = shrunken.shrink(demo.tiny(), corpus)
-    run = shrunken.run_in(workdir, "demo")
-    its = demo.runs(config, run)["lm"][1]
-    there = run._replace(system="lm", workdir=workdir / "lm")
+    its = demo.systems(config, workdir)["lm"][1]
+    there = runs.Run("lm", "tiny", workdir / "lm", False)
     runs.claim(there, its, stored["fingerprint"], same=("method",))
     its.method.decoder.num_kv_heads = 1
     with pytest.raises(UserError, match="num_kv_heads is 0 there and 1 here"):

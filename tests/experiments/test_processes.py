@@ -35,7 +35,7 @@ def test_two_processes_train_one_run(tmp_path):
                 *(
                     sys.executable,
                     "-m",
-                    "rlm_jax.recipes.language_models.trime",
+                    "experiments.trime",
                     f"--workdir={workdir}",
                 ),
                 *("--config.warmup_steps=1", "--config.memory.tune_tokens=257"),

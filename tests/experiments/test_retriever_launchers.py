@@ -18,7 +18,6 @@ from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.report import report
 from rlm_jax.retrievers import encoder_towers, published_index
 from rlm_jax.train import checkpoint
-from tests.experiments import shrunken
 
 NOUNS = ("cat", "dog", "house", "river", "stone", "bird", "lamp", "road")
 VERBS = ("sees", "likes", "finds", "holds", "leaves")
@@ -69,16 +68,16 @@ def small_dpr(collection, **pairs):
 
 @pytest.fixture(scope="module")
 def trained(collection, tmp_path_factory) -> pathlib.Path:
-    """A workdir in which `rlm_jax.recipes.retrievers.dpr` has run two rounds."""
+    """A workdir in which `experiments.dpr` has run two rounds."""
     workdir = tmp_path_factory.mktemp("runs") / "dpr"
-    dpr.run(small_dpr(collection, rounds=2), workdir, preset="tiny")
+    dpr.run(small_dpr(collection, rounds=2), workdir)
     return workdir
 
 
 def test_bm25_finds_the_words(collection, tmp_path):
     config = shrink(bm25.tiny(), collection)
     config.judge.per_question = True
-    made = bm25.run(config, tmp_path, preset="tiny")
+    made = bm25.run(config, tmp_path)
     assert made is not None
     assert made["metrics"]["ndcg@10"] > 0.9
     assert made["controls"]["shuffled"]["ndcg@10"] < 0.5
@@ -114,9 +113,9 @@ def test_the_encoder_as_it_starts_can_mine(collection, tmp_path):
     config = small_dpr(collection, miner="model")
     config.pairs.miner = "grep"
     with pytest.raises(UserError, match="pairs.miner is 'grep'"):
-        dpr.run(config, tmp_path / "a", preset="tiny")
+        dpr.run(config, tmp_path / "a")
     config.pairs.miner = "model"
-    dpr.run(config, tmp_path / "b", preset="tiny")
+    dpr.run(config, tmp_path / "b")
     manifest = tmp_path / "b/round_1/negatives/manifest.json"
     assert json.loads(manifest.read_text())["identity"]["model"] != "bm25"
 
@@ -124,7 +123,7 @@ def test_the_encoder_as_it_starts_can_mine(collection, tmp_path):
 def test_a_finished_run_is_judged_again_without_training(trained, collection, capsys):
     before = json.loads((trained / "report.json").read_text())
     config = small_dpr(collection, rounds=2)
-    made = dpr.run(config, trained, preset="tiny")
+    made = dpr.run(config, trained)
     assert made is not None and made["metrics"] == before["metrics"]
     shown = capsys.readouterr().err
     assert "resuming after 2 of 2 steps" in shown and "1/2" not in shown
@@ -133,7 +132,7 @@ def test_a_finished_run_is_judged_again_without_training(trained, collection, ca
 def test_in_batch_negatives_alone_and_two_towers(collection, tmp_path):
     config = small_dpr(collection, rounds=0)
     config.method.towers = "separate"
-    made = dpr.run(config, tmp_path, preset="tiny")
+    made = dpr.run(config, tmp_path)
     assert made is not None
     assert not (tmp_path / "round_0" / "negatives").exists()
     towers = [
@@ -148,7 +147,7 @@ def test_contriever_trains_on_crops(negatives, collection, corpus, cache, tmp_pa
     config.crops.corpus, config.crops.vocab_size = corpus, 200
     config.crops.window, config.negatives = 20, negatives
     config.method.queue_size = 8
-    made = contriever.run(config, tmp_path, preset="tiny")
+    made = contriever.run(config, tmp_path)
     assert made is not None
     assert set(made["controls"]) == {"init", "bm25", "shuffled"}
     assert checkpoint.latest_step(tmp_path / "checkpoints") == 2
@@ -160,9 +159,9 @@ def test_contriever_starts_from_an_encoder(trained, collection, corpus, tmp_path
     config.method.queue_size = 8
     config.init_from = str(trained / "encoder")
     with pytest.raises(UserError, match="reads with another tokenizer"):
-        contriever.run(config, tmp_path, preset="tiny")
+        contriever.run(config, tmp_path)
     config.crops.tokenizer = f"hf:{trained}/encoder/tokenizer.json"
-    assert contriever.run(config, tmp_path / "b", preset="tiny")
+    assert contriever.run(config, tmp_path / "b")
 
 
 def test_an_encoder_of_a_run_encodes_and_answers(
@@ -173,56 +172,55 @@ def test_an_encoder_of_a_run_encodes_and_answers(
     config.collection.passages = collection
     config.text.question_length, config.text.passage_length = 12, 16
     config.search.batch_tokens = 64
-    made = encode.run(config, tmp_path, preset="tiny")
+    made = encode.run(config, tmp_path)
     assert made is not None and made["metrics"]["passages"] == 40
     assert 0 <= made["metrics"]["padding"] < 1
     answers = []
     for workdir in (tmp_path, trained):
         monkeypatch.setattr(sys, "stdin", io.StringIO("which cat sees ?\n\nnever\n"))
-        search.run(search.Config(k=3), workdir, preset="tiny")
+        search.run(search.Config(k=3), workdir)
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1]  # one encoder, one collection
     config.collection.split, config.search.k = "test", 10
-    judged = encode.run(config, tmp_path, preset="tiny")
+    judged = encode.run(config, tmp_path)
     theirs = report.read(trained / "report.json")
     assert judged is not None and judged["metrics"] == theirs["metrics"]
     assert answers[0].count("·") == 3 and "never" not in answers[0]
 
 
 def test_bm25_is_asked_in_the_same_way(collection, tmp_path, monkeypatch, capsys):
-    bm25.run(shrink(bm25.tiny(), collection), tmp_path, preset="tiny")
+    bm25.run(shrink(bm25.tiny(), collection), tmp_path)
     capsys.readouterr()
     asked = io.StringIO("which lamp holds ?\nxyzzy\n")
     monkeypatch.setattr(sys, "stdin", asked)
-    search.run(search.Config(k=2), tmp_path, preset="tiny")
+    search.run(search.Config(k=2), tmp_path)
     shown = capsys.readouterr().out
     assert "The lamp holds the" in shown and "nothing was found" in shown
 
 
 def test_what_is_wrong_is_said(trained, collection, tmp_path):
-    run = shrunken.run_in(tmp_path, "any")
     with pytest.raises(UserError, match="Name its folder with --config.encoder"):
-        encode.run(encode.tiny(), run)
+        encode.run(encode.tiny(), tmp_path)
     config = encode.tiny()
     config.encoder = str(tmp_path / "nothing")
     with pytest.raises(UserError, match="There is no model at"):
-        encode.run(config, run)
+        encode.run(config, tmp_path)
     with pytest.raises(UserError, match="There is nothing to search"):
-        search.run(search.Config(), run)
+        search.run(search.Config(), tmp_path)
     with pytest.raises(UserError, match="k and lines must be at least 1"):
-        search.run(search.Config(k=0), run)
+        search.run(search.Config(k=0), tmp_path)
     config = small_dpr(collection)
     config.text.titles = "loud"
     with pytest.raises(UserError, match="titles is 'loud'"):
-        dpr.run(config, tmp_path / "dpr", preset="tiny")
+        dpr.run(config, tmp_path / "dpr")
     config = shrink(contriever.tiny(), collection)
     config.negatives = "none"
     with pytest.raises(UserError, match="negatives is 'none'"):
-        contriever.run(config, tmp_path / "c", preset="tiny")
+        contriever.run(config, tmp_path / "c")
     other = small_dpr(collection, rounds=2)
     other.batch_size = 5
     with pytest.raises(UserError, match="batch_size is 4 there and 5 here"):
-        dpr.run(other, trained, preset="tiny")
+        dpr.run(other, trained)
 
 
 @pytest.mark.parametrize("launcher", [dpr, contriever], ids=["dpr", "contriever"])
@@ -234,7 +232,7 @@ def test_a_dry_run_leaves_nothing(
         config = shrink(contriever.tiny(), collection)
         config.crops.corpus, config.crops.vocab_size = corpus, 200
         config.crops.window, config.method.queue_size = 20, 8
-    launcher.run(config, tmp_path / "run", preset="tiny", dry_run=True)
+    launcher.run(config, tmp_path / "run", dry_run=True)
     shown = capsys.readouterr().err
     assert "40 passages" in shown and "questions" in shown and "total" in shown
     assert not (tmp_path / "run").exists()
@@ -247,19 +245,18 @@ def test_a_workdir_belongs_to_its_text(trained, collection, tmp_path):
     folder = tmp_path / "toy"
     shutil.copytree(collection.partition(":")[2], folder)
     config = small_dpr(f"beir:{folder}", rounds=0)
-    dpr.run(config, tmp_path / "run", preset="tiny")
+    dpr.run(config, tmp_path / "run")
     with (folder / "corpus.jsonl").open("a") as file:
         file.write(json.dumps({"_id": "new", "title": "", "text": "more"}) + "\n")
     with pytest.raises(UserError, match="belongs to another run"):
-        dpr.run(config, tmp_path / "run", preset="tiny")
+        dpr.run(config, tmp_path / "run")
 
 
 def test_more_training_is_judged_and_asked_anew(collection, tmp_path):
     config = small_dpr(collection, rounds=0)
-    run = shrunken.run_in(tmp_path, "dpr")
-    dpr.run(config, run)
+    dpr.run(config, tmp_path)
     config.train.steps = 3
-    assert dpr.run(config, run) is not None
+    assert dpr.run(config, tmp_path) is not None
     assert len(list((tmp_path / "vectors").glob("real-*"))) == 2
     record = json.loads((tmp_path / published_index.FILE).read_text())
     assert (tmp_path / record["vectors"]).is_dir()
@@ -273,7 +270,7 @@ def test_another_encoder_cannot_ask(trained, collection, tmp_path):
     workdir = tmp_path / "dpr"
     shutil.copytree(trained, workdir)
     config = small_dpr(collection, rounds=0)
-    dpr.run(config, tmp_path / "other", preset="tiny")
+    dpr.run(config, tmp_path / "other")
     shutil.rmtree(workdir / "encoder")
     shutil.copytree(tmp_path / "other" / "encoder", workdir / "encoder")
     with pytest.raises(UserError, match="is not the one that"):
@@ -284,21 +281,21 @@ def test_texts_are_cut_to_the_encoders_positions(trained, collection, tmp_path):
     config = encode.tiny()
     config.encoder = str(trained / "encoder")  # 32 positions; the preset has 256 tokens
     config.collection.passages = collection
-    assert encode.run(config, tmp_path, preset="tiny")
+    assert encode.run(config, tmp_path)
 
 
 def test_an_encoder_that_cannot_be_saved_is_not_trained(collection, tmp_path):
     config = small_dpr(collection)
     config.method.encoder.projection = 4
     with pytest.raises(UserError, match="projection=0"):
-        dpr.run(config, tmp_path, preset="tiny")
+        dpr.run(config, tmp_path)
     assert not (tmp_path / "round_1").exists()
 
 
 def test_measures_beyond_the_depth_are_left_out(collection, tmp_path):
     config = shrink(bm25.tiny(), collection)
     config.k = 5
-    made = bm25.run(config, tmp_path, preset="tiny")
+    made = bm25.run(config, tmp_path)
     assert made is not None
     assert set(made["metrics"]) == {"recall@1", "recall@5"}
 
@@ -309,4 +306,4 @@ def test_questions_that_nobody_judged_are_refused(collection, tmp_path):
     config = shrink(bm25.tiny(), collection)
     config.collection.questions = f"jsonl:{path}"
     with pytest.raises(UserError, match="neither passages that answer them nor"):
-        bm25.run(config, tmp_path / "run", preset="tiny")
+        bm25.run(config, tmp_path / "run")

@@ -4,7 +4,6 @@ import json
 import math
 import pathlib
 import shutil
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +12,12 @@ from experiments import lm, retro
 from rlm_jax import terminal
 from rlm_jax.data import overlap, passages
 from rlm_jax.errors import UserError
-from rlm_jax.recipes import runs
+from rlm_jax.recipes import language_model
 from rlm_jax.recipes.chunks import retro_data, retro_evaluation
 from rlm_jax.report import report
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.storage.locks import locked
-from rlm_jax.train import checkpoint
+from rlm_jax.train import checkpoint, dry_run
 from tests.experiments import shrunken
 
 M = 8
@@ -58,19 +57,10 @@ def small(config, text: str):
     return config
 
 
-def run_in(workdir: pathlib.Path, config) -> runs.Run:
-    system = "lm" if isinstance(config, lm.Config) else "retro"
-    return shrunken.run_in(workdir, system)
-
-
-def execute(launcher, config, workdir: pathlib.Path) -> Any:
-    return launcher.run(config, run_in(workdir, config))
-
-
 @pytest.fixture(scope="module")
 def plain(text, cache, tmp_path_factory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("runs") / "lm"
-    execute(lm, small(lm.tiny(), text), workdir)
+    lm.run(small(lm.tiny(), text), workdir)
     return workdir
 
 
@@ -78,7 +68,7 @@ def plain(text, cache, tmp_path_factory) -> pathlib.Path:
 def trained(text, plain, tmp_path_factory) -> pathlib.Path:
     """A workdir in which RETRO was fitted to the plain model, and compared with it."""
     workdir = tmp_path_factory.mktemp("runs") / "retro"
-    execute(retro, fitted(text, plain), workdir)
+    retro.run(fitted(text, plain), workdir)
     return workdir
 
 
@@ -137,7 +127,7 @@ def test_a_warm_start_is_where_the_training_began(trained, plain):
 
 def test_neighbours_are_of_other_documents_and_of_none_that_is_copied(trained, text):
     config = small(retro.tiny(), text)
-    loaded = retro.language_model.load_text(config.data)
+    loaded = language_model.load_text(config.data)
     split = loaded.store.split("train")
     chunks = retro_data.stream(config, split)
     ids = np.memmap(trained / "database/neighbours-train/neighbours.ids", "<i4")
@@ -159,20 +149,21 @@ def test_a_run_goes_on_and_shares_its_database(
     config.train.steps = 3
     with monkeypatch.context() as patched:  # what is left out was found before
         patched.delattr(overlap, "near_duplicates")
-        execute(retro, config, workdir)
+        retro.run(config, workdir)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(x)["step"] for x in lines if '"train"' in x]
     assert steps == [1, 2, 3]
 
     config = small(retro.tiny(), text)
     config.database.folder = str(workdir / "database")
-    made = execute(retro, config, tmp_path / "scratch")
+    made = retro.run(config, tmp_path / "scratch")
+    assert isinstance(made, dict)
     assert not (tmp_path / "scratch/database").exists()
     assert made["protocol"]["database"]["train"]["chunks_per_second"] is None
 
     config.database.more, config.database.overlap = text, 3
     with pytest.raises(UserError, match="holds bounds .* use another folder"):
-        execute(retro, config, tmp_path / "more")
+        retro.run(config, tmp_path / "more")
 
 
 def test_a_run_waits_for_another_that_fills_its_database(
@@ -191,14 +182,15 @@ def test_a_run_waits_for_another_that_fills_its_database(
     config = small(retro.tiny(), text)
     config.database.folder = str(folder)
     with locked(folder / ".lock"), pytest.raises(Waits):
-        execute(retro, config, tmp_path / "retro")
+        retro.run(config, tmp_path / "retro")
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
 def test_another_corpus_joins_and_what_overlaps_does_not(text, cache, tmp_path):
     config = small(retro.tiny(), text)
     config.database.more, config.database.overlap = text, 1
-    made = execute(retro, config, tmp_path)
+    made = retro.run(config, tmp_path)
+    assert isinstance(made, dict)
     facts = made["protocol"]["database"]
     assert facts["chunks"] > facts["train"]["chunks"]
     left_out = facts["overlapping_chunks"] + facts["duplicate_chunks"]
@@ -212,7 +204,7 @@ def test_a_prompt_is_continued_and_the_report_stays(trained, text, plain, capsys
     written = (trained / "report.json").read_bytes()
     config = fitted(text, plain)
     config.prompt, config.new_tokens, config.temperature = "the cat saw it", 12, 0.0
-    continuation = execute(retro, config, trained)
+    continuation = retro.run(config, trained)
     assert (trained / "report.json").read_bytes() == written
     shown = capsys.readouterr().err
     assert shown.count("neighbours of") == 3  # 26 bytes have three chunks
@@ -220,7 +212,7 @@ def test_a_prompt_is_continued_and_the_report_stays(trained, text, plain, capsys
 
     # What is evaluated is no business of a prompt, nor does it change what is stored.
     config.baseline, config.ks, config.retrieve = "", (), False
-    execute(retro, config, trained)
+    retro.run(config, trained)
     assert "neighbours of" not in capsys.readouterr().err
     assert (trained / "report.json").read_bytes() == written
     stored = json.loads((trained / "config.json").read_text())
@@ -233,12 +225,12 @@ def test_the_database_is_encoded_by_a_run_of_ones_own(text, cache, tmp_path):
     tower = shrunken.save_encoder(workdir / "encoder", passages.load(f"corpus:{text}"))
     (workdir / "config.json").write_text('{"system": "dpr"}')
     config.database.encoder = str(workdir)
-    execute(retro, config, tmp_path / "retro")
+    retro.run(config, tmp_path / "retro")
     manifest = (tmp_path / "retro/database/database/manifest.json").read_text()
     assert encode_stream.fingerprint(tower.params) in manifest
     (workdir / "question_encoder").mkdir()
     with pytest.raises(UserError, match="has two encoders; name .*run/encoder, which"):
-        execute(retro, config, tmp_path / "other")
+        retro.run(config, tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -281,7 +273,7 @@ def test_bad_input_is_one_sentence(text, cache, tmp_path, changes, says):
             holder = getattr(holder, group)
         setattr(holder, field, value)
     with pytest.raises(UserError, match=says):
-        execute(retro, config, tmp_path)
+        retro.run(config, tmp_path)
     assert not (tmp_path / "database").exists()  # it was told before the encoding
 
 
@@ -289,7 +281,7 @@ def test_a_warm_start_that_cannot_be_is_told_before_the_encoding(text, plain, tm
     config = fitted(text, plain)
     config.method.encoder.width = 16
     with pytest.raises(UserError, match="set encoder.width to 0"):
-        execute(retro, config, tmp_path)
+        retro.run(config, tmp_path)
     assert not (tmp_path / "database").exists()
 
 
@@ -298,25 +290,25 @@ def test_a_run_of_retro_is_no_plain_decoder(trained, text, tmp_path, field):
     config = small(retro.tiny(), text)
     setattr(config, field, str(trained))
     with pytest.raises(UserError, match=f"(?i){trained} is .*retro"):
-        execute(retro, config, tmp_path)
+        retro.run(config, tmp_path)
 
 
 def test_the_presets_fit(text, cache, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(retro.dry_run, "COMPILED", 0)
+    monkeypatch.setattr(dry_run, "COMPILED", 0)
     for name, preset in retro.PRESETS.items():
         config = preset()
         config.database.more = ""
         config.data.corpus, config.data.tokenizer = text, "bytes"
         config.data.batch_size, config.data.length = 2, 4 * config.method.chunk_length
         workdir = tmp_path / name
-        retro.run(config, workdir, preset="tiny", dry_run=True)
-        assert not runs.exists()
+        retro.run(config, workdir, dry_run=True)
+        assert not workdir.exists()
     assert capsys.readouterr().err.count("batch neighbours") == len(retro.PRESETS)
 
 
 def test_the_head_of_a_split_is_in_whole_documents_and_chunks(text, cache):
     config = small(retro.tiny(), text)
-    loaded = retro.language_model.load_text(config.data)
+    loaded = language_model.load_text(config.data)
     part = retro_evaluation.head(config, loaded, "test")
     assert len(part.split.tokens) == 513
     assert part.split.document_offsets[-1] == 513

@@ -103,5 +103,5 @@ def assert_close(found: np.ndarray, wanted: np.ndarray, name: str) -> None:
     is not theirs to say.
     """
     is_sum = "/sums/" in name or "/evaluated/" in name
-    rtol = 4 * np.finfo(np.float32).eps if is_sum else 1e-7
+    rtol = float(4 * np.finfo(np.float32).eps) if is_sum else 1e-7
     np.testing.assert_allclose(found, wanted, rtol=rtol, atol=1e-5, err_msg=name)

@@ -134,7 +134,7 @@ def _baseline(config: Config, text: Text) -> Decoding:
     if stored["system"] not in ("lm", "knn_lm"):
         raise UserError(
             f"The run in {config.baseline} is of {stored['system']}; name one of "
-            "rlm_jax.recipes.language_models.lm as the baseline."
+            "experiments.lm as the baseline."
         )
     dtype = config.method.decoder.dtype
     plain = base_lm.load(config.baseline, config.data, dtype=dtype).decoding
