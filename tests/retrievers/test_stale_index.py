@@ -17,10 +17,12 @@ import pytest
 
 from rlm_jax.errors import UserError
 from rlm_jax.models.encoder import embedder
+from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import background, encode_snapshot
 from rlm_jax.retrievers.background import Worker, WorkerConfig
 from rlm_jax.retrievers.stale_index import StaleIndex
 from rlm_jax.train import checkpoint, metrics
+from rlm_jax.train.rounds import RefreshConfig
 from tests.retrievers import stale_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -43,7 +45,7 @@ def straight(shared):
     def of(policy):
         if policy not in made:
             made[policy] = shared / f"straight_{policy}"
-            stale_run.run(made[policy], policy, shared=shared)
+            stale_run.run(made[policy], stale_run.CONFIGS[policy], shared)
         return made[policy]
 
     return of
@@ -53,7 +55,7 @@ def contents(folder):
     """Everything that a run leaves and that no clock has written."""
     files = {
         str(path.relative_to(folder)): path.read_bytes()
-        for name in ("indexes", "rounds", "generations.json")
+        for name in ("indexes", "rounds", "generations.json", "refreshes.json")
         for path in [folder / name, *(folder / name).rglob("*")]
         if path.is_file() and path.name not in ("worker.log", ".worker")
     }
@@ -77,10 +79,53 @@ def test_generations_follow_training(straight, policy):
     files, rows = contents(folder)
     assert [row["step"] for row in rows] == list(range(1, stale_run.STEPS + 1))
     generations = json.loads((folder / "generations.json").read_text())
-    assert list(generations) == ["0", "4", "8"]
+    assert list(generations) == ["step_0", "step_4", "step_8"]
     assert len(set(generations.values())) == 3
     assert [x.name for x in (folder / "indexes").glob("step_*")] == ["step_8"]
     assert "rounds/10/ids" in files and "rounds/0/ids" not in files
+    refreshes = json.loads((folder / "refreshes.json").read_text())["refreshes"]
+    first, ages = (4, (1.5, 3)) if policy == "synchronous" else (6, (2.5, 5))
+    assert [x["step"] for x in refreshes] == [first, first + 4]
+    assert (refreshes[0]["mean_age"], refreshes[0]["max_age"]) == ages
+    assert all(0 < x["stale_recall"] <= 1 for x in refreshes)
+
+
+def with_refresh(*refresh, steps=stale_run.STEPS, **train):
+    base = stale_run.CONFIGS["synchronous"]
+    trained = dataclasses.replace(base.train, steps=steps, **train)
+    return dataclasses.replace(base, refresh=RefreshConfig(*refresh), train=trained)
+
+
+def test_candidates_follow_training_while_keys_stay(shared, tmp_path):
+    traces = []
+
+    def counted(method):
+        def loss(*arguments, **options):
+            traces.append(1)
+            return method.loss(*arguments, **options)
+
+        return method._replace(loss=loss)
+
+    config = with_refresh("synchronous", (0,), 4, checkpoint_every=4)
+    stale_run.run(tmp_path, config, shared, wrap=counted)
+    path = tmp_path / "rounds/8/manifest.json"
+    identity = json.loads(path.read_text())["identity"]
+    assert identity == {
+        "keys_step": 0,
+        "queries": encode_stream.fingerprint(checkpoint.load_params(tmp_path, 8)),
+    }
+    # Three searches in one index, and the step was compiled once.
+    generations = json.loads((tmp_path / "generations.json").read_text())
+    assert list(generations) == ["step_0"] and len(traces) == 1
+
+
+def test_a_run_that_is_made_longer_inside_a_round(shared, tmp_path):
+    for steps in (6, 7, 12):
+        config = with_refresh("synchronous", (8,), 4, steps=steps)
+        stale_run.run(tmp_path, config, shared)
+        assert checkpoint.latest_step(tmp_path / "checkpoints") == steps
+    generations = json.loads((tmp_path / "generations.json").read_text())
+    assert list(generations) == ["step_0", "step_8"]
 
 
 def start(folder, policy, delay):
@@ -148,7 +193,7 @@ def kill(folder, policy, moment, delay=0.1):
 
 
 def go_on(folder, policy, shared, whole):
-    stale_run.run(folder / "run", policy, shared=shared)
+    stale_run.run(folder / "run", stale_run.CONFIGS[policy], shared)
     assert_same(folder / "run", whole)
 
 
@@ -193,7 +238,7 @@ def failing(shared, tmp_path, monkeypatch, **changes):
 
     monkeypatch.setattr(encode_snapshot, "write", changed)
     with pytest.raises(UserError, match="The worker failed to encode step_0") as told:
-        stale_run.run(tmp_path / "run", "overlapped", shared=shared)
+        stale_run.run(tmp_path / "run", stale_run.CONFIGS["overlapped"], shared)
     assert len(str(told.value).splitlines()) == 1
     return str(told.value)
 
