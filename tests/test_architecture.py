@@ -2,7 +2,7 @@
 
 import ast
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -21,18 +21,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"ops", "errors"},
     "pretrained": {"models", "storage", "errors"},
     "methods": {"models", "ops", "method", "errors"},
-    "data": {"method", "storage", "errors"},
+    "data": {"method", "storage", "terminal", "errors"},
     "retrieval": {"method", "processes", "storage", "errors"},
-    "train": {
-        "method",
-        "ops.collectives",
-        "processes",
-        "storage",
-        "terminal",
-        "errors",
+    "retrievers": {
+        *("data", "retrieval", "pretrained", "models"),
+        *("method", "processes", "storage", "terminal", "errors"),
     },
-    "evaluate": {"method", "ops", "retrieval", "storage", "errors"},
+    "train": {
+        *("method", "ops.collectives", "processes", "storage", "terminal", "errors"),
+    },
+    "evaluate": {"methods", "method", "ops", "retrieval", "storage", "errors"},
     "report": {"storage", "errors"},
+    "recipes": {
+        *("data", "evaluate", "methods", "models", "ops", "pretrained", "report"),
+        *("retrieval", "retrievers", "storage", "train"),
+        *("errors", "method", "processes", "terminal"),
+    },
 }
 
 # Library -> the only places that may import it; an empty set bans it.
@@ -140,6 +144,68 @@ def test_module_keeps_the_rules(path):
 def test_every_part_is_in_the_matrix():
     parts = {module_name(path).split(".")[0] for path in MODULES} - {""}
     assert parts <= set(MAY_IMPORT)
+
+
+def graph() -> dict[str, set[str]]:
+    """Module -> the modules of the package that it imports, wherever it does."""
+    names = {module_name(path) for path in MODULES}
+
+    def module_of(imported: str) -> str:
+        inner = imported.removeprefix("rlm_jax").removeprefix(".")
+        return inner if inner in names else inner.rpartition(".")[0]
+
+    return {
+        module_name(path): {
+            module_of(name)
+            for name in imports(ast.parse(path.read_text(encoding="utf-8")))
+            if name.split(".")[0] == "rlm_jax"
+        }
+        - {module_name(path)}
+        for path in MODULES
+    }
+
+
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle; empty where there is none."""
+    left = dict(edges)
+    while free := [x for x, imported in left.items() if not imported & left.keys()]:
+        for module in free:
+            del left[module]
+    return sorted(left)
+
+
+def test_no_circle_of_imports():
+    assert circle(graph()) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+
+
+def test_a_system_imports_no_other_systems_recipe():
+    """Recipes that hold a ``@recipe`` are systems; what they share stands apart."""
+    texts = {module_name(path): path.read_text(encoding="utf-8") for path in MODULES}
+    systems = {name for name, text in texts.items() if "\n@recipe(" in text}
+    assert len(systems) > 10
+    edges = graph()
+    assert {name: edges[name] & systems for name in edges if edges[name] & systems} == (
+        {}
+    )
+
+
+def test_nothing_imports_the_launchers_but_tests_and_notebooks():
+    for folder in ("rlm_jax", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            names = imports(ast.parse(path.read_text(encoding="utf-8")))
+            assert not [x for x in names if x.split(".")[0] == "experiments"], path
+
+
+def count_lines(paths: Iterable[pathlib.Path]) -> int:
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+
+
+def test_rooms_keep_their_size():
+    assert count_lines((ROOT / "experiments").glob("*.py")) < 1900
+    rooms = {path.relative_to(PACKAGE).parts[0] for path in MODULES}
+    sizes = {room: count_lines((PACKAGE / room).rglob("*.py")) for room in rooms}
+    assert max(sizes.values()) <= count_lines(MODULES) / 5, sizes
 
 
 @pytest.mark.parametrize("folder", ["ops", "methods", "report"])

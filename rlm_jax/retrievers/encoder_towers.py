@@ -69,7 +69,7 @@ def save(folder: pathlib.Path, tower: Tower) -> None:
 
 def train_tokenizer(passages: Passages, vocab_size: int) -> TextTokenizer:
     """An uncased WordPiece vocabulary of a collection, made once and cached."""
-    key = cache.fingerprint("wordpiece", passages.fingerprint, vocab_size)
+    key = cache.fingerprint(text_encoding.TRAINER, passages.fingerprint, vocab_size)
     folder = cache.root() / "tokenizers" / key[:32]
 
     def build(there: pathlib.Path) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlm_jax.method import Batch, Method, Neighbours
-from rlm_jax.methods import METHODS, knn_lm
+from rlm_jax.method import Batch, Method
+from rlm_jax.methods import METHODS
 from rlm_jax.models.decoder import modern
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.models.neighbours import NeighbourEncoderConfig
@@ -72,7 +72,8 @@ def config(name: str, **model) -> Any:
 
 def method(name: str, **model) -> Method:
     """The system."""
-    return METHODS[SYSTEMS[name][0]][1](config(name, **model))
+    entry, _ = SYSTEMS[name]
+    return METHODS[entry][1](config(name, **model))
 
 
 def batch(name: str = "lm", seed: int = 0, rows: int = ROWS) -> dict[str, np.ndarray]:
@@ -240,21 +241,6 @@ def prepared(system: Method, params, batch: Batch) -> Batch:
         return batch
     state = system.moving.init(params, jax.random.key(5))
     return system.moving.update(params, state, batch, jax.random.key(6))[1]
-
-
-def evaluable(system: Method, batch: Batch) -> Batch:
-    """The batch with neighbours, where the method wants some; one is absent.
-
-    They are of a datastore that holds every word once.
-    """
-    if system.retrieval is None or system.score is None:
-        return batch
-    shape = batch["targets"].size, system.retrieval.k
-    random = np.random.default_rng(1)
-    scores = random.normal(size=shape).astype(np.float32)
-    ids = random.integers(0, VOCAB, shape).astype(np.int32)
-    ids[0, -1] = -1
-    return knn_lm.attach(batch, Neighbours(scores, ids), np.arange(VOCAB)[::-1])
 
 
 def rebuilt(kind: type, fields: dict[str, Any]) -> Any:

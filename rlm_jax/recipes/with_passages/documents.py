@@ -12,6 +12,7 @@ from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.in_context import Protocol, Strides
 from rlm_jax.method import Neighbours
+from rlm_jax.methods import in_context as ralm
 from rlm_jax.methods import lm
 from rlm_jax.models.decoder import check_length
 from rlm_jax.recipes import base_lm, language_model, runs
@@ -283,7 +284,7 @@ def answered(config: Experiment, model: Given, some: Part) -> np.ndarray:
         protocol(config),
         wrap=terminal.bar("scoring with the answer", "batch"),
     )
-    return in_context.first(values, config.documents.rank_tokens)
+    return ralm.first(values, config.documents.rank_tokens)
 
 
 def facts(

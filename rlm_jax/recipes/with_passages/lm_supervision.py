@@ -15,6 +15,7 @@ from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.in_context import Strides
 from rlm_jax.method import Neighbours
+from rlm_jax.methods import in_context as ralm
 from rlm_jax.recipes.base_lm import Given
 from rlm_jax.recipes.language_model import Text
 from rlm_jax.recipes.with_passages import contamination, documents
@@ -74,7 +75,7 @@ def examples(
     values = in_context.score(
         model.log_probs, tokens, at, found.ids, document, protocol
     )
-    likelihoods = in_context.likelihood(values, 0)
+    likelihoods = ralm.likelihood(values, 0)
     return Examples(asked, found, np.where(found.ids >= 0, likelihoods, 0.0))
 
 
