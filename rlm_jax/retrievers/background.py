@@ -10,8 +10,9 @@ import pathlib
 import subprocess
 import sys
 
-import rlm_jax
 from rlm_jax.errors import UserError
+
+_PACKAGE = pathlib.Path(__file__).resolve().parents[2]  # the folder around rlm_jax
 
 # Of the trainer's processes, which the worker is none of.
 _NOT_INHERITED = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -49,8 +50,7 @@ class Worker:
         if self._process is not None and self._partial == partial:
             return
         self.close()
-        package = pathlib.Path(rlm_jax.__file__).resolve().parents[1]
-        paths = [str(package), os.environ.get("PYTHONPATH", "")]
+        paths = [str(_PACKAGE), os.environ.get("PYTHONPATH", "")]
         environment = {
             **{k: x for k, x in os.environ.items() if k not in _NOT_INHERITED},
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
