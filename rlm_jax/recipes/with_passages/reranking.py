@@ -16,7 +16,7 @@ from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.with_passages import documents, lm_supervision
 from rlm_jax.recipes.with_passages.documents import Part, Setting
-from rlm_jax.retrievers import dense, encoder_towers
+from rlm_jax.retrievers import dense, encoder_towers, passage_search
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.passage_search import PassageSearch
 from rlm_jax.train import fit, parallel
@@ -69,9 +69,8 @@ def train(
         seed, size = config.train.seed, config.batch_size
         places = lm_supervision.draw(experiment, setting.text, seed, step, size)[mine]
         num = experiment.documents.num
-        found = lm_supervision.search(
-            experiment, setting.text, shelf.search, len(shelf.passages), places, num
-        )
+        asked = lm_supervision.questions(experiment, setting.text, places)
+        found = passage_search.search_deep(asked, shelf, num)
         made = lm_supervision.examples(
             experiment, setting.model, setting.text, shelf.tokens, own, places,
             found.ids, num,
