@@ -9,7 +9,7 @@ from rlm_jax import terminal
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
 from rlm_jax.errors import UserError
-from rlm_jax.evaluate import in_context
+from rlm_jax.evaluate import controls, in_context
 from rlm_jax.evaluate.in_context import Protocol, Strides
 from rlm_jax.method import Neighbours
 from rlm_jax.methods import in_context as ralm
@@ -18,7 +18,6 @@ from rlm_jax.models.decoder import check_length
 from rlm_jax.recipes import base_lm, language_model, runs
 from rlm_jax.recipes.base_lm import Given
 from rlm_jax.recipes.language_model import Text
-from rlm_jax.recipes.retrievers import ranking_report
 from rlm_jax.recipes.runs import Run
 from rlm_jax.recipes.with_passages import contamination
 from rlm_jax.retrieval.index import none_found
@@ -220,7 +219,7 @@ def questions(text: Text, tokens: np.ndarray, at: Strides) -> list[str]:
 def shuffled(found: Neighbours) -> Neighbours:
     """Every stride is given what was found for another, half the text away."""
     return _after_the_first(
-        ranking_report.shuffled(Neighbours(found.scores[1:], found.ids[1:]))
+        controls.shuffled_neighbours(Neighbours(found.scores[1:], found.ids[1:]))
     )
 
 
