@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,9 +16,18 @@ from rlm_jax.report import inspector, plots, report, tables, token_gain_plots
 from rlm_jax.train import metrics
 
 
+class Evaluates(Protocol):
+    """The fields of a configuration that say what was evaluated, and how."""
+
+    @property
+    def data(self) -> language_model.DataConfig: ...
+    @property
+    def evaluate(self) -> language_model.EvaluateConfig: ...
+
+
 def finish(
     run: Run,
-    config: language_model.Experiment,
+    config: Evaluates,
     text: language_model.Text,
     scored: language_model.Scored,
     log_probs: Mapping[str, np.ndarray],

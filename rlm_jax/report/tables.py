@@ -72,6 +72,25 @@ def row_of_ranking(report: Mapping[str, Any]) -> Row:
     return row._replace(metrics=known or row.metrics)
 
 
+def curve_lines(
+    alphas: Sequence[float],
+    figures: Mapping[str, Sequence[float]],
+    counts: Sequence[int],
+) -> str:
+    """A leakage curve as lines of text, one for each alpha.
+
+    Args:
+      alphas: largest shares of a chunk that its neighbours hold.
+      figures: system -> bits per byte at each alpha.
+      counts: chunks behind each.
+    """
+    lines = ["bits per byte of the chunks with r(C) <= alpha:"]
+    for i, alpha in enumerate(alphas):
+        each = ", ".join(f"{name} {values[i]:.3f}" for name, values in figures.items())
+        lines.append(f"  {alpha:6.1%} ({counts[i]:,} chunks): {each}")
+    return "\n".join(lines)
+
+
 def metric_style(name: str) -> Metric:
     """How a metric is shown; an unknown one by its own name, larger being better."""
     return METRICS.get(name, Metric(name, 3, False))

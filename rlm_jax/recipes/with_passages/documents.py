@@ -19,9 +19,8 @@ from rlm_jax.recipes import base_lm, language_model, runs
 from rlm_jax.recipes.base_lm import Given
 from rlm_jax.recipes.language_model import Text
 from rlm_jax.recipes.runs import Run
-from rlm_jax.recipes.with_passages import contamination
 from rlm_jax.retrieval.index import none_found
-from rlm_jax.retrievers import passage_search
+from rlm_jax.retrievers import contamination, passage_search
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig
 from rlm_jax.retrievers.passage_search import PassageSearch
@@ -111,7 +110,7 @@ def prepare(
         )
         if tune_tokens:
             _require(config, text, "validation", tune_tokens, "ensemble.tune_tokens")
-        out = contamination.excluded(config, passages, text, "test")
+        out = excluded(config, passages, text, "test")
     runs.claim(run, config, text.fingerprint, same=(*SAME, *same))
     if model is not None:
         config = base_lm.with_tokenizer(config, model)
@@ -167,6 +166,20 @@ def collection(config: Experiment) -> Passages:
     """The configured passages."""
     return passages_lib.load(
         config.documents.passages or f"corpus:{config.data.corpus}"
+    )
+
+
+def excluded(
+    config: Experiment, passages: Passages, text: Text, name: str
+) -> contamination.Excluded:
+    """The passages that may not be given to a split."""
+    return contamination.excluded_passages(
+        passages,
+        config.data.corpus,
+        name,
+        text.store.split(name).document_names,
+        num_words=config.documents.overlap,
+        own_titles=config.documents.own_titles,
     )
 
 
