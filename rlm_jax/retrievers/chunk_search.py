@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -183,7 +183,7 @@ def find_neighbours(
     return Database(database, filters, opened, encode, neighbours, facts)
 
 
-Rows = Callable[[list[np.ndarray]], list[np.ndarray]]
+Rows = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
 def _to_rows(
@@ -192,7 +192,7 @@ def _to_rows(
     """(tokens of chunks -> what the encoder reads of them; its longest row)."""
     length = min(config.text_length, tower.config.max_length)
 
-    def rows(chunks: list[np.ndarray]) -> list[np.ndarray]:
+    def rows(chunks: Sequence[np.ndarray]) -> list[np.ndarray]:
         texts = [decode(tokens) for tokens in chunks]
         return tower.tokenizer.encode(texts, max_length=length)
 
