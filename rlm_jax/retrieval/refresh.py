@@ -3,11 +3,12 @@
     <folder>/step_<n>/           an index that is whole
     <folder>/step_<n>.partial/   one in the making
       manifest.json              of what it is: the run's identity, n, the encoder
-      index/                     the builder's own: a snapshot, vectors
+      snapshot/                  the builder's own: what making it needs
+      index/                     the builder's own: vectors
 
-An index has its name when it is whole. What is in the making holds from the start on
-all that making it needs (`begin`), so the trainer, or another process beside it, can go
-on after either was killed. Beside the indexes stand the candidates that each round's
+An index has its name when it is whole. What is in the making has its snapshot from the
+start on (`begin`), so the trainer, or another process beside it, can go on after either
+was killed. Beside the indexes stand the candidates that each round's
 questions found in one, since parameters that they were searched with are gone later:
 
     <folder>/<start>/            of the round that begins with that step
@@ -31,8 +32,10 @@ from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrieval.index import recall
 from rlm_jax.storage import atomic, checked_files
 
+SNAPSHOT, INDEX = "snapshot", "index"
+"""The folders inside a step's."""
+
 _FORMAT = "rlm_jax stale index 2"
-_FILES = "index"  # the folder inside, which is the builder's own
 _CANDIDATES = "rlm_jax candidates 1"
 
 
@@ -43,11 +46,11 @@ def begin(
     passage_params: Params | None,
     snapshot: Callable[[Path], object],
 ) -> Path | None:
-    """Where the index of a step is to be made: the folder of its files, or None.
+    """Where the index of a step is to be made, ``step_<n>.partial``, or None.
 
-    None: it is whole already, or an index of the same parameters is, which then serves
-    (its files get a second name). Else what a killed run has begun of it is kept, if it
-    is of the same parameters. All processes of a run call it.
+    None: it is whole already, or an index of the same parameters is, whose files then
+    get a second name. Else what a killed run has begun of it is kept, if it is of the
+    same parameters. All processes of a run call it.
 
     Args:
       folder: of all indexes of the run; on several processes, a shared one.
@@ -57,7 +60,7 @@ def begin(
       passage_params: what encodes passages at that step, or None where the run is past
         it. A run that comes by again may round otherwise: an index of other parameters
         is made again.
-      snapshot: ``snapshot(files)`` writes what making the index needs. Called by the
+      snapshot: ``snapshot(folder)`` writes what making the index needs. Called by the
         first process, before the folder has its name.
 
     Raises:
@@ -86,19 +89,20 @@ def begin(
         begun = there.with_name(f".{there.name}.begun")
         with checked_files.full_disk_named(there, "what is whole is kept"):
             shutil.rmtree(begun, ignore_errors=True)
+            (begun / SNAPSHOT).mkdir(parents=True)
+            snapshot(begun / SNAPSHOT)
             if equal:
-                old = _path(folder, equal[0]) / _FILES
-                shutil.copytree(old, begun / _FILES, copy_function=os.link)
+                old = _path(folder, equal[0]) / INDEX
+                shutil.copytree(old, begun / INDEX, copy_function=os.link)
             else:
-                (begun / _FILES).mkdir(parents=True)
-                snapshot(begun / _FILES)
+                (begun / INDEX).mkdir()
             checked_files.write_manifest(begun, manifest)
             _rename(begun, there if equal else partial)
         return not equal
 
     processes.by_first(prepare, f"begin the index {there}")
     processes.wait("index begun")
-    return None if there.exists() else partial / _FILES
+    return None if there.exists() else partial
 
 
 def publish(folder: str | os.PathLike, step: int) -> None:
@@ -109,8 +113,8 @@ def publish(folder: str | os.PathLike, step: int) -> None:
     processes.wait("index published")
 
 
-def files(folder: str | os.PathLike, step: int, identity: Mapping[str, Any]) -> Path:
-    """The folder of the files of an index that is whole.
+def whole(folder: str | os.PathLike, step: int, identity: Mapping[str, Any]) -> Path:
+    """The folder ``step_<n>`` of an index that is whole.
 
     Raises:
       UserError: there is none, it is damaged, or of another run.
@@ -120,7 +124,7 @@ def files(folder: str | os.PathLike, step: int, identity: Mapping[str, Any]) -> 
         raise UserError(
             f"There is no index at {there}; restore that folder or start the run again."
         )
-    return there / _FILES
+    return there
 
 
 def exists(folder: str | os.PathLike, step: int) -> bool:

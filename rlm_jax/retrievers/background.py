@@ -10,8 +10,9 @@ import pathlib
 import subprocess
 import sys
 
-import rlm_jax
 from rlm_jax.errors import UserError
+
+_PACKAGE = pathlib.Path(__file__).resolve().parents[2]  # the folder around rlm_jax
 
 # Of the trainer's processes, which the worker is none of.
 _NOT_INHERITED = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -42,40 +43,39 @@ class Worker:
                 )
         self.config = config
         self._process: subprocess.Popen | None = None
-        self._job: pathlib.Path | None = None
+        self._partial: pathlib.Path | None = None
 
-    def start(self, job: pathlib.Path) -> None:
-        """Starts a job, if it is not the one that runs; another one is ended."""
-        if self._process is not None and self._job == job:
+    def start(self, partial: pathlib.Path) -> None:
+        """Begins with a snapshot, unless it has; another one is left as it is."""
+        if self._process is not None and self._partial == partial:
             return
         self.close()
-        package = pathlib.Path(rlm_jax.__file__).resolve().parents[1]
-        paths = [str(package), os.environ.get("PYTHONPATH", "")]
+        paths = [str(_PACKAGE), os.environ.get("PYTHONPATH", "")]
         environment = {
             **{k: x for k, x in os.environ.items() if k not in _NOT_INHERITED},
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
             **dict(x.split("=", 1) for x in self.config.environment),
         }
-        with self._log(job).open("wb") as log:
+        with self._log(partial).open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rlm_jax.retrievers.encode_snapshot", job],
+                [sys.executable, "-m", "rlm_jax.retrievers.encode_snapshot", partial],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=environment,
             )
-        self._job = job
+        self._partial = partial
 
     def wait(self) -> None:
-        """Returns when the job is done.
+        """Returns when the index is whole.
 
         Raises:
           UserError: it failed, and why.
         """
-        if self._process is None or self._job is None:
+        if self._process is None or self._partial is None:
             return
         status = self._process.wait()
-        log, number = self._log(self._job), self._job.parents[1].name
+        log, name = self._log(self._partial), self._partial.stem
         self.close()
         if status:
             said = log.read_text(errors="replace").strip().splitlines()
@@ -83,7 +83,7 @@ class Worker:
             if status < 0:
                 why = f"it was ended by signal {-status}"
             raise UserError(
-                f"The worker failed to encode {number.removesuffix('.partial')} "
+                f"The worker failed to encode {name} "
                 f"({why.rstrip('.')}); {log} has all that it said; start the run "
                 "again, which goes on from what is encoded."
             )
@@ -96,8 +96,8 @@ class Worker:
         self._process.kill()
         self._process.wait()
         self._process.stdin.close()
-        self._process, self._job = None, None
+        self._process = self._partial = None
 
     @staticmethod
-    def _log(job: pathlib.Path) -> pathlib.Path:
-        return job.parents[2] / "worker.log"
+    def _log(partial: pathlib.Path) -> pathlib.Path:
+        return partial.with_name("worker.log")

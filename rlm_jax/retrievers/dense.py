@@ -38,12 +38,14 @@ def encode_collection(
     folder: pathlib.Path,
     *,
     alone: bool = True,
+    shard_size: int = encode_passages.SHARD_SIZE,
 ) -> tuple[datastore.Datastore, dict[str, float]]:
     """The passages' vectors on disk (built, continued or opened), and the padding.
 
     Args:
       fingerprint: of the passages.
       alone: whether only this process encodes; else all of them do, together.
+      shard_size: passages a shard, from whose last whole one a killed run goes on.
     """
     text = encoder_towers.cut(text, tower.config)
     encoder = encoder_of(tower, search, text.passage_length)
@@ -60,6 +62,7 @@ def encode_collection(
                 "titles": text.titles,
                 "passage_length": text.passage_length,
             },
+            shard_size=shard_size,
             share=(0, 1) if alone else None,
             advance=advance,
         )

@@ -1,8 +1,8 @@
 """Encodes a collection with a snapshot of an encoder in training, beside the training.
 
-    python -m rlm_jax.retrievers.encode_snapshot FOLDER/step_<n>.partial/index/job.json
+    python -m rlm_jax.retrievers.encode_snapshot FOLDER/step_<n>.partial
 
-The job stands with its snapshot, as `rlm_jax.retrieval.refresh` began it, and the index
+The job stands with the snapshot, as `rlm_jax.retrieval.refresh` began it, and the index
 takes the name ``FOLDER/step_<n>`` when it is whole. A job that was killed goes on
 from its last finished shard when it is started again; two of one folder take turns. The
 process ends with the trainer that holds the other end of its standard input, and says
@@ -22,7 +22,8 @@ from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
 from rlm_jax.errors import UserError
 from rlm_jax.models.encoder import EncoderConfig
-from rlm_jax.retrieval import refresh
+from rlm_jax.retrieval import encode_passages, refresh
+from rlm_jax.retrieval.refresh import INDEX, SNAPSHOT
 from rlm_jax.retrievers import dense, encoder_towers
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig
@@ -41,20 +42,21 @@ class Job:
     text: TextConfig
     search: SearchConfig
     cores: tuple[int, ...] = ()  # none named: any
+    shard_size: int = encode_passages.SHARD_SIZE
 
 
-def write(files: pathlib.Path, job: Job) -> pathlib.Path:
-    """Writes the job of a snapshot into its folder; the file."""
-    atomic.write_json(files / JOB, dataclasses.asdict(job))
-    return files / JOB
+def write(partial: pathlib.Path, job: Job) -> None:
+    """Writes a job beside its snapshot."""
+    atomic.write_json(partial / SNAPSHOT / JOB, dataclasses.asdict(job))
 
 
-def read(path: pathlib.Path) -> Job:
-    """The job in a file.
+def read(partial: pathlib.Path) -> Job:
+    """The job that stands with a snapshot.
 
     Raises:
       UserError: it cannot be read, or is none.
     """
+    path = partial / SNAPSHOT / JOB
     try:
         fields = json.loads(path.read_text())
         return Job(
@@ -64,6 +66,7 @@ def read(path: pathlib.Path) -> Job:
             TextConfig(**fields["text"]),
             SearchConfig(**fields["search"]),
             tuple(fields["cores"]),
+            fields["shard_size"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -73,39 +76,39 @@ def read(path: pathlib.Path) -> Job:
 
 
 def encode(
-    files: pathlib.Path, job: Job, passages: Passages, *, alone: bool = True
+    partial: pathlib.Path, job: Job, passages: Passages, *, alone: bool = True
 ) -> None:
-    """Encodes with the snapshot in ``files``, and builds what the search wants.
+    """Encodes with the snapshot in ``partial``, and builds what the search wants.
 
     Args:
       alone: whether only this process encodes; else all of them do, together.
     """
-    tower = encoder_towers.load(files / ENCODER, job.encoder)
+    tower = encoder_towers.load(partial / SNAPSHOT / ENCODER, job.encoder)
     store, _ = dense.encode_collection(
         tower,
         passages,
         job.fingerprint,
         job.text,
         job.search,
-        files / VECTORS,
+        partial / INDEX / VECTORS,
         alone=alone,
+        shard_size=job.shard_size,
     )
     # An approximate index takes time to build and stays beside the vectors.
     dense.open_index(store, job.search)
 
 
-def run(path: pathlib.Path) -> None:
-    """Does a job, unless its index is whole already.
+def run(partial: pathlib.Path) -> None:
+    """Does the job of a snapshot, unless its index is whole already.
 
     Raises:
       UserError: the collection has changed, or as encoding does.
     """
-    partial = path.parents[1]
     folder, step = partial.parent, int(partial.name.split("_")[1].split(".")[0])
     with locks.locked(folder / ".worker"):
         if refresh.exists(folder, step):
             return
-        job = read(path)
+        job = read(partial)
         if job.cores:
             os.sched_setaffinity(0, job.cores)  # inherited by threads that come later
         passages = passages_lib.load(job.passages)
@@ -114,7 +117,7 @@ def run(path: pathlib.Path) -> None:
                 f"The passages {job.passages} have changed since the run began; "
                 "restore them, or start again in another workdir."
             )
-        encode(path.parent, job, passages)
+        encode(partial, job, passages)
         refresh.publish(folder, step)
 
 
@@ -132,7 +135,7 @@ def _end_with_trainer() -> None:
 def main(arguments: list[str]) -> Any:
     """The program; its exit status."""
     if len(arguments) != 1:
-        terminal.say("error: Which job? Name the job.json of a snapshot.")
+        terminal.say("error: Which snapshot? Name its folder, step_<n>.partial.")
         return 2
     _end_with_trainer()
     try:

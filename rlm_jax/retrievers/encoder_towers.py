@@ -14,8 +14,8 @@ from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.data.text_encoding import TextTokenizer
 from rlm_jax.errors import UserError
 from rlm_jax.method import Params
-from rlm_jax.models.encoder import EncoderConfig
-from rlm_jax.retrieval import encode_stream
+from rlm_jax.models.encoder import EncoderConfig, embedder
+from rlm_jax.retrieval import encode_passages, encode_stream
 from rlm_jax.storage import cache
 
 TITLES = ("join", "pair", "none")
@@ -36,6 +36,20 @@ class Tower(NamedTuple):
     config: EncoderConfig
     params: Params
     tokenizer: TextTokenizer
+
+    def encode(
+        self, texts: Sequence[str], *, max_length: int = 256, batch_tokens: int = 8192
+    ) -> np.ndarray:
+        """A vector a text, float32 [N, D]; longer texts are cut at ``max_length``."""
+        length = min(max_length, self.config.max_length)
+        encoder = encode_passages.TextEncoder(
+            embedder(self.config).embed,
+            self.params,
+            max_length=length,
+            batch_tokens=batch_tokens,
+            pad_id=self.tokenizer.pad_id,
+        )
+        return encoder(self.tokenizer.encode(list(texts), max_length=length))
 
 
 class Towers(NamedTuple):

@@ -103,8 +103,15 @@ def find(
     questions: Sequence[str], searcher: PassageSearch, out: np.ndarray, num: int
 ) -> Neighbours:
     """The best ``num`` passages of each question but those that ``out`` marks."""
-    deep = searcher.search(questions, depth(num, len(searcher.passages)))
+    deep = search_deep(questions, searcher, num)
     return index.first_kept(deep, lambda ids: ~out[ids], num)
+
+
+def search_deep(
+    questions: Sequence[str], searcher: PassageSearch, num: int
+) -> Neighbours:
+    """More passages of each question than ``num``, some of which may be left out."""
+    return searcher.search(questions, depth(num, len(searcher.passages)))
 
 
 def depth(num: int, num_passages: int) -> int:

@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
@@ -14,7 +14,7 @@ from rlm_jax.retrieval import bm25, datastore
 from rlm_jax.retrievers import dense, encoder_towers, lexical
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig, Tower, Towers
-from rlm_jax.storage import atomic
+from rlm_jax.storage import atomic, checked_files
 
 FILE = "searcher.json"
 
@@ -37,13 +37,8 @@ def publish(
         "fingerprint": passages.fingerprint,
         **retriever,
     }
-    try:
-        atomic.write_json(workdir / FILE, record, indent=2)
-    except OSError as error:
-        raise UserError(
-            f"Cannot write {workdir / FILE} ({error.strerror}): "
-            "free space there or choose another --workdir."
-        ) from error
+    with checked_files.full_disk_named(workdir, "what is whole is kept"):
+        atomic.write_json(workdir / FILE, record)
 
 
 def publish_dense(
@@ -104,10 +99,16 @@ def keep_trained(
     )
 
 
-def open_run(
-    workdir: pathlib.Path,
-) -> tuple[Passages, Callable[[list[str], int], Neighbours]]:
-    """A run that can be searched: its passages, and (texts, k) -> passages.
+class Retriever(NamedTuple):
+    """A collection that can be searched."""
+
+    passages: Passages
+    search: Callable[[Sequence[str], int], Neighbours]
+    """(questions, k) -> the rows of the k best passages of each, and their scores."""
+
+
+def open_run(workdir: pathlib.Path) -> Retriever:
+    """The collection that a run has made searchable.
 
     Raises:
       UserError: the workdir holds no such run, or its passages have changed.
@@ -127,7 +128,8 @@ def open_run(
         )
     if "bm25" in record:
         config = bm25.BM25Config(**record["bm25"])
-        return passages, lexical.open_index(passages, workdir / "bm25", config).search
+        by_words = lexical.open_index(passages, workdir / "bm25", config)
+        return Retriever(passages, by_words.search)
     tower = encoder_towers.load(workdir / record["encoder"])
     if encoder_towers.fingerprints(tower) != record["questions"]:
         raise UserError(
@@ -136,4 +138,5 @@ def open_run(
         )
     text, search = TextConfig(**record["text"]), SearchConfig(**record["search"])
     store = datastore.open(workdir / record["vectors"])
-    return passages, dense.searcher(tower, store, text, search, max_rows=1)
+    find = dense.searcher(tower, store, text, search, max_rows=1)
+    return Retriever(passages, find)

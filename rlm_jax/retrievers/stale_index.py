@@ -47,6 +47,7 @@ class StaleIndex:
         search: SearchConfig,
         *,
         worker: Worker | None = None,
+        shard_size: int = encode_passages.SHARD_SIZE,
     ):
         """Nothing is encoded yet.
 
@@ -58,6 +59,7 @@ class StaleIndex:
           text: how passages and questions become tokens.
           search: how they are encoded and searched.
           worker: encodes beside the training; without one `start` encodes.
+          shard_size: passages a shard, from whose last whole one a killed run goes on.
         """
         self.folder = pathlib.Path(folder).absolute()
         self._passages, self._tower, self._worker = passages, tower, worker
@@ -71,6 +73,7 @@ class StaleIndex:
             text,
             search,
             worker.config.cores if worker else (),
+            shard_size,
         )
         self._identity = {
             "passages": passages.fingerprint,
@@ -84,25 +87,26 @@ class StaleIndex:
     ) -> None:
         """Begins the index of a step, or makes it where there is no worker."""
 
-        def snapshot(files: pathlib.Path) -> None:
+        def snapshot(folder: pathlib.Path) -> None:
             passages = self._tower._replace(params=passage_params)
             questions = self._tower._replace(params=query_params)
-            encoder_towers.save(files / ENCODER, passages)
+            encoder_towers.save(folder / ENCODER, passages)
             towers = passages, questions
             prints = [encode_stream.fingerprint(tower.params) for tower in towers]
             if prints[0] != prints[1]:
-                encoder_towers.save(files / QUESTIONS, questions)
+                encoder_towers.save(folder / QUESTIONS, questions)
 
-        files = refresh.begin(
+        partial = refresh.begin(
             self.folder, step, self._identity, passage_params, snapshot
         )
-        if files is None:
+        if partial is None:
             return
         if self._worker is None:
-            encode_snapshot.encode(files, self._job, self._passages, alone=False)
+            encode_snapshot.encode(partial, self._job, self._passages, alone=False)
             refresh.publish(self.folder, step)
         elif processes.is_first():
-            self._worker.start(encode_snapshot.write(files, self._job))
+            encode_snapshot.write(partial, self._job)
+            self._worker.start(partial)
 
     def finish(self, step: int) -> None:
         """Returns when the index of a step is whole.
@@ -113,13 +117,13 @@ class StaleIndex:
         if self._worker is not None and not self.exists(step):
             self.start(step, None, None)
             processes.by_first(self._worker.wait, "encode the passages")
-        refresh.files(self.folder, step, self._identity)
+        refresh.whole(self.folder, step, self._identity)
 
     def query_params(self, step: int) -> Params:
         """What encoded queries at the step of an index."""
-        files = refresh.files(self.folder, step, self._identity)
-        name = QUESTIONS if (files / QUESTIONS).exists() else ENCODER
-        return encoder_towers.load(files / name, self._tower.config).params
+        there = refresh.whole(self.folder, step, self._identity) / refresh.SNAPSHOT
+        name = QUESTIONS if (there / QUESTIONS).exists() else ENCODER
+        return encoder_towers.load(there / name, self._tower.config).params
 
     def find(
         self,
@@ -159,7 +163,7 @@ class StaleIndex:
 
     def _index(self, step: int) -> index.Index:
         if step not in self._open:
-            files = refresh.files(self.folder, step, self._identity)
-            store = datastore.open(files / VECTORS)
+            there = refresh.whole(self.folder, step, self._identity)
+            store = datastore.open(there / refresh.INDEX / VECTORS)
             self._open[step] = dense.open_index(store, self._search)
         return self._open[step]

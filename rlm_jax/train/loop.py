@@ -63,7 +63,7 @@ def train(
     *,
     config: TrainConfig,
     workdir: str | pathlib.Path,
-    schedule: Schedule | None = None,
+    schedule: Schedule | Mapping[str, Schedule] | None = None,
     initial_params: Params | None = None,
     evaluate: Callable[[Params, int], Mapping[str, float]] | None = None,
     boundaries: Mapping[int, Enter] = {},
@@ -90,7 +90,7 @@ def train(
         thread. None where there is a boundary at step 0.
       config: See `TrainConfig`.
       workdir: Gets ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``.
-      schedule: The learning rate, only to be logged.
+      schedule: The learning rate, or that of each part by name, only to be logged.
       initial_params: Start from these in place of ``method.init``, if there is no
         checkpoint.
       evaluate: (parameters, steps done) -> figures; after ``eval_every`` steps and at
@@ -257,7 +257,9 @@ class _Log:
     """
 
     def __init__(self, writer, bar, schedule):
-        self._writer, self._bar, self._schedule = writer, bar, schedule
+        self._writer, self._bar = writer, bar
+        rates = schedule if isinstance(schedule, Mapping) else {"": schedule}
+        self._rates = {name: rate for name, rate in rates.items() if rate is not None}
         self._pending: tuple[int, Any] | None = None
         self._sums: metrics.HostSums = {}
         self._step = 0
@@ -290,9 +292,10 @@ class _Log:
         figures = metrics.means(self._sums)
         self._sums = {}
         figures["targets_per_second"] = self._rate.read()
-        if self._schedule is not None:
+        for part, rate in self._rates.items():
             # Of the step just done: schedules count the steps before it.
-            figures["learning_rate"] = float(self._schedule(self._step - 1))
+            name = f"learning_rate/{part}" if part else "learning_rate"
+            figures[name] = float(rate(self._step - 1))
         shown = {"loss": "loss", "tokens/s": "targets_per_second"}
         self._bar.show({k: figures[v] for k, v in shown.items() if v in figures})
         if self._writer is not None:

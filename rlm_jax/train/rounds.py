@@ -20,6 +20,7 @@ encodes queries with current parameters.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -127,7 +128,7 @@ def overlapped(lag: int) -> Policy:
 
 
 def split(rounds: Iterable[Round], searched: Mapping[int, int]) -> list[Round]:
-    """The rounds, cut where a search did not reach to the end of its round.
+    """The rounds, cut where a search began or ended inside one.
 
     So it is after a run that was shorter before: what it has searched stays, and the
     rest of the round is searched with the parameters of the step where that ends (or of
@@ -136,15 +137,15 @@ def split(rounds: Iterable[Round], searched: Mapping[int, int]) -> list[Round]:
     Args:
       searched: start of a round -> the step up to which its questions were searched.
     """
+    cuts = sorted({*searched, *searched.values()})
     parts = []
-    for part in rounds:
-        while (stop := searched.get(part.start, part.stop)) < part.stop:
-            parts.append(part._replace(stop=stop))
-            own = part.queries_step == part.start
-            part = part._replace(
-                start=stop, queries_step=stop if own else part.queries_step
-            )
-        parts.append(part)
+    for turn in rounds:
+        inside = [turn.start, *(x for x in cuts if turn.start < x < turn.stop)]
+        own = turn.queries_step == turn.start
+        parts += [
+            Round(start, stop, turn.keys_step, start if own else turn.queries_step)
+            for start, stop in itertools.pairwise([*inside, turn.stop])
+        ]
     return parts
 
 

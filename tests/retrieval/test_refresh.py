@@ -25,17 +25,18 @@ class Corpus:
     def make(self, folder, step, params=None, **identity):
         """As the trainer does: begins, encodes what the snapshot says, publishes."""
 
-        def snapshot(files):
-            np.save(files / "scale.npy", params["scale"])
+        def snapshot(there):
+            np.save(there / "scale.npy", params["scale"])
 
-        files = refresh.begin(folder, step, IDENTITY | identity, params, snapshot)
-        if files is None:
+        partial = refresh.begin(folder, step, IDENTITY | identity, params, snapshot)
+        if partial is None:
             return
+        files = partial / refresh.INDEX
         self.builds += 1
         if self.killed:
             (files / "half").write_text("made so far")
             raise KeyboardInterrupt
-        scale = np.load(files / "scale.npy", allow_pickle=False)
+        scale = np.load(partial / "snapshot/scale.npy", allow_pickle=False)
         writer = datastore.create(
             files / "store", dim=2, dtype="float32", num_entries=6, identity={}
         )
@@ -44,8 +45,7 @@ class Corpus:
         refresh.publish(folder, step)
 
     def search(self, folder, step, k=3):
-        files = refresh.files(folder, step, IDENTITY)
-        store = datastore.open(files / "store")
+        store = datastore.open(refresh.whole(folder, step, IDENTITY) / "index/store")
         return exact.build(store, metric="ip").search(np.ones((1, 2), np.float32), k)
 
 
@@ -87,7 +87,7 @@ def test_an_index_of_another_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="passages"):
         corpus.make(tmp_path, 4, params(2.0), passages="other")
     with pytest.raises(UserError, match="passages"):
-        refresh.files(tmp_path, 4, {"passages": "other"})
+        refresh.whole(tmp_path, 4, {"passages": "other"})
 
 
 def test_a_run_that_comes_by_again_with_other_parameters_makes_it_again(tmp_path):
@@ -106,6 +106,9 @@ def test_equal_parameters_share_one_encoding(tmp_path):
     assert corpus.builds == 1 and names(tmp_path) == ["step_0", "step_4", "step_8"]
     one, another = (tmp_path / f"step_{i}/index/store/00000.keys" for i in (0, 8))
     assert os.path.samefile(one, another)
+    # Each has a snapshot of its own, which may hold more than passages want.
+    one, another = (tmp_path / f"step_{i}/snapshot/scale.npy" for i in (0, 8))
+    assert not os.path.samefile(one, another)
     refresh.remove_others(tmp_path, {8})
     assert corpus.search(tmp_path, 8).scores[0, 0] == 2 * (10 + 11)
     corpus.make(tmp_path, 12, params(3.0))
@@ -116,7 +119,7 @@ def test_an_index_cannot_be_made_of_parameters_that_are_gone(tmp_path):
     with pytest.raises(UserError, match="beyond step 4"):
         Corpus().make(tmp_path, 4)
     with pytest.raises(UserError, match="no index at"):
-        refresh.files(tmp_path, 4, IDENTITY)
+        refresh.whole(tmp_path, 4, IDENTITY)
 
 
 def test_a_copied_index_is_not_that_of_another_step(tmp_path):
@@ -160,7 +163,7 @@ def test_a_snapshot_that_was_killed_is_none(tmp_path):
     with pytest.raises(UserError, match="no index at"):
         Corpus().make(tmp_path, 4)
     Corpus().make(tmp_path, 4, params())
-    assert not (tmp_path / "step_4/index/half").exists()
+    assert not (tmp_path / "step_4/snapshot/half").exists()
     assert names(tmp_path) == ["step_4"]
 
 

@@ -147,6 +147,10 @@ def test_a_run_that_was_shorter_before():
     assert rounds.split(turns, {0: 4, 4: 6, 6: 7, 7: 8}) == [
         turns[0], Round(4, 6, 0, 4), Round(6, 7, 0, 6), Round(7, 8, 0, 7), turns[2],
     ]  # fmt: skip
+    # What lies before the checkpoints is gone; where it ended is still known.
+    assert rounds.split(turns, {6: 7})[1:4] == [
+        Round(4, 6, 0, 4), Round(6, 7, 0, 6), Round(7, 8, 0, 7),
+    ]  # fmt: skip
     # Queries that the keys' encoder makes are made by it to the end of the round.
     assert rounds.split(rounds.overlapped(1)(9, 4), {5: 6}) == [
         Round(0, 5, 0, 0), Round(5, 6, 4, 4), Round(6, 9, 4, 4),

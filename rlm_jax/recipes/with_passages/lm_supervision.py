@@ -6,7 +6,7 @@ of them makes the stride that follows.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,26 +20,7 @@ from rlm_jax.recipes.base_lm import Given
 from rlm_jax.recipes.language_model import Text
 from rlm_jax.recipes.with_passages import documents
 from rlm_jax.retrieval import index
-from rlm_jax.retrievers import contamination, passage_search
-
-
-def search(
-    config: documents.Experiment,
-    text: Text,
-    find: Callable[[Sequence[str], int], Neighbours],
-    num_passages: int,
-    places: np.ndarray,
-    num: int,
-) -> Neighbours:
-    """Documents of some places of the training text, more of each than ``num``.
-
-    Args:
-      find: (questions, k) -> the best k passages of each.
-      num_passages: that there are.
-      places: int [N]; see `examples`.
-    """
-    deep = passage_search.depth(num, num_passages)
-    return find(questions(config, text, places), deep)
+from rlm_jax.retrievers import contamination
 
 
 class Examples(NamedTuple):
@@ -70,7 +51,7 @@ def examples(
     Args:
       document: passage -> its tokens, as the language model reads them.
       places: int [B], first tokens of windows; `draw` gives some.
-      candidates: int32 [B, K'], what `search` found for them, best first.
+      candidates: int32 [B, K'], what was found for them, best first, -1 = absent.
       num: K, documents of a place, of the candidates that may stay.
     """
     tokens, at = text.store.split("train").tokens, _strides(config, places)

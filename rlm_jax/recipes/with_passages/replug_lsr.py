@@ -9,38 +9,26 @@ as ``retriever.refresh`` says. Evaluation is that of experiments.replug, beside 
 encoder as it was before (``init``).
 """
 
-import contextlib
 import dataclasses
 import functools
-import json
-import pathlib
-from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
-from rlm_jax import processes, terminal
 from rlm_jax.data import contrastive
-from rlm_jax.method import Batch, Params
+from rlm_jax.method import Batch
 from rlm_jax.methods import replug_lsr
 from rlm_jax.methods.replug_lsr import REPLUGLSRConfig
-from rlm_jax.recipes import runs
+from rlm_jax.recipes import runs, stale_training
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.recipes.with_passages import documents, ensemble, lm_supervision
 from rlm_jax.recipes.with_passages.documents import Setting
-from rlm_jax.report import report
-from rlm_jax.retrieval import encode_stream, refresh
 from rlm_jax.retrievers import encoder_towers, passage_search
-from rlm_jax.retrievers.background import Worker, WorkerConfig
+from rlm_jax.retrievers.background import WorkerConfig
 from rlm_jax.retrievers.encoder_towers import Tower
-from rlm_jax.retrievers.stale_index import StaleIndex
-from rlm_jax.train import fit, loop, parallel, rounds
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
-from rlm_jax.train.rounds import RefreshConfig, Refresher, Round
-
-CANDIDATES = "rounds"
-"""In the retriever's folder: what each round found."""
+from rlm_jax.train.rounds import RefreshConfig
 
 SAMPLE = 256
 """Places of the training text by which a stale index is held to a fresh one."""
@@ -122,104 +110,33 @@ def _train(
     config: Config, run: runs.Run, setting: Setting, initial: Tower
 ) -> tuple[Tower, list[dict[str, float]]]:
     """(the trained encoder, what each refresh found of the index before it)."""
-    chosen, folder = config.retriever, run.workdir / "retriever"
-    method = replug_lsr.replug_lsr(
-        dataclasses.replace(chosen.method, encoder=initial.config)
-    )
-    assert method.retrieval is not None
-    identity = lm_supervision.identity(setting, chosen)
+    trained, folder = config.retriever, run.workdir / "retriever"
+    identity = lm_supervision.identity(setting, trained)
     del identity["worker"]  # where the passages are encoded, not what comes of it
     runs.claim_part(folder, identity)
-    turns = rounds.split(
-        rounds.lay_out(chosen.refresh, chosen.train.steps),
-        refresh.searched(folder / CANDIDATES),
+    params, refreshes = stale_training.train(
+        replug_lsr.replug_lsr(
+            dataclasses.replace(trained.method, encoder=initial.config)
+        ),
+        _task(config, setting, initial),
+        trained,
+        folder,
+        passages=setting.passages,
+        tower=initial,
+        text=config.text,
+        search=config.search,
+        initial_params=initial.params,
     )
-    worker = Worker(chosen.worker) if chosen.refresh.policy == "overlapped" else None
-    stale = StaleIndex(
-        folder / "indexes",
-        setting.passages,
-        initial,
-        method.retrieval.encode_queries,
-        config.text,
-        config.search,
-        worker=worker,
-    )
-    log = _Staleness(config, setting, stale, turns, folder / "refreshes.json")
-
-    def search(turn: Round, queries: Params) -> None:
-        processes.by_first(
-            lambda: _search(config, setting, stale, turn, queries, folder / CANDIDATES),
-            f"search for the steps {turn.start} to {turn.stop}",
-        )
-        log.add(turn, queries)
-
-    def keep(steps: set[int], saved: list[int]) -> None:
-        stale.keep(steps)
-        if processes.is_first() and saved:
-            refresh.remove_candidates(folder / CANDIDATES, saved[0])
-
-    batches = _batches(config, setting, initial, folder / CANDIDATES)
-    refresher = Refresher(stale.start, stale.finish, search, batches, keep)
-    with contextlib.closing(worker) if worker else contextlib.nullcontext():
-        params = fit.train(
-            method,
-            None,
-            chosen.optim,
-            chosen.train,
-            folder,
-            initial_params=initial.params,
-            boundaries=rounds.boundaries(turns, method.retrieval, refresher, folder),
-        )
-    if turns:
-        keep({turns[-1].keys_step}, [turns[-1].start])
-    return initial._replace(params=params), log.refreshes
+    return initial._replace(params=params), refreshes
 
 
-def _search(
-    config: Config,
-    setting: Setting,
-    stale: StaleIndex,
-    turn: Round,
-    queries: Params,
-    folder: pathlib.Path,
-) -> None:
-    """Finds the documents of a round, of all processes' rows, and writes them."""
-    chosen, text = config.retriever, setting.text
-    seed, size = chosen.train.seed, chosen.batch_size
-    if turn.queries_step != turn.start:
-        queries = stale.query_params(turn.queries_step)
-
-    def ids() -> np.ndarray:
-        places = [
-            lm_supervision.draw(config, text, seed, step, size)
-            for step in range(turn.start, turn.stop)
-        ]
-        found = lm_supervision.search(
-            config,
-            text,
-            functools.partial(stale.find, turn.keys_step, queries, keep="last"),
-            len(setting.passages),
-            np.concatenate(places),
-            chosen.method.k,
-        )
-        return found.ids.reshape(len(places), size, -1)
-
-    identity = {
-        "keys_step": turn.keys_step,
-        "queries": encode_stream.fingerprint(queries),
-    }
-    refresh.write_candidates(folder, turn.start, identity, ids)
-
-
-def _batches(
-    config: Config, setting: Setting, tower: Tower, folder: pathlib.Path
-) -> Callable[[Round], loop.BatchAt]:
-    """Round -> step -> this process's rows of its batch."""
-    chosen, passages = config.retriever, setting.passages
+def _task(config: Config, setting: Setting, tower: Tower) -> stale_training.Task:
+    """Places of the training text ask, and the language model judges documents."""
+    trained, passages = config.retriever, setting.passages
     text = encoder_towers.cut(config.text, tower.config)
-    tokenizer = tower.tokenizer
+    tokenizer, k = tower.tokenizer, trained.method.k
     to_rows = encoder_towers.passage_rows(tokenizer, text)
-    judge = functools.partial(
+    examples = functools.partial(
         lm_supervision.examples,
         config,
         setting.model,
@@ -227,89 +144,41 @@ def _batches(
         passage_search.document_tokens(config, passages, setting.text.tokenizer),
         lm_supervision.own_documents(setting),
     )
-    mine = parallel.local_rows(chosen.batch_size, accumulate=chosen.train.accumulate)
+    draw = functools.partial(lm_supervision.draw, config, setting.text)
+    ask = functools.partial(lm_supervision.questions, config, setting.text)
 
-    def batch_of(candidates: np.ndarray, step: int) -> Batch:
-        seed, size = chosen.train.seed, chosen.batch_size
-        places = lm_supervision.draw(config, setting.text, seed, step, size)[mine]
-        examples = judge(places, candidates[mine], chosen.method.k)
-        ids = examples.found.ids
-        length = text.passage_length
+    def places(step: int) -> np.ndarray:
+        return draw(trained.train.seed, step, trained.batch_size)
+
+    def batch(step: int, rows: np.ndarray, candidates: np.ndarray) -> Batch:
+        made = examples(places(step)[rows], candidates, k)
+        ids = made.found.ids
         of_passages = contrastive.padded(
             "passage",
             to_rows([passages[max(row, 0)] for row in ids.reshape(-1)]),
-            length,
+            text.passage_length,
             tokenizer.pad_id,
         )
         asked = tokenizer.encode(
-            examples.questions, max_length=text.question_length, keep="last"
+            made.questions, max_length=text.question_length, keep="last"
         )
         return {
             **contrastive.padded(
                 "query", asked, text.question_length, tokenizer.pad_id
             ),
-            **{n: x.reshape(*ids.shape, length) for n, x in of_passages.items()},
+            **{n: x.reshape(*ids.shape, -1) for n, x in of_passages.items()},
             # A mean over the stride's tokens, of whatever length: beta goes with it.
-            "lm_scores": examples.log_likelihoods / config.evaluate.stride,
-            "present": examples.present,
-            "weight": np.ones(len(places), np.float32),
+            "lm_scores": made.log_likelihoods / config.evaluate.stride,
+            "present": made.present,
+            "weight": np.ones(len(rows), np.float32),
         }
 
-    def batches(turn: Round) -> loop.BatchAt:
-        found = refresh.candidates(folder, turn.start)
-        return lambda step: batch_of(found[step - turn.start], step)
-
-    return batches
-
-
-class _Staleness:
-    """What each refresh found of the index before it, kept in a file."""
-
-    def __init__(
-        self,
-        config: Config,
-        setting: Setting,
-        stale: StaleIndex,
-        turns: Sequence[Round],
-        path: pathlib.Path,
-    ):
-        self._config, self._setting, self._stale = config, setting, stale
-        self._turns, self._path = turns, path
-        self.refreshes: list[dict[str, float]] = []
-        if path.exists():
-            self.refreshes = json.loads(path.read_text())["refreshes"]
-
-    def add(self, turn: Round, queries: Params) -> None:
-        """Candidates of today's encoder in a round's index and in the one before it."""
-        before = [x for x in self._turns if x.keys_step < turn.keys_step]
-        told = max((x["step"] for x in self.refreshes), default=0)
-        # Training can go on without the index before, if it is no more.
-        if not before or turn.start <= told:
-            return
-        old = before[-1].keys_step
-        if before[-1].stop != turn.start or not self._stale.exists(old):
-            return
-        config, text = self._config, self._setting.text
-        places = lm_supervision.draw(config, text, 1 << 20, 0, SAMPLE)
-        questions = lm_supervision.questions(config, text, places)
-        k = config.retriever.method.k
-        served = Round(
-            min(x.start for x in before if x.keys_step == old), turn.start, old, old
-        )
-        staleness = processes.by_first(
-            lambda: refresh.staleness(
-                *(
-                    self._stale.find(step, queries, questions, k, keep="last")
-                    for step in (old, turn.keys_step)
-                )
-            ),
-            "compare the indexes",
-        )
-        if staleness is None:
-            return
-        self.refreshes.append({"step": turn.start, **served.age(), **staleness})
-        report.write(self._path, {"refreshes": self.refreshes})
-        terminal.say(
-            f"step {turn.start}: the index before, {turn.start - old} steps old, finds "
-            f"{staleness['stale_recall']:.1%} of what the new one does"
-        )
+    return stale_training.Task(
+        questions=lambda step: ask(places(step)),
+        batch=batch,
+        k=passage_search.depth(k, len(passages)),
+        # Of what asks, the words before the stride matter most.
+        keep="last",
+        sample=lambda: ask(draw(1 << 20, 0, SAMPLE)),
+        sample_k=k,
+    )

@@ -17,7 +17,7 @@ from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.with_passages import documents, lm_supervision
 from rlm_jax.recipes.with_passages.documents import Part, Setting
-from rlm_jax.retrievers import cross_encoder, encoder_towers
+from rlm_jax.retrievers import cross_encoder, encoder_towers, passage_search
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.passage_search import PassageSearch
@@ -71,10 +71,8 @@ def train(
     def batch_at(step: int) -> Batch:
         seed, size = config.train.seed, config.batch_size
         places = lm_supervision.draw(experiment, setting.text, seed, step, size)[mine]
-        candidates = lm_supervision.search(
-            experiment, setting.text, searcher.search, len(setting.passages), places,
-            num,
-        ).ids  # fmt: skip
+        asked = lm_supervision.questions(experiment, setting.text, places)
+        candidates = passage_search.search_deep(asked, searcher, num).ids
         examples = lm_supervision.examples(
             experiment, setting.model, setting.text, searcher.tokens, own, places,
             candidates, num,
