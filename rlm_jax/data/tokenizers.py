@@ -58,6 +58,12 @@ class Tokenizer:
         Path(path).write_text(json.dumps(record), encoding="utf-8")
 
 
+def piece(tokenizer: Tokenizer, token: int) -> str:
+    """One token as text; a word gets its space back."""
+    space = " " if tokenizer.kind == "word" else ""
+    return tokenizer.decode([token]) + space
+
+
 def load(path: str | os.PathLike) -> Tokenizer:
     """Reads what `Tokenizer.save` wrote.
 

@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 
 from rlm_jax.evaluate import knn
+from rlm_jax.evaluate.token_search import by_control
 from rlm_jax.methods import knn_lm, lm
 from rlm_jax.recipes import base_lm, inspection, language_model, reporting, runs
 from rlm_jax.recipes.language_models import token_search
@@ -102,10 +103,9 @@ def evaluate(config: Config, run, phases, text, method, params, searched):
 
     with phases("controls"):
         log_probs = {"off": test.stream.log_probs} | {
-            name: mixed(x)
-            for name, x in token_search.by_control(found, ids, searched.keys).items()
+            name: mixed(x) for name, x in by_control(found, ids, searched.keys).items()
         }
-        approximation = token_search.held_to_exact(test, searched, store, mixed)
+        approximation = token_search.compared_with_exact(test, searched, store, mixed)
     return reporting.finish(
         run,
         config,

@@ -1,9 +1,6 @@
 """REPLUG: a language model's distributions after each of k documents, mixed.
 
-    python -m experiments.replug --preset tiny --workdir runs/replug
-
-The language model and the retriever are named as in experiments.in_context. Every k of
-``ks`` is told beside the configured one, from the same passes.
+Every k of ``ensemble.ks`` is told beside the configured one, from the same passes.
 """
 
 import dataclasses
@@ -31,7 +28,7 @@ def run(config: Config, here: Run):
         return None
     runs.leave_to_first()
     with phases("index"):
-        shelf = passage_search.load(
+        searcher = passage_search.load(
             setting.config, setting.passages, setting.text.tokenizer, here.workdir
         )
-    return ensemble.evaluate(here, phases, setting, shelf, {}, {})
+    return ensemble.evaluate(here, phases, setting, searcher, {}, {})
