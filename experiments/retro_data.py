@@ -316,10 +316,7 @@ def _index(
     kind: dict[str, Any] = {"index": "exact", "metric": METRIC}
     if auto_index.resolve(search.index, store.num_entries) == "scann":
         kind |= {"index": "scann", "target_recall": search.target_recall}
-    # Tuned for as many as are fetched, of which filters leave the best.
-    open_index = functools.partial(
-        retrievers.open_index, store, search, metric=METRIC, k=chosen.depth
-    )
+    open_index = functools.partial(retrievers.open_index, store, search, metric=METRIC)
     return _OpenedLate(store, open_index), kind
 
 

@@ -77,7 +77,7 @@ def open_index(
     auto_index.check_kind(config.index, "datastore.index")
     progress.say(f"opening an index over {keys.num_entries:,} keys")
     k = min(k, keys.num_entries)
-    chosen = auto_index.choose(keys, metric, kind=config.index, k=k)
+    chosen = auto_index.choose(keys, metric, kind=config.index)
     return Searched(keys, chosen, k, metric, scale)
 
 
