@@ -4,10 +4,11 @@ Rows look like BERT's, ``[CLS] text [SEP]`` or ``[CLS] text [SEP] second [SEP]``
 the tokenizer.json itself says (RoBERTa has its own marks).
 """
 
+import collections
 import json
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from rlm_jax.errors import UserError
 from rlm_jax.storage import cache
 
 FILE = "tokenizer.json"
+# What decides a trained vocabulary beside its texts and its size: for keys of caches.
+TRAINER = f"wordpiece 2, tokenizers {hugging_face.__version__}"
+_PREFIX = "##"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _NAMES = {
     "pad": ("[PAD]", "<pad>"),
@@ -172,8 +176,10 @@ def parse(content: Any) -> TextTokenizer:
 def train(texts: Iterable[str], *, vocab_size: int) -> TextTokenizer:
     """An uncased WordPiece vocabulary of a text, with BERT's marks.
 
+    Equal texts in any order give equal vocabularies, byte for byte, in every process.
+
     Args:
-      texts: any number of texts, read once.
+      texts: any number of texts, read once; their distinct words are kept in memory.
       vocab_size: at most so many ids.
 
     Raises:
@@ -183,19 +189,59 @@ def train(texts: Iterable[str], *, vocab_size: int) -> TextTokenizer:
         raise UserError(
             f"A WordPiece vocabulary of {vocab_size} is too small; choose 100 or more."
         )
-    found = _word_piece({word: i for i, word in enumerate(_SPECIAL)}, lowercase=True)
-    trainer = hugging_face.trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(_SPECIAL),
-        continuing_subword_prefix="##",
-        show_progress=False,
-        # Letters beyond the thousand most frequent are unknown words.
-        limit_alphabet=min(1000, vocab_size // 4),
-    )
-    found.train_from_iterator(texts, trainer)
-    if found.get_vocab_size() <= len(_SPECIAL):
+    normaliser = hugging_face.normalizers.BertNormalizer(lowercase=True)
+    counts: collections.Counter[str] = collections.Counter()
+    for text in texts:
+        counts.update(normaliser.normalize_str(text).split())
+    if not counts:
         raise UserError("There is no text to train a tokenizer on; check the corpus.")
+    found = _word_piece(_vocabulary(counts, vocab_size), lowercase=True)
     return _wrap(found, "the trained tokenizer")
+
+
+def _vocabulary(counts: Mapping[str, int], vocab_size: int) -> dict[str, int]:
+    """WordPiece of words and their counts: marks, letters, then merges in order.
+
+    Of equally frequent pairs the library merges that of the lowest ids first, and left
+    to itself it gives ids to letters inside words ("##e") in the order of a hash map,
+    which also decides between equally rare letters. So it is told the letters, with
+    their ids.
+    """
+    words = sorted(counts)
+    letters: collections.Counter[str] = collections.Counter()
+    for word in words:
+        for letter in word:
+            letters[letter] += counts[word]
+    ranked = sorted(letters, key=lambda letter: (-letters[letter], letter))
+    # Letters beyond the thousand most frequent are unknown words.
+    kept = sorted(ranked[: min(1000, vocab_size // 4)])
+
+    def learn(texts: Iterable[str], size: int, first: Sequence[str]) -> dict[str, int]:
+        model = hugging_face.Tokenizer(hugging_face.models.WordPiece())
+        # Written in Rust, and typed as read-only in its stubs.
+        model.pre_tokenizer = hugging_face.pre_tokenizers.BertPreTokenizer()  # type: ignore
+        trainer = hugging_face.trainers.WordPieceTrainer(
+            vocab_size=size,
+            special_tokens=list(first),
+            initial_alphabet=kept,
+            limit_alphabet=len(kept),
+            continuing_subword_prefix=_PREFIX,
+            show_progress=False,
+        )
+        model.train_from_iterator(texts, trainer)
+        return model.get_vocab(with_added_tokens=False)
+
+    # With no room for merges it finds the letters alone, those inside words among them.
+    unmerged = learn(words, 0, _SPECIAL)
+    inside = sorted(token for token in unmerged if token.startswith(_PREFIX))
+    return learn(_repeated(words, counts), vocab_size, [*_SPECIAL, *kept, *inside])
+
+
+def _repeated(words: Iterable[str], counts: Mapping[str, int]) -> Iterator[str]:
+    """Each word as often as it occurs, a thousand at most in a text."""
+    for word in words:
+        for start in range(0, counts[word], 1000):
+            yield " ".join([word] * min(1000, counts[word] - start))
 
 
 def _word_piece(vocabulary: dict[str, int], *, lowercase: bool):
@@ -206,7 +252,7 @@ def _word_piece(vocabulary: dict[str, int], *, lowercase: bool):
     )
     found.normalizer = hugging_face.normalizers.BertNormalizer(lowercase=lowercase)
     found.pre_tokenizer = hugging_face.pre_tokenizers.BertPreTokenizer()
-    found.decoder = hugging_face.decoders.WordPiece(prefix="##")
+    found.decoder = hugging_face.decoders.WordPiece(prefix=_PREFIX)
     missing = [word for word in _SPECIAL if word not in vocabulary]
     if missing:
         raise UserError(

@@ -18,6 +18,12 @@ from rlm_jax.storage import cache
 
 _FORMAT = 1
 _END_OF_DOCUMENT = "<|endoftext|>"
+# Whose work a vocabulary is: another trainer may make another one of the same text.
+_TRAINERS = {
+    "bpe": f"tokenizers {hugging_face.__version__}",
+    "word": "",
+    "wordpiece": text_encoding.TRAINER,
+}
 _KNOWN_ENDS = (_END_OF_DOCUMENT, "</s>", "<eos>", "[SEP]", "<|end_of_text|>")
 
 
@@ -116,7 +122,8 @@ def build(
             f"A word vocabulary of {vocab_size} is too small: use at least 3, or 0 "
             "for every word."
         )
-    key = cache.fingerprint(_FORMAT, corpus.fingerprint, kind, vocab_size)
+    trainer = _TRAINERS[kind]
+    key = cache.fingerprint(_FORMAT, corpus.fingerprint, kind, vocab_size, trainer)
     directory = cache.root(cache_dir) / "tokenizers" / key[:32]
 
     def train(path: Path) -> None:

@@ -101,7 +101,7 @@ def publish(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write(partial)
-        files = {path.name: atomic.crc32(path) for path in partial.iterdir()}
+        files = {path.name: atomic.crc32(path) for path in sorted(partial.iterdir())}
         write_manifest(partial, {"format": form, **fields, "files": files})
         os.rename(partial, directory)
 

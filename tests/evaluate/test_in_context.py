@@ -1,7 +1,9 @@
 """A text with documents: windows, passes, and what is chosen of them."""
 
+import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from rlm_jax.evaluate.in_context import Protocol
 from rlm_jax.models import generation, scoring
 
 GOLDEN = pathlib.Path(
-    os.environ.get("RLM_GOLDEN", pathlib.Path(__file__).parent.parent / "golden")
+    os.environ.get("RLM_GOLDEN") or pathlib.Path(__file__).parents[1] / "golden"
 )
 VOCABULARY = 11
 
@@ -78,12 +80,15 @@ def test_windows_and_queries_of_the_released_code(golden):
 def released(z):
     """The golden text, its documents as rows of a list, and the protocol."""
     tokens = z["token_ids"].astype(np.int32)
+    meta = json.loads(str(z["meta"]))
+    ranked = re.search(r"smallest nll of the (\d+) tokens before", meta["formula"])
+    assert ranked
     protocol = Protocol(
         window=int(z["window"]),
         stride=int(z["stride"]),
-        query_length=4,
-        document_length=10,
-        rank_tokens=5,
+        query_length=4,  # nothing is searched for
+        document_length=meta["options"]["retrieved_max_length"],
+        rank_tokens=int(ranked[1]),
         reuse=1,
         batch_size=4,
     )
@@ -166,19 +171,23 @@ def test_a_run_of_strides_is_what_a_cache_would_give(gpt2):
     """While the document stays, one pass = the cache extended stride by stride."""
     config, params, run = gpt2
     rng = np.random.default_rng(3)
-    tokens = rng.integers(0, config.vocab_size, 60).astype(np.int32)
-    document = rng.integers(0, config.vocab_size, 8).astype(np.int32)
+    window = config.max_length
+    stride, added = window // 10, window // 5
+    count = window + 5 * stride
+    tokens = rng.integers(0, config.vocab_size, count).astype(np.int32)
+    document = rng.integers(0, config.vocab_size, added).astype(np.int32)
     protocol = Protocol(
-        window=40, stride=4, query_length=4, document_length=8, rank_tokens=0, reuse=5,
+        window, stride, query_length=4, document_length=added, rank_tokens=0, reuse=5,
         batch_size=1,
     )  # fmt: skip
-    at = in_context.strides(60, window=40, stride=4, query_length=4)
+    at = in_context.strides(count, window=window, stride=stride, query_length=4)
     documents = np.where(np.arange(len(at.end)) > 0, 0, -1)[:, None]
     assert len(in_context.passes(documents, 5).document) == 1
     values = in_context.score(run, tokens, at, documents, lambda _: document, protocol)
     model = generation.generator(config)
-    row = np.concatenate([document, tokens[28:]])  # the window that ends with the text
-    cache: Any = model.empty(1, 40)
+    # The window that ends with the text.
+    row = np.concatenate([document, tokens[count - window + added :]])
+    cache: Any = model.empty(1, window)
 
     def extend(cache, ids, targets):
         ones = jnp.ones((1, len(ids)), jnp.int32)
@@ -187,11 +196,13 @@ def test_a_run_of_strides_is_what_a_cache_would_give(gpt2):
         )
         return np.asarray(scores[0] - scores[1])[0], cache
 
-    _, cache = extend(cache, row[:19], row[1:20])
-    for stride in range(1, 6):
-        low = 20 + 4 * (stride - 1)
-        found, cache = extend(cache, row[low - 1 : low + 3], row[low : low + 4])
-        np.testing.assert_allclose(values[stride, 0], found, atol=1e-5)
+    low = window - 5 * stride
+    _, cache = extend(cache, row[: low - 1], row[1:low])
+    for number in range(1, 6):
+        high = low + stride
+        found, cache = extend(cache, row[low - 1 : high - 1], row[low:high])
+        np.testing.assert_allclose(values[number, 0], found, atol=1e-5)
+        low = high
 
 
 def test_the_ensemble_of_one_is_the_first(text, collection):

@@ -25,11 +25,12 @@ def identity(params, batch, *, key=None):
 
 
 def test_released_moco(golden):
-    """Three steps of SGD: loss, gradient, both encoders and the queue after each."""
+    """Steps of SGD: loss, gradient, both encoders and the queue after each."""
     z = golden("contriever_moco")
+    rows, size = z["x_k"].shape[1], z["queue0"].shape[1]
     config = contriever.ContrieverConfig(
         EncoderConfig(),
-        queue_size=z["queue0"].shape[1],
+        queue_size=size,
         momentum=float(z["momentum"]),
         temperature=float(z["temperature"]),
         label_smoothing=float(z["label_smoothing"]),
@@ -44,7 +45,7 @@ def test_released_moco(golden):
     moving = {
         "params": jnp.asarray(z["w_k0"], jnp.float32),
         "queue": jnp.asarray(z["queue0"].T, jnp.float32),
-        "next": jnp.int32(0),
+        "next": jnp.int32((z["queue_ptr"][0] - rows) % size),
     }
     state = state._replace(moving=moving)
     train = jax.jit(

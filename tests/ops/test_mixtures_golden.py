@@ -80,21 +80,25 @@ def test_interpolation(z):
     assert_close(ours, z["interp_log_prob"], z["targets"] != 1)
 
 
-@pytest.mark.parametrize(
-    "name,temperature", [("knn_log_prob_vocab", 1.0), ("knn_log_prob_vocab_temp8", 8.0)]
-)
-def test_whole_distribution(z, name, temperature):
+@pytest.mark.parametrize("scaled", [False, True], ids=["1", "temperature"])
+def test_whole_distribution(z, scaled):
+    """Also with a temperature, which the array's name tells."""
+    names = [n for n in z if n.startswith("knn_log_prob_vocab_temp")]
+    if not scaled:
+        names = ["knn_log_prob_vocab"]
+    assert names
     queries, keys, values, _ = neighbours(z)
-    ours = mixtures.knn_distribution(
-        mixtures.negative_squared_l2(queries, keys),
-        values,
-        z["lm_log_probs"].shape[-1],
-        temperature=temperature,
-    )
-    np.testing.assert_allclose(ours.sum(-1), 1.0, rtol=1e-5)
-    where = z[name] > ABSENT
-    assert_close(np.log(np.maximum(ours, 1e-38)), z[name], where)
-    assert (np.asarray(ours)[z[name] < -1000] == 0).all()
+    for name in names:
+        ours = mixtures.knn_distribution(
+            mixtures.negative_squared_l2(queries, keys),
+            values,
+            z["lm_log_probs"].shape[-1],
+            temperature=float(name.partition("temp")[2] or 1),
+        )
+        np.testing.assert_allclose(ours.sum(-1), 1.0, rtol=1e-5)
+        where = z[name] > ABSENT
+        assert_close(np.log(np.maximum(ours, 1e-38)), z[name], where)
+        assert (np.asarray(ours)[z[name] < -1000] == 0).all()
 
 
 def test_gradient_of_the_queries(z):

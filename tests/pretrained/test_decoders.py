@@ -18,7 +18,7 @@ from rlm_jax.models import generation
 from rlm_jax.models.decoder import Decoder, gpt2, modern
 
 GOLDEN = pathlib.Path(
-    os.environ.get("RLM_GOLDEN", pathlib.Path(__file__).parent.parent / "golden")
+    os.environ.get("RLM_GOLDEN") or pathlib.Path(__file__).parents[1] / "golden"
 )
 NAMES = ("gpt2", "llama")
 
@@ -85,8 +85,9 @@ def test_the_cache_gives_the_same(name):
     run = generation.generator(config)
     ids, mask = arrays["input_ids"].astype(np.int32), arrays["attention_mask"]
     extend = jax.jit(run.extend)
-    kept, features = run.empty(3, 12), []
-    for chunk in (slice(0, 7), slice(7, 12)):
+    length = ids.shape[1]
+    kept, features = run.empty(*ids.shape), []
+    for chunk in (slice(0, length // 2 + 1), slice(length // 2 + 1, length)):
         output, kept = extend(params, ids[:, chunk], mask[:, chunk], kept)
         features.append(output.features)
     features = np.concatenate(features, axis=1)
@@ -198,9 +199,12 @@ def folder_of(tmp_path):
     return copied
 
 
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
 def change_config(folder, **changes):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    (folder / "config.json").write_text(json.dumps(config_of(folder) | changes))
 
 
 def change_weights(folder, change):
@@ -244,7 +248,8 @@ def test_older_files_are_read(folder_of, name):
 
     change_weights(folder, as_before)
     if name == "llama":
-        change_config(folder, rope_parameters=None, rope_theta=10000.0)
+        base = config_of(folder)["rope_parameters"]["rope_theta"]
+        change_config(folder, rope_parameters=None, rope_theta=base)
     found = pretrained.load_decoder(folder)
     assert found[0] == wanted[0]
     jax.tree.map(np.testing.assert_array_equal, found[1], wanted[1])
@@ -275,10 +280,9 @@ def truncate(folder):
 
 
 def drop(folder, name):
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
+    config = config_of(folder)
     del config[name]
-    path.write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def without(name):
@@ -287,6 +291,18 @@ def without(name):
 
 def with_extra(folder):
     change_weights(folder, lambda a: a.update({"adapter.weight": np.ones((2, 2))}))
+
+
+def with_another_vocabulary(folder):
+    change_config(folder, vocab_size=config_of(folder)["vocab_size"] + 1)
+
+
+def with_other_kv_heads(folder):
+    heads, now = (
+        config_of(folder)[f"num_{name}_heads"] for name in ("attention", "key_value")
+    )
+    divisors = (n for n in range(1, heads + 1) if heads % n == 0)
+    change_config(folder, num_key_value_heads=next(n for n in divisors if n != now))
 
 
 def told(**changes):
@@ -298,12 +314,12 @@ DAMAGES = {
     "truncated": ("llama", truncate, "cannot be read"),
     "no_field": ("gpt2", lambda f: drop(f, "n_layer"), "lacks 'n_layer'"),
     "missing": (
-        "gpt2", without("transformer.h.1.mlp.c_fc.bias"), "lack 'h.1.mlp.c_fc.bias'",
+        "gpt2", without("transformer.h.0.mlp.c_fc.bias"), "lack 'h.0.mlp.c_fc.bias'",
     ),
     "no_head": ("llama", without("lm_head.weight"), "lack 'lm_head.weight'"),
     "superfluous": ("llama", with_extra, "hold 'adapter.weight'"),
-    "shape": ("gpt2", told(vocab_size=299), "do not belong together"),
-    "kv_heads": ("llama", told(num_key_value_heads=4), "do not belong together"),
+    "shape": ("gpt2", with_another_vocabulary, "do not belong together"),
+    "kv_heads": ("llama", with_other_kv_heads, "do not belong together"),
     "architecture": ("gpt2", told(model_type="opt"), "is a 'opt'; decoders can be"),
     "activation": ("gpt2", told(activation_function="gelu"), "activation 'gelu'"),
     "scale": ("gpt2", told(scale_attn_weights=False), "scale_attn_weights=False"),

@@ -20,7 +20,7 @@ from rlm_jax.models.encoder import Encoder, MaskedLM, embedder
 from rlm_jax.retrieval import encode_passages
 
 GOLDEN = pathlib.Path(
-    os.environ.get("RLM_GOLDEN", pathlib.Path(__file__).parent.parent / "golden")
+    os.environ.get("RLM_GOLDEN") or pathlib.Path(__file__).parents[1] / "golden"
 )
 
 
@@ -261,6 +261,11 @@ def with_extra(folder):
     change_weights(folder, lambda a: a.update({"adapter.weight": np.ones((2, 2))}))
 
 
+def with_another_vocabulary(folder):
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    change_config(folder, vocab_size=size + 1)
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -269,10 +274,10 @@ def with_extra(folder):
         (lambda f: (f / "model.safetensors").unlink(), "There are no weights"),
         (only_pickle, "convert it where you trust it: python -c"),
         (truncate, "cannot be read"),
-        (without("encoder.layer.1.output.dense.bias"), "lack 'encoder.layer.1.output"),
+        (without("encoder.layer.0.output.dense.bias"), "lack 'encoder.layer.0.output"),
         (without("embeddings.word_embeddings.weight"), "not of a BERT"),
         (with_extra, "hold 'adapter.weight'"),
-        (lambda f: change_config(f, vocab_size=299), "do not belong together"),
+        (with_another_vocabulary, "do not belong together"),
         (lambda f: change_config(f, model_type="t5"), "is a 't5'"),
         (lambda f: change_config(f, hidden_act="relu"), "activation 'relu'"),
         (
