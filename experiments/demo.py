@@ -68,6 +68,8 @@ PRESETS = {"tiny": tiny}
 @recipe("demo")
 def run(config: Config, here: Run):
     """Run everything that is not finished yet, and compare."""
+    data = language_model.inherited(config.data, "")
+    config = dataclasses.replace(config, data=data)
     text = language_model.load_text(config.data)
     same = tuple(f.name for f in dataclasses.fields(config))
     runs.claim(here, config, text.fingerprint, same=same)

@@ -4,8 +4,8 @@
       --config.init_from=FOLDER
 
 The encoder that it starts from is a folder in Hugging Face's layout; without one a
-small encoder starts from nothing. Every ``refresh_every`` steps training stops and the
-collection is encoded again. Evaluation is that of experiments.replug, beside the
+small encoder starts from nothing. The collection is encoded again while it is trained,
+as ``retriever.refresh`` says. Evaluation is that of experiments.replug, beside the
 encoder as it was before (``init``).
 """
 
@@ -18,6 +18,7 @@ from rlm_jax.recipes.with_passages.replug_lsr import Config, RetrieverConfig, ru
 from rlm_jax.retrievers.encoder_towers import TextConfig
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
+from rlm_jax.train.rounds import RefreshConfig
 
 
 def tiny() -> Config:
@@ -36,7 +37,7 @@ def tiny() -> Config:
             batch_size=8,
             optim=OptimConfig(learning_rate=3e-4, warmup_steps=10),
             train=TrainConfig(steps=80, log_every=10, checkpoint_every=40),
-            refresh_every=40,
+            refresh=RefreshConfig(keys_every=(40,)),
         ),
     )
 
@@ -59,7 +60,7 @@ def wikitext2() -> Config:
             batch_size=8,
             optim=OptimConfig(learning_rate=2e-5, warmup_steps=20, b2=0.999),
             train=TrainConfig(steps=200, log_every=10, checkpoint_every=50),
-            refresh_every=100,
+            refresh=RefreshConfig(keys_every=(100,)),
         ),
     )
 

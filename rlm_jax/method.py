@@ -47,13 +47,26 @@ class Neighbours(NamedTuple):
 
 
 class Retrieval(NamedTuple):
-    """How host search meets device code."""
+    """Which parameters encode what, where neighbours come from a search on the host.
 
-    k: int
+    ``query_params(params)`` and ``passage_params(params)`` are the parts of the
+    method's parameters that ``encode_queries(query_params, batch)`` and
+    ``encode_keys(passage_params, batch)`` take, [N, D] each. An index depends on the
+    passages' part alone: it is stale when that part has moved. How neighbours come into
+    a batch is the recipe's.
+    """
+
+    k: int  # neighbours of a query
+    query_params: Callable[[Params], Params]
+    passage_params: Callable[[Params], Params]
     encode_queries: Callable[[Params, Batch], jax.Array]
-    encode_keys: Callable[[Params, Batch], jax.Array] | None
-    attach: Callable[[Batch, Neighbours], Batch]
-    """NumPy on the host: fixed shapes, and a mask for what is absent."""
+    encode_keys: Callable[[Params, Batch], jax.Array]
+
+
+def shared(k: int, encode: Callable[[Params, Batch], jax.Array]) -> Retrieval:
+    """The `Retrieval` of one encoder for queries and keys, whose parameters are all."""
+    whole = lambda params: params
+    return Retrieval(k, whole, whole, encode, encode)
 
 
 class Moving(NamedTuple):

@@ -2,7 +2,7 @@
 
 import ast
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -12,6 +12,8 @@ MAX_LINES = 400
 
 # Part of the package -> the parts it may import, besides itself.
 MAY_IMPORT: dict[str, set[str]] = {
+    "": {"recipes", "version"},
+    "version": set(),
     "errors": set(),
     "method": set(),
     "terminal": set(),
@@ -21,18 +23,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"ops", "errors"},
     "pretrained": {"models", "storage", "errors"},
     "methods": {"models", "ops", "method", "errors"},
-    "data": {"method", "storage", "errors"},
+    "data": {"method", "storage", "terminal", "errors"},
     "retrieval": {"method", "processes", "storage", "errors"},
-    "train": {
-        "method",
-        "ops.collectives",
-        "processes",
-        "storage",
-        "terminal",
-        "errors",
+    "retrievers": {
+        *("data", "retrieval", "pretrained", "models"),
+        *("method", "processes", "storage", "terminal", "errors"),
     },
-    "evaluate": {"method", "ops", "retrieval", "storage", "errors"},
-    "report": {"storage", "errors"},
+    "train": {
+        *("method", "ops.collectives", "processes", "storage", "terminal", "errors"),
+    },
+    "evaluate": {"methods", "method", "ops", "retrieval", "storage", "errors"},
+    "report": {"storage", "version", "errors"},
+    "recipes": {
+        *("data", "evaluate", "methods", "models", "ops", "pretrained", "report"),
+        *("retrieval", "retrievers", "storage", "train"),
+        *("errors", "method", "processes", "terminal"),
+    },
 }
 
 # Library -> the only places that may import it; an empty set bans it.
@@ -142,6 +148,68 @@ def test_every_part_is_in_the_matrix():
     assert parts <= set(MAY_IMPORT)
 
 
+def graph() -> dict[str, set[str]]:
+    """Module -> the modules of the package that it imports, wherever it does."""
+    names = {module_name(path) for path in MODULES}
+
+    def module_of(imported: str) -> str:
+        inner = imported.removeprefix("rlm_jax").removeprefix(".")
+        return inner if inner in names else inner.rpartition(".")[0]
+
+    return {
+        module_name(path): {
+            module_of(name)
+            for name in imports(ast.parse(path.read_text(encoding="utf-8")))
+            if name.split(".")[0] == "rlm_jax"
+        }
+        - {module_name(path)}
+        for path in MODULES
+    }
+
+
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle; empty where there is none."""
+    left = dict(edges)
+    while free := [x for x, imported in left.items() if not imported & left.keys()]:
+        for module in free:
+            del left[module]
+    return sorted(left)
+
+
+def test_no_circle_of_imports():
+    assert circle(graph()) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+
+
+def test_a_system_imports_no_other_systems_recipe():
+    """Recipes that hold a ``@recipe`` are systems; what they share stands apart."""
+    texts = {module_name(path): path.read_text(encoding="utf-8") for path in MODULES}
+    systems = {name for name, text in texts.items() if "\n@recipe(" in text}
+    assert len(systems) > 10
+    edges = graph()
+    assert {name: edges[name] & systems for name in edges if edges[name] & systems} == (
+        {}
+    )
+
+
+def test_nothing_imports_the_launchers_but_tests_and_notebooks():
+    for folder in ("rlm_jax", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            names = imports(ast.parse(path.read_text(encoding="utf-8")))
+            assert not [x for x in names if x.split(".")[0] == "experiments"], path
+
+
+def count_lines(paths: Iterable[pathlib.Path]) -> int:
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+
+
+def test_rooms_keep_their_size():
+    assert count_lines((ROOT / "experiments").glob("*.py")) < 1900
+    rooms = {path.relative_to(PACKAGE).parts[0] for path in MODULES}
+    sizes = {room: count_lines((PACKAGE / room).rglob("*.py")) for room in rooms}
+    assert max(sizes.values()) <= count_lines(MODULES) / 5, sizes
+
+
 @pytest.mark.parametrize("folder", ["ops", "methods", "report"])
 def test_public_functions_have_docstrings(folder):
     bare = [
@@ -194,7 +262,7 @@ def test_rules_catch(module, source):
         ("train.step", "from rlm_jax.method import Sums"),
         ("models.decoder", "import flax.linen as nn"),
         ("retrieval.scann", "def f():\n    from scann import scann_ops_pybind"),
-        ("report.report", "from rlm_jax import __version__"),
+        ("report.report", "from rlm_jax.version import __version__"),
     ],
 )
 def test_rules_allow(module, source):

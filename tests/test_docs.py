@@ -1,6 +1,7 @@
 """The documents: links lead somewhere, commands parse, the worked example runs."""
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import pathlib
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 
 from rlm_jax.methods import METHODS
+from rlm_jax.models.encoder import EncoderConfig
+from rlm_jax.train import metrics
 from tests.methods import systems, test_common
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -71,7 +74,7 @@ def test_paths_in_the_text_exist(page):
     text = page.read_text(encoding="utf-8")
     text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     for path in re.findall(r"`([a-z_./0-9]+)`", text):
-        if path.startswith(TOP_FOLDERS) and "cache_lm" not in path:
+        if path.startswith(TOP_FOLDERS) and not re.search("cache_lm|marginal", path):
             assert (ROOT / path).exists(), path
 
 
@@ -172,21 +175,34 @@ def test_every_method_has_a_page_and_a_row():
         assert f"docs/{name}.md" in readme
 
 
-# --- the worked example of adding_a_method.md ----------------------------------------
+# --- the worked examples of adding_a_method.md ---------------------------------------
+
+EXAMPLES = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
+FIRST, _, SECOND = EXAMPLES.partition("\n## A second example")
+
+
+@contextlib.contextmanager
+def run_as_module(name: str, text: str):
+    """The code blocks of a text, run as one module."""
+    module = types.ModuleType(name)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        exec("\n".join(code_blocks(text, "python")), module.__dict__)
+        yield module
+    finally:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
 def example():
-    """Its code blocks, run as one module."""
-    text = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
-    blocks = code_blocks(text, "python")
-    module = types.ModuleType("cache_lm_of_the_docs")
-    sys.modules[module.__name__] = module  # dataclasses look their module up
-    try:
-        exec("\n".join(blocks), module.__dict__)
+    with run_as_module("cache_lm_of_the_docs", FIRST) as module:
         yield module
-    finally:
-        del sys.modules[module.__name__]
+
+
+@pytest.fixture(scope="module")
+def searching():
+    with run_as_module("marginal_of_the_docs", SECOND) as module:
+        yield module
 
 
 def test_example_trains(example):
@@ -206,8 +222,8 @@ def test_example_passes_the_suite_of_all_methods(example, monkeypatch, check):
     getattr(test_common, check)("cache_lm")
 
 
-def test_example_keeps_the_import_rules():
-    text = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("text", [FIRST, SECOND], ids=["first", "second"])
+def test_example_keeps_the_import_rules(text):
     tree = ast.parse(code_blocks(text, "python")[0])
     modules = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
     rooms = {m.split(".")[1] for m in modules if m.startswith("rlm_jax.")}
@@ -246,3 +262,62 @@ def test_example_equals_a_loop(example):
     found, weight = jax.jit(method.evaluate)(params, batch)["loss"]
     np.testing.assert_allclose(float(found), total, rtol=2e-5)
     assert float(weight) == mask.sum()
+
+
+def test_second_example_tells_its_lines():
+    told = re.findall(r"is (\d+) lines in one file|recipe (\d+) lines", SECOND)
+    lines = [len(block.splitlines()) for block in code_blocks(SECOND, "python")]
+    assert [int(one or another) for one, another in told] == lines
+
+
+@pytest.mark.parametrize("check", SUITE)
+def test_second_example_passes_the_suite_of_all_methods(searching, monkeypatch, check):
+    entry = (searching.MarginalConfig, searching.marginal)
+    monkeypatch.setitem(METHODS, "marginal", entry)
+    monkeypatch.setitem(systems.SYSTEMS, "marginal", ("marginal", {}))
+    for name in ("TAUGHT", "RETRIEVERS"):
+        monkeypatch.setattr(systems, name, (*getattr(systems, name), "marginal"))
+    getattr(test_common, check)("marginal")
+
+
+def test_second_example_equals_a_loop(searching):
+    """The equation of its docstring in float64, with absent passages and padding."""
+    config = searching.MarginalConfig(
+        EncoderConfig(**systems.SIZES, max_length=8, dropout=0.0), temperature=0.5
+    )
+    method, batch = searching.marginal(config), systems.candidates(0, 4)
+    batch["present"][2] = False
+    params = jax.jit(method.init)(jax.random.key(0))
+    encode = jax.jit(method.retrieval.encode_queries)
+    sides = [
+        np.asarray(
+            encode(params, {n: batch[f"{side}_{n}"].reshape(-1, length)
+                            for n in ("ids", "mask")}),
+            np.float64,
+        )
+        for side, length in (("query", 4), ("passage", systems.LENGTH))
+    ]  # fmt: skip
+    queries, passages = sides[0], sides[1].reshape(4, 3, -1)
+    total = count = 0.0
+    for row in np.flatnonzero(batch["weight"] * batch["present"].any(1)):
+        kept = batch["present"][row]
+        weights = np.exp(passages[row, kept] @ queries[row] / config.temperature)
+        reader = np.exp(batch["lm_scores"][row, kept].astype(np.float64))
+        total -= np.log(weights @ reader / weights.sum())
+        count += 1
+    found, weight = jax.jit(method.evaluate)(params, batch)["loss"]
+    np.testing.assert_allclose(float(found), total, rtol=2e-5)
+    assert float(weight) == count == 2
+
+
+def test_second_example_learns_and_goes_on(searching, tmp_path, monkeypatch):
+    monkeypatch.setenv("RLM_CACHE", str(tmp_path / "cache"))
+    config = searching.Config()
+    params, refreshes = searching.train(config, tmp_path / "run")
+    losses = [row["loss"] for row in metrics.read(tmp_path / "run")]
+    assert losses[-1] < 0.3 * losses[0]
+    assert [x["step"] for x in refreshes] == [40, 80, 120]
+    assert all(x["max_age"] == 39 for x in refreshes)
+    again, told = searching.train(config, tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    assert told == refreshes

@@ -1,6 +1,6 @@
 """A corpus whose datastore can help: parts of articles, and what they were taken from.
 
-    python -m experiments.held_out_articles --articles=FILE --out=DIR [--words=N] \\
+    python -m rlm_jax.data.held_out_articles --articles=FILE --out=DIR [--words=N] \\
         --text CORPUS ..
 
 Of every article one passage in four is held out as text to be predicted, a sixth of the
@@ -25,6 +25,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from rlm_jax import terminal
 from rlm_jax.data import corpora, overlap, passage_files
 from rlm_jax.data.passage_files import Passage
 from rlm_jax.errors import UserError
@@ -85,7 +86,7 @@ def write(path: Path, passages: Iterable[Passage]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.held_out_articles", description=__doc__
+        prog="python -m rlm_jax.data.held_out_articles", description=__doc__
     )
     parser.add_argument("--articles", type=Path, required=True, help="JSON lines")
     parser.add_argument("--text", nargs="+", required=True, help="corpora to train on")
@@ -136,8 +137,10 @@ def main(arguments: list[str] | None = None) -> int:
     except FileExistsError:
         parser.error(f"There is something in {chosen.out} already; name a new folder.")
     for name, size in sizes.items():
-        print(f"{name}: {size:,} characters")
-    print(f"left out, for what they share with the held-out texts: {shared.sum():,}")
+        terminal.say(f"{name}: {size:,} characters")
+    terminal.say(
+        f"left out, for what they share with the held-out texts: {shared.sum():,}"
+    )
     return 0
 
 

@@ -5,9 +5,8 @@ by the tokens before it, and the language model, taken as it is, says
 
     log p(x_t | d_k, x_{<t}),   t in stride i
 
-for each of them. All systems of the family are a line over these numbers: in-context
-RALM takes one document (the retriever's first, or the one under which the tokens before
-the stride were most likely), REPLUG mixes them, the oracle takes the best.
+for each of them. What the systems make of these numbers stands in `rlm_jax.methods`:
+``in_context`` chooses one document, ``replug`` mixes them.
 
 Sources: Ram et al. 2023, "In-Context Retrieval-Augmented Language Models", sections 3
 to 5, whose windows are those of the released ``eval_lm.py``; Shi et al. 2023, "REPLUG",
@@ -16,19 +15,14 @@ section 3.2.
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from rlm_jax.errors import UserError
-from rlm_jax.ops import mixtures
-
-LogProbs = Callable[[np.ndarray, np.ndarray, int], Any]
-"""``log_probs(tokens, lengths, last)`` -> float32 [B, last]: log p, in nats, of the
-``last`` tokens of each row given all before them. ``tokens`` is int32 [B, T], rows from
-the left, of which ``lengths``, int32 [B], count; any Python function will do."""
-
-PLACEMENTS = ("overwrite", "prepend")
+from rlm_jax.methods import in_context as ralm
+from rlm_jax.methods import replug
+from rlm_jax.methods.in_context import PLACEMENTS, LogProbs
 
 
 @dataclasses.dataclass
@@ -244,37 +238,6 @@ def replaced(plain: np.ndarray, at: Strides, chosen: np.ndarray) -> np.ndarray:
     return values
 
 
-def first(values: np.ndarray, rank_tokens: int) -> np.ndarray:
-    """Under each stride's first document, float32 [S, stride]."""
-    return values[:, 0, rank_tokens:]
-
-
-def reranked(values: np.ndarray, rank_tokens: int) -> np.ndarray:
-    """Under the document that makes the tokens before a stride most likely.
-
-    Zero-shot reranking, Ram et al. 2023, section 6.1.
-    """
-    return ranked_by(values, likelihood_before(values, rank_tokens), rank_tokens)
-
-
-def oracle(values: np.ndarray, rank_tokens: int) -> np.ndarray:
-    """Under the document that makes the stride itself most likely: a control.
-
-    It has seen the answer: no way of choosing among these documents does better.
-    """
-    return ranked_by(values, likelihood(values, rank_tokens), rank_tokens)
-
-
-def ranked_by(values: np.ndarray, scores: np.ndarray, rank_tokens: int) -> np.ndarray:
-    """Under the document with the largest of ``scores``, float [S, K]."""
-    return values[np.arange(len(values)), best(values, scores), rank_tokens:]
-
-
-def best(values: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The document with the largest of ``scores``, float [S, K] -> int [S]."""
-    return np.where(absent(values), -np.inf, scores).argmax(axis=1)
-
-
 def ensemble(
     values: np.ndarray,
     scores: np.ndarray,
@@ -283,9 +246,7 @@ def ensemble(
     k: int,
     temperature: float = 1.0,
 ) -> np.ndarray:
-    """REPLUG: the mixture of the first ``k`` documents by their scores, per token.
-
-        log p(x_t) = log sum_i softmax_i(s / temperature) p(x_t | d_i, x_{<t})
+    """`methods.replug.ensemble` of the first ``k`` documents, float32 [S, stride].
 
     Args:
       values: as `score` gives them.
@@ -294,39 +255,24 @@ def ensemble(
     Returns:
       float32 [S, stride]; NaN where a stride has no document.
     """
-    gone = absent(values)[:, :k].all(axis=1, keepdims=True)
-    weights = log_weights(values, scores, k=k, temperature=temperature)
-    mixed = mixtures.ensemble(weights, values[:, :k, rank_tokens:])
-    return np.where(gone, np.nan, np.asarray(mixed))
+    scores = _present(values, scores, k)
+    none = np.isneginf(scores).all(axis=1, keepdims=True)
+    log_probs = values[:, :k, rank_tokens:]
+    mixed = replug.ensemble(scores, log_probs, temperature=temperature)
+    return np.where(none, np.nan, np.asarray(mixed))
 
 
 def log_weights(
     values: np.ndarray, scores: np.ndarray, *, k: int, temperature: float
 ) -> np.ndarray:
-    """log softmax_i(s / temperature) of `ensemble`, float32 [S, k]."""
-    present = ~absent(values)[:, :k]
-    weights = mixtures.log_weights(scores[:, :k], present, temperature=temperature)
-    return np.asarray(weights)
+    """The logarithms of the weights in `ensemble`, float32 [S, k]."""
+    scores = _present(values, scores, k)
+    return np.asarray(replug.log_weights(scores, temperature=temperature))
 
 
-def absent(values: np.ndarray) -> np.ndarray:
-    """Which documents there are not, bool [S, K]."""
-    return np.isnan(values[..., -1])
-
-
-def likelihood(values: np.ndarray, rank_tokens: int) -> np.ndarray:
-    """log p of each stride under each document, float32 [S, K]; -inf where absent."""
-    return _sums(values, values[..., rank_tokens:])
-
-
-def likelihood_before(values: np.ndarray, rank_tokens: int) -> np.ndarray:
-    """log p of the tokens before each stride, float32 [S, K]; -inf where absent."""
-    return _sums(values, values[..., :rank_tokens])
-
-
-def _sums(values, judged):
-    sums = np.nansum(judged, axis=-1, dtype=np.float64)
-    return np.where(absent(values), -np.inf, sums).astype(np.float32)
+def _present(values, scores, k):
+    """The first ``k`` scores; -inf for the documents that are absent."""
+    return np.where(ralm.absent(values), -np.inf, scores)[:, :k]
 
 
 def _score(
@@ -340,7 +286,11 @@ def _score(
     for start in wrap(range(0, len(plan.document), size)):
         rows = [x[start : start + size].tolist() for x in plan]
         inputs = [
-            _input(tokens, at, last, document_tokens(document), protocol)
+            ralm.with_document(
+                document_tokens(document)[: protocol.document_length],
+                tokens[at.begin[last] : at.end[last]],
+                protocol.placement,
+            )
             for document, last in zip(*rows, strict=True)
         ]
         found = _log_probs(log_probs, inputs, row_length, protocol.last, size)
@@ -352,14 +302,6 @@ def _score(
                 part = _finite(row[len(row) - low : len(row) - high])
                 values[stride, here, width - len(part) :] = part
     return values
-
-
-def _input(tokens, at, stride, document, protocol):
-    """What the model reads: a window and its document."""
-    text = tokens[at.begin[stride] : at.end[stride]]
-    document = document[: protocol.document_length]
-    kept = text[len(document) :] if protocol.placement == "overwrite" else text
-    return np.concatenate([document, kept])
 
 
 def _log_probs(log_probs, inputs, length, last, size):

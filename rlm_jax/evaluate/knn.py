@@ -10,9 +10,7 @@ import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
-from rlm_jax.ops import mixtures
-
-METRICS = {"l2": mixtures.negative_squared_l2, "ip": mixtures.inner_product}
+from rlm_jax.methods import knn_lm
 
 
 class NeighbourValues(NamedTuple):
@@ -61,7 +59,9 @@ def look_up(
         absent = found.ids < 0
         similarities = found.scores
         if gather_keys is not None:
-            similarities = _recompute(METRICS[metric], some, found.ids, gather_keys)
+            similarities = _recompute(
+                knn_lm.SIMILARITIES[metric], some, found.ids, gather_keys
+            )
         parts.append(
             NeighbourValues(
                 np.where(absent, -np.inf, similarities).astype(np.float32),
@@ -81,8 +81,8 @@ def _recompute(similarity, queries, ids, gather_keys, rows: int = 64):
 
 @partial(jax.jit, static_argnames="k")
 def _log_probs(similarities, values, targets, temperature, k):
-    return mixtures.knn_log_probs(
-        similarities[:, :k], values[:, :k], targets, temperature=temperature
+    return knn_lm.neighbour_log_probs(
+        similarities, values, targets, k=k, temperature=temperature
     )
 
 
@@ -94,19 +94,19 @@ def knn_log_probs(
     temperature: float,
     chunk: int = 8192,
 ) -> np.ndarray:
-    """log p_kNN of each target, float32 [N]; see `ops.mixtures.knn_log_probs`."""
+    """`methods.knn_lm.neighbour_log_probs` of every target, float32 [N]."""
+    arrays = (*neighbours, targets)
     return np.concatenate(
         [
-            _log_probs(*(x[i : i + chunk] for x in (*neighbours, targets)),
-                       temperature, k)
+            _log_probs(*(x[i : i + chunk] for x in arrays), temperature, k)
             for i in range(0, len(targets), chunk)
         ]
-    )  # fmt: skip
+    )
 
 
 def mix(log_probs: np.ndarray, knn: np.ndarray, weight: float) -> np.ndarray:
-    """log [(1 - weight) p + weight p_kNN], float32 [N]."""
-    return np.asarray(mixtures.interpolate(log_probs, knn, weight))
+    """`methods.knn_lm.mix`, float32 [N]."""
+    return np.asarray(knn_lm.mix(log_probs, knn, weight))
 
 
 def tune(

@@ -19,8 +19,8 @@ from rlm_jax.errors import UserError
 from rlm_jax.evaluate import controls
 from rlm_jax.evaluate.knn import NeighbourValues
 from rlm_jax.evaluate.perplexity import StreamScores
-from rlm_jax.ops import losses
-from rlm_jax.ops.memory import LogSums, log_sums, same_value
+from rlm_jax.methods import trime
+from rlm_jax.ops.memory import LogSums
 
 
 class TokenMemory(NamedTuple):
@@ -59,7 +59,7 @@ def stream_log_sums(
     n, width = stream.keys.shape
     rng = np.random.default_rng(seed)
     size, segment, temperature = memory
-    scale = jnp.float32(width**-0.5 / temperature)
+    scale = jnp.float32(trime.scale(width, temperature))
     out = LogSums(np.empty(n, np.float32), np.empty(n, np.float32))
     for start in range(0, n, segment):
         at = np.arange(start - size, start + segment)
@@ -79,32 +79,22 @@ def stream_log_sums(
     return out
 
 
-def _earlier(query, slot):
-    return (slot["value"] >= 0) & (slot["position"] < query["position"])
-
-
 @jax.jit
 def _segment_log_sums(queries, targets, keys, values, scale):
     slots = jnp.arange(keys.shape[0], dtype=jnp.int32)
-    return log_sums(
+    return trime.log_sums(
         queries,
         keys,
         {"value": targets, "position": slots[-queries.shape[0] :]},
         {"value": values, "position": slots},
-        visible=_earlier,
-        positive=same_value,
+        visible=trime.before,
         scale=scale,
     )
 
 
 @jax.jit
 def _neighbour_log_sums(similarities, values, targets, temperature):
-    logits = similarities / temperature
-    hit = values == targets[:, None]
-    return LogSums(
-        jax.nn.logsumexp(logits, axis=-1),
-        jax.nn.logsumexp(jnp.where(hit, logits, -jnp.inf), axis=-1),
-    )
+    return trime.neighbour_log_sums(similarities, values, targets, temperature)
 
 
 def external_log_sums(
@@ -135,8 +125,7 @@ def joint_log_probs(stream: StreamScores, *memories: LogSums) -> np.ndarray:
     A slot in two memories counts twice, as in the released code.
     """
     both = LogSums(*(np.logaddexp.reduce(x) for x in zip(*memories, strict=True)))
-    nll = losses.joint_nll(stream.target_score, stream.log_normaliser, both)
-    return -np.asarray(nll)
+    return -np.asarray(trime.nll(stream.target_score, stream.log_normaliser, both))
 
 
 def log_probs_by_control(

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from rlm_jax.errors import UserError
-from rlm_jax.method import Batch, Method, Moving, Retrieval
-from rlm_jax.methods.dpr import attach, contrast_sums
+from rlm_jax.method import Batch, Method, Moving, shared
+from rlm_jax.methods.dpr import contrast_sums
 from rlm_jax.models.encoder import EncoderConfig, embedder
 from rlm_jax.ops import collectives, contrastive
 
@@ -182,9 +182,7 @@ def in_batch(config: InBatchConfig, init, embed) -> Method:
         init=init,
         loss=loss,
         evaluate=evaluate,
-        retrieval=Retrieval(
-            k=config.k, encode_queries=embed, encode_keys=embed, attach=attach
-        ),
+        retrieval=shared(config.k, embed),
     )
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rlm_jax.errors import UserError
-from rlm_jax.method import Batch, Method, Neighbours, Retrieval
+from rlm_jax.method import Batch, Method, Retrieval
 from rlm_jax.models.encoder import EncoderConfig, embedder
 from rlm_jax.ops import collectives, contrastive, losses
 
@@ -152,11 +152,10 @@ def dual_encoder(config: DPRConfig, init_one, embed) -> Method:
         evaluate=evaluate,
         retrieval=Retrieval(
             k=config.k,
-            encode_queries=lambda params, batch: embed(
-                tower(params, "question"), batch
-            ),
-            encode_keys=lambda params, batch: embed(tower(params, "passage"), batch),
-            attach=attach,
+            query_params=lambda params: tower(params, "question"),
+            passage_params=lambda params: tower(params, "passage"),
+            encode_queries=embed,
+            encode_keys=embed,
         ),
     )
 
@@ -188,15 +187,6 @@ def contrast_sums(contrast: contrastive.Contrast, nll, weight):
         "loss": losses.weighted(nll, weight),
         "accuracy": losses.weighted(contrast.rank == 0, weight),
         "rank": losses.weighted(contrast.rank, weight),
-    }
-
-
-def attach(batch: Batch, found: Neighbours) -> Batch:
-    """The batch with its questions' passages: their numbers and scores, [B, K]."""
-    return {
-        **batch,
-        "neighbour_passages": found.ids,  # int32, -1 = absent
-        "neighbour_scores": found.scores,
     }
 
 

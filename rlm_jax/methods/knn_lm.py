@@ -7,17 +7,20 @@ where q, and each key k_i, is the input of the last feed-forward layer at its po
 and v_i the token that followed. The language model is trained as ever; the datastore is
 a pass over its training tokens. t is 1 in the paper, and squared distances enter, not
 distances.
+
+The search runs on the host, between the language model's scores and the mixture:
+``rlm_jax.evaluate.knn`` looks the neighbours up and calls the two equations below.
 """
 
 import dataclasses
 
-import numpy as np
+import jax
 
 from rlm_jax.errors import UserError
-from rlm_jax.method import Batch, Method, Neighbours, Retrieval
+from rlm_jax.method import Method
 from rlm_jax.methods.lm import LMConfig, lm
 from rlm_jax.models.decoder import DecoderConfig
-from rlm_jax.ops import losses, mixtures
+from rlm_jax.ops import Array, mixtures
 
 
 @dataclasses.dataclass
@@ -31,12 +34,44 @@ class KnnLMConfig:
     weight: float = 0.25  # lambda
 
 
-def knn_lm(config: KnnLMConfig, values: np.ndarray | None = None) -> Method:
-    """The method. Training is the plain language model's.
+SIMILARITIES = {"l2": mixtures.negative_squared_l2, "ip": mixtures.inner_product}
+"""Metric -> the similarity of queries [..., D] and keys [..., K, D]: [..., K]."""
 
-    ``evaluate`` wants batches with ``neighbour_similarities`` and ``neighbour_values``
-    [B, T, K], as ``retrieval.attach`` makes them from ``values``, the datastore's int32
-    [M]; ``vocabulary_loss`` beside its loss is the model without neighbours.
+
+def neighbour_log_probs(
+    similarities: Array,
+    values: Array,
+    targets: Array,
+    *,
+    k: int,
+    temperature: float | Array,
+) -> jax.Array:
+    """log p_kNN(y | x) of the targets y over the k nearest neighbours, float32 [N].
+
+    Args:
+      similarities: float32 [N, K], K >= k, nearest first; -inf where absent.
+      values: int32 [N, K], the tokens that followed the neighbours.
+      targets: int32 [N].
+      k: neighbours that count.
+      temperature: t.
+
+    Returns:
+      float32 [N]; minus infinity where no neighbour's value is the target.
+    """
+    return mixtures.knn_log_probs(
+        similarities[:, :k], values[:, :k], targets, temperature=temperature
+    )
+
+
+def mix(log_probs: Array, knn_log_probs: Array, weight: float | Array) -> jax.Array:
+    """log p(y | x) of eq. 3 from log p_LM and log p_kNN, elementwise."""
+    return mixtures.interpolate(log_probs, knn_log_probs, weight)
+
+
+def knn_lm(config: KnnLMConfig) -> Method:
+    """The plain language model, whose ``score`` gives queries, keys and p_LM.
+
+    Nothing else is trained. ``evaluate`` is the model without neighbours.
 
     Raises:
       UserError: a weight outside [0, 1], or a temperature that is not positive.
@@ -46,45 +81,4 @@ def knn_lm(config: KnnLMConfig, values: np.ndarray | None = None) -> Method:
             f"weight is {config.weight} and temperature {config.temperature}; choose a "
             "weight from 0 to 1 and a temperature above 0."
         )
-    model = lm(LMConfig(config.decoder))
-    assert model.score is not None
-    score = model.score
-
-    def evaluate(params, batch, key=None, *, axis=None):
-        scores = score(params, batch)
-        log_p = scores.target_score - scores.log_normaliser
-        knn = mixtures.knn_log_probs(
-            batch["neighbour_similarities"],
-            batch["neighbour_values"],
-            batch["targets"],
-            temperature=config.temperature,
-        )
-        mixed = mixtures.interpolate(log_p, knn, config.weight)
-        return {
-            "loss": losses.weighted(-mixed, batch["mask"]),
-            "vocabulary_loss": losses.weighted(-log_p, batch["mask"]),
-        }
-
-    def encode(params, batch):
-        return score(params, batch).keys
-
-    def attach(batch: Batch, found: Neighbours) -> Batch:
-        if values is None:
-            raise ValueError("knn_lm(config, values) attaches only with a datastore")
-        shape = (*np.shape(batch["tokens"]), found.ids.shape[-1])
-        absent = found.ids < 0
-        neighbour_values = np.where(absent, -1, values[np.maximum(found.ids, 0)])
-        return {
-            **batch,
-            "neighbour_similarities": np.where(absent, -np.inf, found.scores)
-            .astype(np.float32)
-            .reshape(shape),
-            "neighbour_values": neighbour_values.astype(np.int32).reshape(shape),
-        }
-
-    return model._replace(
-        evaluate=evaluate,
-        retrieval=Retrieval(
-            k=config.k, encode_queries=encode, encode_keys=encode, attach=attach
-        ),
-    )
+    return lm(LMConfig(config.decoder))

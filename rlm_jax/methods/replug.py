@@ -5,12 +5,14 @@
 d_i are the K documents retrieved for the context x, s_i their scores. Each is prepended
 to the context and the K texts run as one batch; their distributions are mixed token by
 token, as in the released code, with weights that stay those of the context. Nothing is
-trained: the language model is a black box that gives probabilities. The paper's scores
-are cosines, the released code's inner products, and t is 1 in both.
+trained: the language model is a black box that gives probabilities, and `ensemble`
+takes them from anywhere. `replug` runs a decoder of ours inside one jitted function.
+The paper's scores are cosines, the released code's inner products, and t is 1 in both.
 """
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from rlm_jax.errors import UserError
@@ -18,7 +20,7 @@ from rlm_jax.method import Method
 from rlm_jax.methods.lm import decoder_functions
 from rlm_jax.models import scoring
 from rlm_jax.models.decoder import Decoder, DecoderConfig
-from rlm_jax.ops import collectives, losses, mixtures
+from rlm_jax.ops import Array, collectives, losses, mixtures
 
 
 @dataclasses.dataclass
@@ -28,6 +30,29 @@ class REPLUGConfig:
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     k: int = 10  # documents that a context retrieves
     temperature: float = 1.0  # of the retriever's scores
+
+
+def ensemble(
+    scores: Array, log_probs: Array, *, temperature: float | Array = 1.0
+) -> jax.Array:
+    """log p(y_t | x, y_{<t}), the mixture over the documents, token by token.
+
+    Args:
+      scores: float32 [..., K], the retriever's; -inf = the document is absent.
+      log_probs: float32 [..., K, T], log p(y_t | d_i, x, y_{<t}) by any language model;
+        of an absent document they may be anything.
+      temperature: t, of the scores.
+
+    Returns:
+      float32 [..., T]; minus infinity where no document is present.
+    """
+    return mixtures.ensemble(log_weights(scores, temperature=temperature), log_probs)
+
+
+def log_weights(scores: Array, *, temperature: float | Array = 1.0) -> jax.Array:
+    """log w = log softmax(s / t), float32 [..., K]; minus infinity where absent."""
+    present = scores != -jnp.inf  # NaN is a fault to be seen
+    return mixtures.log_weights(scores, present, temperature=temperature)
 
 
 def replug(config: REPLUGConfig) -> Method:
@@ -60,12 +85,8 @@ def replug(config: REPLUGConfig) -> Method:
     init, score = decoder_functions(config.decoder)
     log_probs = continuation_log_probs(config.decoder)
 
-    def weights(scores):
-        present = scores != -jnp.inf  # NaN is a fault to be seen
-        return mixtures.log_weights(scores, present, temperature=config.temperature)
-
     def nll(scores, log_p):
-        return -mixtures.ensemble(weights(scores), log_p)
+        return -ensemble(scores, log_p, temperature=config.temperature)
 
     def loss(params, batch, key, *, axis=None):
         log_p = log_probs(params, batch, collectives.fold_rank(key, axis))

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from rlm_jax.errors import UserError
-from rlm_jax.method import Method, Retrieval
-from rlm_jax.methods.dpr import attach, in_chunks
+from rlm_jax.method import Method, shared
+from rlm_jax.methods.dpr import in_chunks
 from rlm_jax.models.encoder import EncoderConfig, embedder
 from rlm_jax.ops import collectives, distillation, losses, mixtures
 
@@ -110,7 +110,5 @@ def dual_encoder(config: REPLUGLSRConfig, init, embed) -> Method:
         init=init,
         loss=loss,
         evaluate=evaluate,
-        retrieval=Retrieval(
-            k=c.k, encode_queries=embed, encode_keys=embed, attach=attach
-        ),
+        retrieval=shared(c.k, embed),
     )

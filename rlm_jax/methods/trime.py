@@ -6,7 +6,9 @@ its target y_t as value. The memory of a position joins the vocabulary in one so
     L_t = -log [ (e^{E_y.f_t} + sum_{j in M(t), y_j = y_t} e^{h_t.h_j / sqrt(D)})
                  / (sum_v e^{E_v.f_t} + sum_{j in M(t)} e^{h_t.h_j / sqrt(D)}) ] (eq. 4)
 
-The variants differ in M(t) alone: `local`, `long` and `external` below.
+The variants differ in M(t) alone. In training it is `local`, `long` or `external`
+below. At evaluation it is a stream's own past (the rule `before`) and what a search
+finds in a datastore (`neighbour_log_sums`); see ``rlm_jax.evaluate.token_memory``.
 """
 
 import dataclasses
@@ -18,7 +20,7 @@ from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, TokenScores
 from rlm_jax.methods.lm import decoder_functions
 from rlm_jax.models.decoder import DecoderConfig
-from rlm_jax.ops import collectives, losses, memory
+from rlm_jax.ops import Array, collectives, losses, memory
 
 
 @dataclasses.dataclass
@@ -31,6 +33,11 @@ class TrimeConfig:
         0.9  # external: how often a step hides a segment from itself
     )
     remote_gradients: bool = False  # to keys on other devices; the released code: no
+
+
+def before(query, slot):
+    """Strictly earlier tokens of the one stream that there is."""
+    return (slot["value"] >= 0) & (slot["position"] < query["position"])
 
 
 def earlier(query, slot):
@@ -65,14 +72,60 @@ def token_ids(batch: Batch) -> dict[str, jax.Array]:
     }
 
 
+def scale(width: int, temperature: float = 1.0) -> float:
+    """1 / (sqrt(D) t), by which h_t.h_j becomes a logit; t is 1 in training."""
+    return width**-0.5 / temperature
+
+
+def log_sums(
+    queries: Array,
+    keys: Array,
+    query_ids: memory.Ids,
+    key_ids: memory.Ids,
+    *,
+    visible: memory.Rule,
+    scale: float | Array,
+) -> memory.LogSums:
+    """The two sums over M(t) of eq. 4, as logarithms: all slots, and those of y_t.
+
+    Args:
+      queries, keys: [N, D] and [M, D], the h of predictions and of slots.
+      query_ids, key_ids: int32 [N] and [M] by name, with ``value``, the targets.
+      visible: the rule that is M(t).
+      scale: of the inner products, as `scale` makes it.
+    """
+    return memory.log_sums(
+        queries, keys, query_ids, key_ids,
+        visible=visible, positive=memory.same_value, scale=scale,
+    )  # fmt: skip
+
+
+def neighbour_log_sums(
+    similarities: Array, values: Array, targets: Array, temperature: float | Array
+) -> memory.LogSums:
+    """`log_sums` where M(t) is the K neighbours that a search found for t.
+
+    Args:
+      similarities: float32 [N, K], h_t.h_j / sqrt(D); -inf where absent.
+      values: int32 [N, K].
+      targets: int32 [N].
+      temperature: divides the similarities.
+    """
+    logits = similarities / temperature
+    hit = values == targets[:, None]
+    return memory.LogSums(
+        jax.nn.logsumexp(logits, axis=-1),
+        jax.nn.logsumexp(jnp.where(hit, logits, -jnp.inf), axis=-1),
+    )
+
+
 def local(keys, ids, key, config, axis) -> memory.LogSums:
     """M(t): the strictly earlier tokens of the own segment."""
 
     def one_segment(keys, ids):
-        return memory.log_sums(
-            keys, keys, ids, ids, visible=earlier, positive=memory.same_value,
-            scale=keys.shape[-1] ** -0.5,
-        )  # fmt: skip
+        return log_sums(
+            keys, keys, ids, ids, visible=earlier, scale=scale(keys.shape[-1])
+        )
 
     return jax.vmap(one_segment)(keys, ids)
 
@@ -105,10 +158,9 @@ def _batch_memory(keys, ids, visible, config, axis, query_ids=None):
     slots, slot_ids = collectives.gather(
         (queries, ids), axis, remote_gradients=config.remote_gradients
     )
-    sums = memory.log_sums(
-        queries, slots, query_ids, slot_ids,
-        visible=visible, positive=memory.same_value, scale=width**-0.5,
-    )  # fmt: skip
+    sums = log_sums(
+        queries, slots, query_ids, slot_ids, visible=visible, scale=scale(width)
+    )
     return memory.LogSums(*(x.reshape(shape) for x in sums))
 
 
@@ -146,10 +198,18 @@ def trime(config: TrimeConfig) -> Method:
     return Method(init=init, loss=loss, evaluate=evaluate, score=score)
 
 
+def nll(
+    target_score: Array, log_normaliser: Array, memory_sums: memory.LogSums
+) -> jax.Array:
+    """L_t of eq. 4 in nats, from the vocabulary's two logarithms and the memory's."""
+    return losses.joint_nll(target_score, log_normaliser, memory_sums)
+
+
 def _sums(scores: TokenScores, memory_sums: memory.LogSums, batch: Batch):
-    nll = losses.joint_nll(scores.target_score, scores.log_normaliser, memory_sums)
-    vocabulary = scores.log_normaliser - scores.target_score
+    target_score, log_normaliser, _ = scores
+    joint = nll(target_score, log_normaliser, memory_sums)
+    vocabulary = log_normaliser - target_score
     return {
-        "loss": losses.weighted(nll, batch["mask"]),
+        "loss": losses.weighted(joint, batch["mask"]),
         "vocabulary_loss": losses.weighted(vocabulary, batch["mask"]),
     }

@@ -22,10 +22,10 @@ from rlm_jax.data.passages import Passages
 from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
+from rlm_jax.methods.replug import log_weights
 from rlm_jax.models import generation
 from rlm_jax.models.decoder import DecoderConfig, check_length
 from rlm_jax.models.generation import Sampling
-from rlm_jax.ops import mixtures
 from rlm_jax.recipes import base_lm
 from rlm_jax.recipes.base_lm import Given
 from rlm_jax.recipes.language_model import DataConfig
@@ -117,7 +117,7 @@ def run(config: Config, here: Run) -> None:
     key = jax.random.key(config.seed)
     if not config.prompt:
         terminal.say("a prompt a line; an empty line ends")
-    prompts = [config.prompt] if config.prompt else search.asked()
+    prompts = [config.prompt] if config.prompt else terminal.asked()
     for number, prompt in enumerate(prompts):
         tokens = prompt_tokens(prompt, model.tokenizer)
         made = go_on(tokens, jax.random.fold_in(key, number))
@@ -294,8 +294,8 @@ def weights(config: Config, found: Neighbours) -> jax.Array | None:
     alone = (found.ids < 0).all(axis=1, keepdims=True)
     present = (found.ids >= 0) | (alone & (np.arange(found.ids.shape[1]) == 0))
     scores = np.where(alone, 0, found.scores)
-    return mixtures.log_weights(
-        scores, present, temperature=config.documents.temperature
+    return log_weights(
+        np.where(present, scores, -np.inf), temperature=config.documents.temperature
     )
 
 

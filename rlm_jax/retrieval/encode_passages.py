@@ -21,6 +21,9 @@ from rlm_jax.errors import UserError
 from rlm_jax.method import Params
 from rlm_jax.retrieval import datastore, merge_datastores
 
+SHARD_SIZE = 1 << 15
+"""Passages a shard: what is held in memory, and what a killed run loses at most."""
+
 Embed = Callable[[Params, Mapping[str, Any]], jax.Array]
 """``embed(params, {"ids", "mask"})`` -> [N, D]."""
 
@@ -197,7 +200,7 @@ def build(
     *,
     dtype: str = "float32",
     identity: Mapping[str, Any],
-    shard_size: int = 1 << 15,
+    shard_size: int = SHARD_SIZE,
     share: tuple[int, int] | None = None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> datastore.Datastore:

@@ -1,27 +1,14 @@
 """What an index is: the protocol every search obeys, and what they all check."""
 
-import os
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
-from rlm_jax.retrieval.datastore import Datastore
-from rlm_jax.storage import checked_files
 
 METRICS = ("l2", "ip")
-
-# Measured by benchmarks/search_crossover.py on a CPU (D 256, 1,024 queries, k 64): one
-# search costs the same at about 4,096 keys; at 16,384 ScaNN takes half of the time, and
-# building it is repaid after some 12 such batches.
-EXACT_BELOW = 16_384
-
-# Keys of width 768 as float32, and the copy that ScaNN makes, take 25 GB at this size.
-SHARD_ENTRIES = 4_000_000
 
 # At 0.95 a sentence encoder lost 0.02 of nDCG@10 to exact search on SciFact, at 0.995
 # nothing: what an index misses is as often a relevant passage as any other.
@@ -52,87 +39,6 @@ class Index(Protocol):
           UserError: queries of another width or with NaN or infinity, or k below 1.
         """
         ...
-
-
-def choose(
-    datastore: Datastore,
-    metric: str,
-    *,
-    exact_below: int = EXACT_BELOW,
-    directory: str | os.PathLike | None = None,
-    target_recall: float = TARGET_RECALL,
-    k: int = 10,
-    kept: str = "float32",
-    queries: np.ndarray | None = None,
-    shard_entries: int = SHARD_ENTRIES,
-    memory_bytes: int | None = None,
-) -> Index:
-    """Exact search for few keys, ScaNN for many, several ScaNN indexes for very many.
-
-    Args:
-      datastore: what is searched.
-      metric: "l2" (negated squared distance) or "ip" (inner product).
-      exact_below: number of entries from which ScaNN takes over.
-      directory: where the ScaNN index is kept from one run to the next; None puts it
-        beside the datastore.
-      target_recall: share of the k nearest that ScaNN is tuned to find.
-      k: the number of neighbours that are wanted.
-      kept: what ScaNN scores the best candidates with, keys of "float32", "bfloat16" or
-        "int8"; it is most of an index's memory.
-      queries: float32 [N, D], what it is tuned on when it is built; see `scann.build`.
-      shard_entries: the most entries of one ScaNN index; see `sharded.build`.
-      memory_bytes: what several indexes may take together; see `sharded.load`.
-
-    Raises:
-      UserError: an unknown metric, a target recall outside (0, 1], ScaNN is needed and
-        not installed, or the kept index is of another datastore, metric, target, k
-        or dtype.
-    """
-    from rlm_jax.retrieval import exact, scann, sharded
-
-    check_target(target_recall)
-    if datastore.num_entries < exact_below:
-        return exact.build(datastore, metric=metric)
-    beside = datastore.directory.with_name(
-        f"{datastore.directory.name}.scann-{check_metric(metric)}"
-    )
-    directory = Path(directory or beside)
-    several = datastore.num_entries > shard_entries
-    if not directory.exists():
-        build = scann.build
-        if several:
-            build = partial(
-                sharded.build,
-                directory=directory,
-                shard_entries=shard_entries,
-                memory_bytes=memory_bytes,
-            )
-        built = build(
-            datastore,
-            metric=metric,
-            kept=kept,
-            target_recall=target_recall,
-            k=k,
-            queries=queries,
-        )
-        if isinstance(built, scann.ScannIndex):
-            scann.save(built, directory)
-        return built
-    if several:
-        found = sharded.load(directory, datastore, memory_bytes=memory_bytes)
-    else:
-        found = scann.load(directory, datastore)
-    checked_files.require_equal(
-        {"metric": metric, "target_recall": target_recall, "k": k, "kept": kept},
-        {
-            "metric": found.metric,
-            "target_recall": found.target_recall,
-            "k": found.tuned_k,
-            "kept": found.kept,
-        },
-        directory,
-    )
-    return found
 
 
 def check_metric(metric: str) -> str:

@@ -1,31 +1,27 @@
-"""An index that grows stale while its encoder is trained, and is made anew.
+"""Indexes of a retriever in training, on the disk: one for each step it was encoded at.
 
-Training runs in rounds. A round searches one index, whose keys were encoded with the
-parameters of some earlier step; the candidates are scored again with current ones on
-the device, so only the candidate set is stale. A policy is a function that lays out the
-rounds and says of which step each one's index is, and what goes over the rounds need
-not know the policy. There is one so far, `synchronous`: training stops, the corpus is
-encoded with the parameters of that very step, training goes on. It gives the same run
-however often the run is killed.
+    <folder>/step_<n>/           an index that is whole
+    <folder>/step_<n>.partial/   one in the making
+      manifest.json              of what it is: the run's identity, n, the encoder
+      snapshot/                  the builder's own: what making it needs
+      index/                     the builder's own: vectors
 
-    for turn in refresh.synchronous(done, steps, every):
-        params = current parameters, where they are those of turn.index_step, else None
-        index = refresh.open_or_build(
-            folder, turn.index_step, identity, params=params, build=build, open=open
-        )
-        # report refresh.staleness(old candidates, new candidates), then let go of old
-        refresh.remove_others(folder, turn.index_step)
-        train from turn.start to turn.stop, a checkpoint at the end
+An index has its name when it is whole. What is in the making has its snapshot from the
+start on (`begin`), so the trainer, or another process beside it, can go on after either
+was killed. Beside the indexes stand the candidates that each round's
+questions found in one, since parameters that they were searched with are gone later:
 
-REALM (Guu et al. 2020, section 3.3) and Atlas (Izacard et al. 2022, section 2.4) train
-so as well; REALM's refresh runs beside the training.
+    <folder>/<start>/            of the round that begins with that step
+      ids                        int32 [steps, B, K], -1 = absent
+
+`rlm_jax.train.rounds` says which index serves when.
 """
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -36,95 +32,99 @@ from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrieval.index import recall
 from rlm_jax.storage import atomic, checked_files
 
-T = TypeVar("T")
-_FORMAT = "rlm_jax stale index 1"
-_FILES = "index"  # the folder inside, which is the builder's own
+SNAPSHOT, INDEX = "snapshot", "index"
+"""The folders inside a step's."""
+
+_FORMAT = "rlm_jax stale index 2"
+_CANDIDATES = "rlm_jax candidates 1"
 
 
-class Round(NamedTuple):
-    """Steps start..stop-1, and the step whose parameters made their index."""
-
-    start: int
-    stop: int
-    index_step: int
-
-    def age(self) -> dict[str, float]:
-        """How old the index is over the round, in steps: its mean and its maximum."""
-        first, last = self.start - self.index_step, self.stop - 1 - self.index_step
-        return {"mean_age": (first + last) / 2, "max_age": float(last)}
-
-
-def synchronous(done: int, steps: int, every: int) -> list[Round]:
-    """The rounds that remain; each begins with an index of its own first step.
-
-    Args:
-      done: steps already made, where a run goes on. Inside a round, the first of the
-        list is the rest of it, with the index it has had from the start.
-      steps: of the whole run.
-      every: steps a round; 0: the index of step 0 serves them all.
-
-    Raises:
-      UserError: a negative number.
-    """
-    if min(done, steps, every) < 0:
-        raise UserError(
-            f"An index cannot be refreshed every {every} of {steps} steps; choose 0 or "
-            "more."
-        )
-    every = every or max(steps, 1)
-    rounds, start = [], done
-    while start < steps:
-        first = start // every * every
-        stop = min(first + every, steps)
-        rounds.append(Round(start, stop, index_step=first))
-        start = stop
-    return rounds
-
-
-def open_or_build(
+def begin(
     folder: str | os.PathLike,
     step: int,
     identity: Mapping[str, Any],
-    *,
-    params: Params | None,
-    build: Callable[[Params, Path], object],
-    open: Callable[[Path], T],
-) -> T:
-    """The index of one step's parameters: from the disk, or made and published there.
+    passage_params: Params | None,
+    snapshot: Callable[[Path], object],
+) -> Path | None:
+    """Where the index of a step is to be made, ``step_<n>.partial``, or None.
 
-    It lies in ``<folder>/step_<n>``, which has its name when it is whole. A build that
-    was killed finds what it left in its folder, if that is of the same parameters.
+    None: it is whole already, or an index of the same parameters is, whose files then
+    get a second name. Else what a killed run has begun of it is kept, if it is of the
+    same parameters. All processes of a run call it.
 
     Args:
       folder: of all indexes of the run; on several processes, a shared one.
       step: n.
       identity: plain JSON, what the whole run has in common: the fingerprints of the
         passages and of the tokenizer, lengths.
-      params: the encoder's at that step, or None where the run is past it. They are
-        compared with those that a published index was made of.
-      build: ``build(params, folder)`` writes the index's files there. All processes
-        call it.
-      open: ``open(folder)`` gives the index, also after it was just built, so that a
-        run that goes on searches the very thing that it searched before.
+      passage_params: what encodes passages at that step, or None where the run is past
+        it. A run that comes by again may round otherwise: an index of other parameters
+        is made again.
+      snapshot: ``snapshot(folder)`` writes what making the index needs. Called by the
+        first process, before the folder has its name.
 
     Raises:
-      UserError: the index is of something else, is damaged, cannot be written, or is
+      UserError: what is there is of another run or damaged, cannot be written, or is
         missing and there are no parameters to make it of.
     """
-    there = _path(folder, step)
-    wanted = checked_files.as_json({**identity, "step": step})
-    if params is not None:
-        wanted["encoder"] = encode_stream.fingerprint(params)
-    if not there.exists():
-        if params is None:
+    there, partial = _path(folder, step), _partial(folder, step)
+    wanted = checked_files.as_json(identity)
+    if passage_params is not None:
+        wanted["encoder"] = encode_stream.fingerprint(passage_params)
+
+    def prepare() -> bool:
+        if _holds(there, wanted, step):
+            return False
+        if _holds(partial, wanted, step):
+            return True
+        if passage_params is None:
             raise UserError(
                 f"There is no index at {there}, and training has gone beyond step "
                 f"{step}; restore that folder or start the run again."
             )
-        _build(there, wanted, lambda files: build(params, files))
-    manifest = checked_files.read_manifest(there, _FORMAT)
-    checked_files.require_equal(wanted, manifest["identity"], there)
-    return open(there / _FILES)
+        for path in (there, partial):
+            shutil.rmtree(path, ignore_errors=True)
+        manifest = {"format": _FORMAT, "identity": wanted, "step": step}
+        equal = [x for x in steps(folder) if _identity(_path(folder, x)) == wanted]
+        begun = there.with_name(f".{there.name}.begun")
+        with checked_files.full_disk_named(there, "what is whole is kept"):
+            shutil.rmtree(begun, ignore_errors=True)
+            (begun / SNAPSHOT).mkdir(parents=True)
+            snapshot(begun / SNAPSHOT)
+            if equal:
+                old = _path(folder, equal[0]) / INDEX
+                shutil.copytree(old, begun / INDEX, copy_function=os.link)
+            else:
+                (begun / INDEX).mkdir()
+            checked_files.write_manifest(begun, manifest)
+            _rename(begun, there if equal else partial)
+        return not equal
+
+    processes.by_first(prepare, f"begin the index {there}")
+    processes.wait("index begun")
+    return None if there.exists() else partial
+
+
+def publish(folder: str | os.PathLike, step: int) -> None:
+    """Gives an index its name, once it is whole. All processes of a run call it."""
+    processes.wait("index made")
+    if processes.is_first():
+        _rename(_partial(folder, step), _path(folder, step))
+    processes.wait("index published")
+
+
+def whole(folder: str | os.PathLike, step: int, identity: Mapping[str, Any]) -> Path:
+    """The folder ``step_<n>`` of an index that is whole.
+
+    Raises:
+      UserError: there is none, it is damaged, or of another run.
+    """
+    there = _path(folder, step)
+    if not _holds(there, checked_files.as_json(identity), step):
+        raise UserError(
+            f"There is no index at {there}; restore that folder or start the run again."
+        )
+    return there
 
 
 def exists(folder: str | os.PathLike, step: int) -> bool:
@@ -132,16 +132,91 @@ def exists(folder: str | os.PathLike, step: int) -> bool:
     return _path(folder, step).exists()
 
 
-def remove_others(folder: str | os.PathLike, step: int) -> None:
-    """Deletes every index in the folder, whole or not, but the one of this step.
+def steps(folder: str | os.PathLike) -> list[int]:
+    """The steps whose indexes are there, whole, in order."""
+    names = (path.name.removeprefix("step_") for path in Path(folder).glob("step_*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def remove_others(folder: str | os.PathLike, kept: Collection[int]) -> None:
+    """Deletes every index in the folder, whole or not, but those of some steps.
 
     To be called by all processes, once the older ones are no longer read.
     """
     processes.wait("older indexes left")
     if processes.is_first():
+        names = {path.name for step in kept for path in _paths(folder, step)}
         for path in sorted(Path(folder).glob("step_*")):
-            if path != _path(folder, step):
+            if path.name not in names:
                 shutil.rmtree(path)
+
+
+def write_candidates(
+    folder: str | os.PathLike,
+    start: int,
+    identity: Mapping[str, Any],
+    search: Callable[[], np.ndarray],
+) -> None:
+    """The candidates of a round, searched and written if they are not there yet.
+
+    One process does it alone.
+
+    Args:
+      folder: of all rounds of the run.
+      start: the first step of the round.
+      identity: plain JSON, what they depend on: the fingerprint of the query encoder,
+        the step of the index. Candidates of another one are found again.
+      search: () -> int32 [steps, B, K], -1 = absent.
+
+    Raises:
+      UserError: they cannot be written.
+    """
+    there = Path(folder) / str(start)
+    wanted = checked_files.as_json(identity)
+    if there.exists() and _identity(there, _CANDIDATES) == wanted:
+        return
+    ids = np.ascontiguousarray(search(), np.int32)
+    shutil.rmtree(there, ignore_errors=True)
+    checked_files.publish(
+        there,
+        _CANDIDATES,
+        {"identity": wanted, "shape": ids.shape, "stop": start + len(ids)},
+        lambda files: atomic.write_bytes(files / "ids", ids.data),
+    )
+
+
+def candidates(folder: str | os.PathLike, start: int) -> np.ndarray:
+    """The candidates of the round that begins with a step, int32 [steps, B, K].
+
+    Raises:
+      UserError: they are missing or damaged.
+    """
+    there = Path(folder) / str(start)
+    if not there.exists():
+        raise UserError(
+            f"There are no candidates at {there}, and training has gone beyond step "
+            f"{start}; restore that folder or start the run again."
+        )
+    manifest = checked_files.read_manifest(there, _CANDIDATES)
+    checked_files.verify_files(there, manifest)
+    return checked_files.map_array(there / "ids", tuple(manifest["shape"]), "<i4")
+
+
+def searched(folder: str | os.PathLike) -> dict[int, int]:
+    """Start of each round that has candidates -> the step at which they end."""
+    paths = Path(folder).glob("[0-9]*")
+    return {
+        int(path.name): checked_files.read_manifest(path, _CANDIDATES)["stop"]
+        for path in paths
+        if path.name.isdigit()
+    }
+
+
+def remove_candidates(folder: str | os.PathLike, before: int) -> None:
+    """Deletes the candidates that end at a step or before it; one process does it."""
+    for start, stop in searched(folder).items():
+        if stop <= before:
+            shutil.rmtree(Path(folder) / str(start))
 
 
 def staleness(stale: Neighbours, fresh: Neighbours) -> dict[str, float]:
@@ -167,30 +242,37 @@ def _path(folder: str | os.PathLike, step: int) -> Path:
     return Path(folder) / f"step_{step}"
 
 
-def _build(
-    there: Path, identity: dict[str, Any], build: Callable[[Path], object]
-) -> None:
-    """Builds in ``<there>.partial``, whose manifest says of what from the start on."""
-    partial = there.with_name(f"{there.name}.partial")
-    with checked_files.full_disk_named(there, "what is whole is kept"):
-        if processes.is_first():
-            if not _is_of(partial, identity):
-                shutil.rmtree(partial, ignore_errors=True)
-                (partial / _FILES).mkdir(parents=True)
-                manifest = {"format": _FORMAT, "identity": identity}
-                checked_files.write_manifest(partial, manifest)
-        processes.wait("index begun")
-        build(partial / _FILES)
-        processes.wait("index built")
-        if processes.is_first():
-            os.rename(partial, there)
-            atomic.sync(there.parent)
-        processes.wait("index published")
+def _partial(folder: str | os.PathLike, step: int) -> Path:
+    return Path(folder) / f"step_{step}.partial"
 
 
-def _is_of(partial: Path, identity: dict[str, Any]) -> bool:
+def _paths(folder: str | os.PathLike, step: int) -> tuple[Path, Path]:
+    return _path(folder, step), _partial(folder, step)
+
+
+def _rename(old: Path, new: Path) -> None:
+    os.rename(old, new)
+    atomic.sync(new.parent)
+
+
+def _identity(there: Path, form: str = _FORMAT) -> dict[str, Any] | None:
+    """What a folder says it is of; None where it cannot."""
     try:
-        manifest = checked_files.read_manifest(partial, _FORMAT)
+        return checked_files.read_manifest(there, form)["identity"]
     except UserError:
+        return None
+
+
+def _holds(there: Path, wanted: Mapping[str, Any], step: int) -> bool:
+    """Whether a folder holds this step's index, of the encoder that is wanted.
+
+    Raises:
+      UserError: it is damaged, or of another run.
+    """
+    if not there.exists():
         return False
-    return manifest["identity"] == identity
+    manifest = checked_files.read_manifest(there, _FORMAT)
+    stored = manifest["identity"]
+    ours = {field: x for field, x in wanted.items() if field != "encoder"}
+    checked_files.require_equal({**ours, "step": step}, {**stored, **manifest}, there)
+    return wanted.get("encoder", stored["encoder"]) == stored["encoder"]

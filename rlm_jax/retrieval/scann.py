@@ -369,6 +369,20 @@ def measure_recall(index: Index, exact: Index, queries: np.ndarray, k: int) -> f
     return recall(index.search(queries, k), exact.search(queries, k))
 
 
+def installed() -> bool:
+    """Whether ScaNN can be imported."""
+    try:
+        _import_scann()
+    except UserError:
+        return False
+    return True
+
+
+def check_installed() -> None:
+    """Raises a UserError where ScaNN cannot be imported."""
+    _import_scann()
+
+
 def _import_scann() -> ModuleType:
     try:
         from scann.scann_ops.py import scann_ops_pybind

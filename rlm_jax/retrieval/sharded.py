@@ -22,7 +22,6 @@ from rlm_jax.method import Neighbours
 from rlm_jax.retrieval import scann
 from rlm_jax.retrieval.datastore import Datastore, partial_of
 from rlm_jax.retrieval.index import (
-    SHARD_ENTRIES,
     TARGET_RECALL,
     check_metric,
     check_search,
@@ -31,6 +30,9 @@ from rlm_jax.retrieval.index import (
 from rlm_jax.storage import atomic, checked_files
 
 _FORMAT = "rlm_jax sharded scann 1"
+
+# Keys of width 768 as float32, and the copy that ScaNN makes, take 25 GB at this size.
+SHARD_ENTRIES = 4_000_000
 
 
 @dataclass(frozen=True)

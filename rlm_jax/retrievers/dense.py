@@ -12,6 +12,7 @@ from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 from rlm_jax.models.encoder import embedder
 from rlm_jax.retrieval import (
+    auto_index,
     datastore,
     encode_passages,
     index,
@@ -43,12 +44,14 @@ def encode_collection(
     folder: pathlib.Path,
     *,
     alone: bool = True,
+    shard_size: int = encode_passages.SHARD_SIZE,
 ) -> tuple[datastore.Datastore, dict[str, float]]:
     """The passages' vectors on disk, built, continued or opened; and the padding.
 
     Args:
       fingerprint: of the passages.
       alone: whether only this process encodes; else all of them do, together.
+      shard_size: passages a shard, from whose last whole one a killed run goes on.
     """
     text = encoder_towers.cut(text, tower.config)
     encoder = encoder_of(tower, search, text.passage_length)
@@ -65,6 +68,7 @@ def encode_collection(
                 "titles": text.titles,
                 "passage_length": text.passage_length,
             },
+            shard_size=shard_size,
             share=(0, 1) if alone else None,
             advance=advance,
         )
@@ -107,10 +111,11 @@ def open_index(
     A new one is tuned to find the ``k`` nearest, of ``queries``, float32 [N, D], where
     they are given.
     """
-    return index.choose(
+    check_search(search)
+    return auto_index.choose(
         store,
         metric,
-        exact_below=exact_below(store, search),
+        kind=search.index,
         target_recall=search.target_recall,
         k=k,
         kept=search.kept,
@@ -118,23 +123,13 @@ def open_index(
     )
 
 
-def exact_below(
-    store: datastore.Datastore, search: SearchConfig, field: str = "search"
-) -> int:
-    """The number of entries from which ScaNN takes over; ``field`` is search's name."""
-    check_search(search, field)
-    sizes = {"auto": index.EXACT_BELOW, "exact": store.num_entries + 1, "scann": 0}
-    return sizes[search.index]
-
-
 def check_search(search: SearchConfig, field: str = "search") -> None:
     """Raises UserError for what a search would be refused for after the encoding."""
-    for name, known in (("index", ("auto", "exact", "scann")), ("kept", scann.KEPT)):
-        chosen = getattr(search, name)
-        if chosen not in known:
-            raise UserError(
-                f"{field}.{name} is {chosen!r}; choose one of {', '.join(known)}."
-            )
+    auto_index.check_kind(search.index, f"{field}.index")
+    if search.kept not in scann.KEPT:
+        raise UserError(
+            f"{field}.kept is {search.kept!r}; choose one of {', '.join(scann.KEPT)}."
+        )
     index.check_target(search.target_recall)
 
 

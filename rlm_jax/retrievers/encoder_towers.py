@@ -14,8 +14,9 @@ from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.data.text_encoding import TextTokenizer
 from rlm_jax.errors import UserError
 from rlm_jax.method import Params
-from rlm_jax.models.encoder import EncoderConfig
+from rlm_jax.models.encoder import EncoderConfig, embedder
 from rlm_jax.retrieval import (
+    encode_passages,
     encode_stream,
 )
 from rlm_jax.storage import cache
@@ -38,6 +39,20 @@ class Tower(NamedTuple):
     config: EncoderConfig
     params: Params
     tokenizer: TextTokenizer
+
+    def encode(
+        self, texts: Sequence[str], *, max_length: int = 256, batch_tokens: int = 8192
+    ) -> np.ndarray:
+        """A vector a text, float32 [N, D]; longer texts are cut at ``max_length``."""
+        length = min(max_length, self.config.max_length)
+        encoder = encode_passages.TextEncoder(
+            embedder(self.config).embed,
+            self.params,
+            max_length=length,
+            batch_tokens=batch_tokens,
+            pad_id=self.tokenizer.pad_id,
+        )
+        return encoder(self.tokenizer.encode(list(texts), max_length=length))
 
 
 def load(folder: str | pathlib.Path, wanted: EncoderConfig | None = None) -> Tower:
@@ -69,7 +84,7 @@ def save(folder: pathlib.Path, tower: Tower) -> None:
 
 def train_tokenizer(passages: Passages, vocab_size: int) -> TextTokenizer:
     """An uncased WordPiece vocabulary of a collection, made once and cached."""
-    key = cache.fingerprint("wordpiece", passages.fingerprint, vocab_size)
+    key = cache.fingerprint(text_encoding.TRAINER, passages.fingerprint, vocab_size)
     folder = cache.root() / "tokenizers" / key[:32]
 
     def build(there: pathlib.Path) -> None:

@@ -105,4 +105,9 @@ def find(
 
 def search_deep(questions: Sequence[str], shelf: PassageSearch, num: int) -> Neighbours:
     """More passages of each question than ``num``, some of which may not do."""
-    return shelf.search(questions, min(max(100, 4 * num), len(shelf.passages)))
+    return shelf.search(questions, depth(num, len(shelf.passages)))
+
+
+def depth(num: int, num_passages: int) -> int:
+    """How many passages are searched for ``num``, some of which may not do."""
+    return min(max(100, 4 * num), num_passages)

@@ -3,18 +3,18 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
-from rlm_jax.report import report
 from rlm_jax.retrieval import bm25, datastore
 from rlm_jax.retrievers import dense, encoder_towers, lexical
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
+from rlm_jax.storage import atomic, checked_files
 
 FILE = "searcher.json"
 
@@ -34,7 +34,8 @@ def publish(
         "fingerprint": passages.fingerprint,
         **searcher,
     }
-    report.write(workdir / FILE, record)
+    with checked_files.full_disk_named(workdir, "what is whole is kept"):
+        atomic.write_json(workdir / FILE, record)
 
 
 def publish_dense(
@@ -64,10 +65,16 @@ def publish_dense(
     publish(workdir, passages, searcher)
 
 
-def open_run(
-    workdir: pathlib.Path,
-) -> tuple[Passages, Callable[[list[str], int], Neighbours]]:
-    """What a launcher has made searchable: the passages, and (texts, k) -> passages.
+class Retriever(NamedTuple):
+    """A collection that can be searched."""
+
+    passages: Passages
+    search: Callable[[Sequence[str], int], Neighbours]
+    """(questions, k) -> the rows of the k best passages of each, and their scores."""
+
+
+def open_run(workdir: pathlib.Path) -> Retriever:
+    """What a run has made searchable.
 
     Raises:
       UserError: nothing was, or the passages are others today.
@@ -87,7 +94,8 @@ def open_run(
         )
     if "bm25" in record:
         config = bm25.BM25Config(**record["bm25"])
-        return passages, lexical.open_index(passages, workdir / "bm25", config).search
+        by_words = lexical.open_index(passages, workdir / "bm25", config)
+        return Retriever(passages, by_words.search)
     tower = encoder_towers.load(workdir / record["encoder"])
     if encoder_towers.fingerprints(tower) != record["questions"]:
         raise UserError(
@@ -96,4 +104,5 @@ def open_run(
         )
     text, search = TextConfig(**record["text"]), SearchConfig(**record["search"])
     store = datastore.open(workdir / record["vectors"])
-    return passages, dense.searcher(tower, store, text, search, max_rows=1)
+    find = dense.searcher(tower, store, text, search, max_rows=1)
+    return Retriever(passages, find)

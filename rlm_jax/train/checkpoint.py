@@ -218,17 +218,21 @@ def _folder_of(directory: pathlib.Path, step: int | None) -> pathlib.Path:
             "has saved one."
         )
     # No manager: another process may be training there, whose files it would tidy up.
-    steps = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
-    return directory / str(_existing(steps, directory, step))
+    return directory / str(_existing(steps(directory), directory, step))
+
+
+def steps(directory: str | pathlib.Path) -> list[int]:
+    """The steps of the complete checkpoints in a folder; none where it is absent."""
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        return []
+    names = [path.name for path in directory.iterdir()]
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def latest_step(directory: str | pathlib.Path) -> int:
     """The step of the last checkpoint in a folder of them; 0 where there is none."""
-    directory = pathlib.Path(directory)
-    if not directory.is_dir():
-        return 0
-    names = [path.name for path in directory.iterdir()]
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    return max(steps(directory), default=0)
 
 
 def _existing(steps: Iterable[int], directory: pathlib.Path, step: int | None) -> int:

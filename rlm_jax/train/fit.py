@@ -19,7 +19,7 @@ Validation = Callable[[Params, int], Mapping[str, float]]
 
 def train(
     method: Method,
-    batch_at: Callable[[int], Batch],
+    batch_at: loop.BatchAt | None,
     optimiser: OptimConfig,
     config: TrainConfig,
     workdir: pathlib.Path,
@@ -28,6 +28,8 @@ def train(
     initial_params: Params | None = None,
     validation: Validation | None = None,
     trainable: Callable[..., Any] | None = None,
+    parts: Mapping[str, OptimConfig] = {},
+    boundaries: Mapping[int, loop.Enter] = {},
 ) -> Params:
     """Train, resuming from the workdir; the parameters, on the host.
 
@@ -35,18 +37,20 @@ def train(
       batch_at: steps done -> this process's rows; see `loop.train`.
       stop: the step to end with, before ``config.steps``, for which the schedule is
         laid out; a further call goes on from there.
-      trainable: as for `optim.optimizer`.
+      trainable, parts: as for `optim.optimizer`.
+      boundaries: as for `loop.train`.
     """
     steps = config.steps if stop is None else stop
     state = loop.train(
         method,
-        optim.optimizer(optimiser, config.steps, trainable=trainable),
+        optim.optimizer(optimiser, config.steps, trainable=trainable, parts=parts),
         batch_at,
         config=dataclasses.replace(config, steps=steps),
         workdir=workdir,
-        schedule=optim.schedule(optimiser, config.steps),
+        schedule=optim.schedules(optimiser, config.steps, parts),
         initial_params=initial_params,
         evaluate=validation,
+        boundaries=boundaries,
     )
     return jax.device_get(state.params)
 

@@ -8,8 +8,8 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import optax
@@ -23,6 +23,14 @@ from rlm_jax.train.checkpoint import Checkpoints
 from rlm_jax.train.optim import Schedule
 from rlm_jax.train.step import State
 
+T = TypeVar("T")
+
+BatchAt = Callable[[int], Batch]
+"""Number of steps done -> this process's rows of the next step's batch."""
+
+Enter = Callable[[Params, int], BatchAt]
+"""(parameters, steps done) -> where batches come from until the next boundary."""
+
 
 @dataclasses.dataclass
 class TrainConfig:
@@ -30,6 +38,10 @@ class TrainConfig:
 
     ``keep`` is the number of checkpoints that stay, ``accumulate`` the number of
     micro-batches of a step (`step.train_step`).
+
+    ``transfer_guard`` is what JAX does where a step copies between host and device
+    unasked: allow, log or disallow. ``profile_steps`` is how many steps JAX's profiler
+    records into ``profile/`` of the workdir, from the third of the call on.
     """
 
     steps: int = 1000
@@ -40,28 +52,34 @@ class TrainConfig:
     seed: int = 0
     accumulate: int = 1
     tensorboard: bool = False
+    transfer_guard: str = "allow"
+    profile_steps: int = 0
 
 
 def train(
     method: Method,
     optimizer: optax.GradientTransformation,
-    batch_at: Callable[[int], Batch],
+    batch_at: BatchAt | None,
     *,
     config: TrainConfig,
     workdir: str | pathlib.Path,
-    schedule: Schedule | None = None,
+    schedule: Schedule | Mapping[str, Schedule] | None = None,
     initial_params: Params | None = None,
     evaluate: Callable[[Params, int], Mapping[str, float]] | None = None,
-    hooks: Sequence[Callable[[Params, int], None]] = (),
+    boundaries: Mapping[int, Enter] = {},
 ) -> State:
     """Trains to ``config.steps`` steps, resuming from the workdir's last checkpoint.
 
-    Each step s (from 0) takes the batch made one step earlier, calls the hooks, asks a
-    background thread for batch s + 1, starts step s, and only then waits for the
-    metrics of step s - 1. At the end of an interval it waits for its own, and then
-    logs, evaluates and saves, in this order and before the next batch is taken: a
-    checkpoint of step s holds no trace of batch s, every line of ``metrics.jsonl`` up
-    to s is written before it, and no state is saved whose metrics are not finite.
+    Each step s (from 0) takes the batch made one step earlier, asks a background thread
+    for batch s + 1, starts step s, and only then waits for the metrics of step s - 1.
+    At the end of an interval it waits for its own, and then logs, evaluates and saves,
+    in this order and before the next batch is taken: a checkpoint of step s holds no
+    trace of batch s, every line of ``metrics.jsonl`` up to s is written before it, and
+    no state is saved whose metrics are not finite. A run of 0 steps saves what it
+    starts from.
+
+    Where step s is a boundary, step s - 1 is waited for and ``boundaries[s]`` called
+    before batch s is made; the compiled step goes on.
 
     Args:
       method: Its ``init`` (unless ``initial_params``), ``loss`` and ``moving`` are
@@ -69,15 +87,17 @@ def train(
       optimizer: An optax transformation.
       batch_at: Number of steps done -> this process's rows as NumPy arrays; a pure
         function, so that resuming needs the number alone. Called from one background
-        thread, never while a hook runs.
+        thread. None where there is a boundary at step 0.
       config: See `TrainConfig`.
       workdir: Gets ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``.
-      schedule: The learning rate, only to be logged.
+      schedule: The learning rate, or that of each part by name, only to be logged.
       initial_params: Start from these in place of ``method.init``, if there is no
         checkpoint.
       evaluate: (parameters, steps done) -> figures; after ``eval_every`` steps and at
         the end. It must not keep the parameters: the next step overwrites them.
-      hooks: Called as hook(parameters, steps done) before each step.
+      boundaries: Step -> (parameters, steps done) -> the ``batch_at`` from there on. A
+        run that resumes between two boundaries enters the earlier one, with the
+        parameters it has: the number of steps done tells. It must not keep them.
 
     Returns:
       The state after the last step, replicated over this process's devices.
@@ -91,6 +111,10 @@ def train(
     _check(config)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep)
     state, start = _start(method, optimizer, checkpoints, config, initial_params)
+    # A run that resumes between two boundaries enters the earlier one.
+    enters = {max(at, start): boundaries[at] for at in sorted(boundaries)}
+    if batch_at is None and start < config.steps and start not in enters:
+        raise ValueError("without batch_at there is a boundary at step 0")
     first = processes.is_first()
     if first:
         if start:
@@ -121,16 +145,22 @@ def train(
         told_to_stop = stack.enter_context(_sigterm())
         batches = concurrent.futures.ThreadPoolExecutor(1, "batches")
         stack.callback(batches.shutdown, wait=True, cancel_futures=True)
+        profiler = stack.enter_context(_profiler(config, workdir, start))
 
-        if start < config.steps:
-            coming = batches.submit(batch_at, start)
+        if config.steps == 0:
+            checkpoints.save(0, state)
+        coming = None
         for done in range(start, config.steps):
-            batch = coming.result()  # pyright: ignore[reportPossiblyUnboundVariable]
-            for hook in hooks:
-                hook(state.params, done)
-            if done + 1 < config.steps:
+            if done in enters:
+                batch_at = log.paused(enters[done], state.params, done)
+            assert batch_at is not None
+            coming = coming or batches.submit(batch_at, done)
+            batch, coming = coming.result(), None
+            if done + 1 < config.steps and done + 1 not in enters:
                 coming = batches.submit(batch_at, done + 1)
-            state, sums = run(state, batch)
+            profiler(done, state)
+            with jax.transfer_guard(config.transfer_guard):
+                state, sums = run(state, batch)
             log.collect()
             log.pend(done + 1, sums)
 
@@ -152,12 +182,19 @@ def train(
 
 
 def _check(config: TrainConfig) -> None:
-    for name in ("steps", "log_every", "eval_every", "checkpoint_every"):
+    names = ("steps", "log_every", "eval_every", "checkpoint_every", "profile_steps")
+    for name in names:
         if getattr(config, name) < 0:
             raise UserError(f"{name} cannot be negative; choose 0 or more.")
     if config.accumulate < 1:
         raise UserError(
             f"accumulate={config.accumulate} leaves no micro-batch; choose 1 or more."
+        )
+
+    if config.transfer_guard not in ("allow", "log", "disallow"):
+        raise UserError(
+            f"transfer_guard is {config.transfer_guard!r}; choose allow, log or "
+            "disallow."
         )
 
 
@@ -220,7 +257,9 @@ class _Log:
     """
 
     def __init__(self, writer, bar, schedule):
-        self._writer, self._bar, self._schedule = writer, bar, schedule
+        self._writer, self._bar = writer, bar
+        rates = schedule if isinstance(schedule, Mapping) else {"": schedule}
+        self._rates = {name: rate for name, rate in rates.items() if rate is not None}
         self._pending: tuple[int, Any] | None = None
         self._sums: metrics.HostSums = {}
         self._step = 0
@@ -253,24 +292,56 @@ class _Log:
         figures = metrics.means(self._sums)
         self._sums = {}
         figures["targets_per_second"] = self._rate.read()
-        if self._schedule is not None:
+        for part, rate in self._rates.items():
             # Of the step just done: schedules count the steps before it.
-            figures["learning_rate"] = float(self._schedule(self._step - 1))
+            name = f"learning_rate/{part}" if part else "learning_rate"
+            figures[name] = float(rate(self._step - 1))
         shown = {"loss": "loss", "tokens/s": "targets_per_second"}
         self._bar.show({k: figures[v] for k, v in shown.items() if v in figures})
         if self._writer is not None:
             self._writer.write(self._step, figures, split="train")
 
-    def evaluate(self, evaluate, params: Params, step: int) -> None:
-        """Evaluates and writes the figures; its time does not count as training."""
+    def paused(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What ``work`` gives; its time does not count as training."""
         self.collect()
         began = time.perf_counter()
-        figures = evaluate(params, step)
+        result = work(*arguments)
         self._rate.skip(time.perf_counter() - began)
+        return result
+
+    def evaluate(self, evaluate, params: Params, step: int) -> None:
+        """Evaluates and writes the figures."""
+        figures = self.paused(evaluate, params, step)
         if self._writer is not None:
             self._writer.write(step, figures, split="validation")
             text = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
             terminal.say(f"step {step}: {text}")
+
+
+@contextlib.contextmanager
+def _profiler(
+    config: TrainConfig, workdir: pathlib.Path, start: int
+) -> Iterator[Callable[[int, State], None]]:
+    """Gives a function that, before a step, begins or ends the profiler's record."""
+    # The first step compiles, and the second may wait for it.
+    first, running = start + 2, False
+    wanted = config.profile_steps if processes.is_first() else 0
+
+    def before(done: int, state: State) -> None:
+        nonlocal running
+        if running and done == first + wanted:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            running = False
+        elif wanted and done == first:
+            jax.profiler.start_trace(workdir / "profile")
+            running = True
+
+    try:
+        yield before
+    finally:
+        if running:
+            jax.profiler.stop_trace()
 
 
 @contextlib.contextmanager

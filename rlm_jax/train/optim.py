@@ -1,7 +1,7 @@
 """Optimisers and learning-rate schedules, from one flat config."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from rlm_jax.errors import UserError
+from rlm_jax.method import Params
+
+_REST = ""  # of the parameters that no part names
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 """Number of steps done -> learning rate of the next step, float32 []."""
@@ -31,7 +34,7 @@ class OptimConfig:
     ``weight_decay`` is decoupled for ``adamw`` and an L2 gradient for the others;
     arrays of fewer than two axes (biases, norms) never decay. ``clip_norm`` bounds the
     global norm of the gradient; 0 turns it off. ``nag`` is SGD with Nesterov's
-    ``momentum``.
+    ``momentum``. ``frozen`` moves nothing, for a part of the parameters.
     """
 
     optimizer: str = "adamw"
@@ -55,6 +58,8 @@ def optimizer(
     total_steps: int,
     *,
     trainable: Callable[[Any], Any] | None = None,
+    parts: Mapping[str, OptimConfig] = {},
+    part_of: Callable[[Params], Any] | None = None,
 ) -> optax.GradientTransformation:
     """The optimiser of the config, with clipping, decay and its schedule.
 
@@ -63,10 +68,48 @@ def optimizer(
       total_steps: The length of training, for schedules that end with it.
       trainable: params -> the same tree of bools; what is false never decays. With no
         gradient either, which is the method's to see to, it stays as it is.
+      parts: Name -> how a part of the parameters moves in place of ``config``, which
+        is for the rest. Each clips by the norm of its own gradient.
+      part_of: params -> the same tree of the parts' names; what it calls by another
+        name is of the rest. By default parts are called as the parameters' first keys.
 
     Raises:
-      UserError: If the optimiser or the schedule is unknown, or a number impossible.
+      UserError: If the optimiser or the schedule is unknown, or a number impossible;
+        from ``init``, if a part has no parameters.
     """
+    if not parts:
+        return _optimizer(config, total_steps, trainable)
+
+    def labels(params: Params) -> Any:
+        names = (part_of or _first_keys)(params)
+        found = set(jax.tree.leaves(names))
+        if absent := sorted(parts.keys() - found):
+            raise UserError(
+                f"No parameters are called {', '.join(absent)}; choose parts from "
+                f"{', '.join(sorted(found))}."
+            )
+        return jax.tree.map(lambda name: name if name in parts else _REST, names)
+
+    configs = {**parts, _REST: config}
+    return optax.partition(
+        {name: _optimizer(x, total_steps, trainable) for name, x in configs.items()},
+        labels,
+    )
+
+
+def _first_keys(params: Params) -> Any:
+    return {
+        name: jax.tree.map(lambda _, name=name: name, x) for name, x in params.items()
+    }
+
+
+def _optimizer(
+    config: OptimConfig,
+    total_steps: int,
+    trainable: Callable[[Any], Any] | None,
+) -> optax.GradientTransformation:
+    if config.optimizer == "frozen":
+        return optax.set_to_zero()
     rate = schedule(config, total_steps)
     for name in ("weight_decay", "clip_norm"):
         if getattr(config, name) < 0:
@@ -88,7 +131,8 @@ def optimizer(
         parts = [decay]
     else:
         raise UserError(
-            f"Unknown optimizer {config.optimizer!r}; choose adamw, adam, nag or sgd."
+            f"Unknown optimizer {config.optimizer!r}; choose adamw, adam, nag, sgd or "
+            "frozen."
         )
     if not config.weight_decay:
         parts.remove(decay)
@@ -121,6 +165,20 @@ def schedule(config: OptimConfig, total_steps: int) -> Schedule:
     return rate
 
 
+def schedules(
+    config: OptimConfig, total_steps: int, parts: Mapping[str, OptimConfig] = {}
+) -> Schedule | dict[str, Schedule]:
+    """The learning rate, or that of every part that moves and of the rest, to log."""
+    if not parts:
+        return schedule(config, total_steps)
+    configs = {"rest": config, **parts}
+    return {
+        name: schedule(x, total_steps)
+        for name, x in configs.items()
+        if x.optimizer != "frozen"
+    }
+
+
 def _after_warmup(config: OptimConfig, decay_steps: int) -> Callable:
     """Steps since the warm-up, float32 [] -> learning rate."""
     high, low = config.learning_rate, config.min_learning_rate
@@ -144,6 +202,8 @@ def _after_warmup(config: OptimConfig, decay_steps: int) -> Callable:
         return cosine(fraction) * config.restart_shrink**period
 
     warmup = max(config.warmup_steps, 1)
+    # optax's own linear and cosine round otherwise (most steps differ in the last bit),
+    # and a run that goes on would end elsewhere; it has no inverse square root.
     schedules = {
         "constant": lambda step: jnp.full_like(step, high),
         "linear": lambda step: high + (low - high) * jnp.minimum(step / decay_steps, 1),

@@ -97,7 +97,10 @@ def parallelise(
     )
 
     def call(state, batch):
-        return mapped(state, _split(batch, jax.local_device_count(), accumulate))
+        split = _split(batch, jax.local_device_count(), accumulate)
+        # Put there by name: a guard against unasked transfers then finds the others.
+        sharding = NamedSharding(_local_mesh(), PartitionSpec(AXIS))
+        return mapped(state, jax.device_put(split, sharding))
 
     return call
 

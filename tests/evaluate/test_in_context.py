@@ -14,6 +14,7 @@ from rlm_jax import pretrained
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.in_context import Protocol
+from rlm_jax.methods import in_context as ralm
 from rlm_jax.models import generation, scoring
 
 GOLDEN = pathlib.Path(
@@ -118,9 +119,9 @@ def test_losses_and_choices_of_the_released_code(golden, gpt2):
     np.testing.assert_allclose(-plain, z["none_nll"], atol=1e-4)
     values = in_context.score(gpt2[2], tokens, at, documents, document_tokens, protocol)
     for name, choose in {
-        "first": in_context.first,
-        "logprob": in_context.reranked,
-        "oracle": in_context.oracle,
+        "first": ralm.first,
+        "logprob": ralm.reranked,
+        "oracle": ralm.oracle,
     }.items():
         chosen = choose(values, protocol.rank_tokens)
         nll = -in_context.replaced(plain, at, chosen)
@@ -220,7 +221,7 @@ def test_the_ensemble_of_one_is_the_first(text, collection):
     rng = np.random.default_rng(4)
     scores = rng.normal(size=documents.shape)
     np.testing.assert_allclose(
-        in_context.ensemble(values, scores, 3, k=1), in_context.first(values, 3)
+        in_context.ensemble(values, scores, 3, k=1), ralm.first(values, 3)
     )
     mixed = in_context.ensemble(values, scores, 3, k=3, temperature=0.5)
     weights = np.exp(scores[5] / 0.5) / np.exp(scores[5] / 0.5).sum()
@@ -246,10 +247,7 @@ def test_the_oracle_is_never_worse(text, collection):
     values = in_context.score(
         bag, text, at, documents, collection.__getitem__, protocol
     )
-    sums = [
-        np.nansum(x)
-        for x in (in_context.oracle(values, 3), in_context.first(values, 3))
-    ]
+    sums = [np.nansum(x) for x in (ralm.oracle(values, 3), ralm.first(values, 3))]
     assert sums[0] > sums[1]
 
 
@@ -300,5 +298,5 @@ def test_a_text_without_documents_has_the_windows_of_one_with(text):
     none = text[:0]
     values = in_context.score(bag, text, at, documents, lambda _: none, protocol)
     plain = in_context.without(bag, text, at, protocol)
-    again = in_context.replaced(plain, at, in_context.first(values, 3))
+    again = in_context.replaced(plain, at, ralm.first(values, 3))
     np.testing.assert_array_equal(plain, again)

@@ -50,7 +50,7 @@ def shrink(config: Any, corpus: str, model: str = "") -> Any:
         config.reranker.encoder, config.reranker.length = ENCODER, 24
     if hasattr(config, "retriever"):
         config.retriever.method.encoder, config.retriever.method.k = ENCODER, 3
-        config.retriever.refresh_every = 1
+        config.retriever.refresh.keys_every = (1,)
     return config
 
 
@@ -119,6 +119,11 @@ def test_replug_lsr_trains_refreshes_and_goes_on(corpus, trained, tmp_path):
     assert all(0 <= x["stale_recall"] <= 1 and x["max_age"] == 0 for x in refreshes)
     indexes = tmp_path / "whole/retriever/indexes"
     assert [x.name for x in indexes.iterdir()] == ["step_2"]
+    # A worker whose indexes are waited for changes nothing.
+    config.retriever.refresh.policy = "overlapped"
+    beside = replug_lsr.run(config, tmp_path / "beside")
+    assert beside == made | {"seconds": ANY}
+    config.retriever.refresh.policy = "synchronous"
     # Stopped after the first round and started again it goes on from there.
     config.retriever.train.steps = 1
     replug_lsr.run(config, tmp_path / "parts")
@@ -164,7 +169,7 @@ def test_a_published_model_is_trained_further(corpus, published, tmp_path):
     config = shrunken.shrink(language_model_launcher.tiny(), corpus)
     config.init_from = str(published)
     language_model_launcher.run(config, tmp_path / "tuned")
-    kept = [p.read_bytes() for p in (tmp_path / "tuned").glob("kept_tokenizer.json")]
+    kept = [p.read_bytes() for p in (tmp_path / "tuned").glob("tokenizer.json")]
     assert len(kept) == 1
     # What comes of it is a given model again, with the tokenizer it began with.
     further = shrink(in_context.tiny(), corpus, str(tmp_path / "tuned"))

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlm_jax.method import Batch, Method, Neighbours
+from rlm_jax.method import Batch, Method
 from rlm_jax.methods import METHODS
 from rlm_jax.models.decoder import modern
 from rlm_jax.models.encoder import EncoderConfig
@@ -71,10 +71,9 @@ def config(name: str, **model) -> Any:
 
 
 def method(name: str, **model) -> Method:
-    """The system, over a datastore of every word once where it wants one."""
+    """The system."""
     entry, _ = SYSTEMS[name]
-    options = {"values": np.arange(VOCAB)[::-1]} if entry == "knn_lm" else {}
-    return METHODS[entry][1](config(name, **model), **options)
+    return METHODS[entry][1](config(name, **model))
 
 
 def batch(name: str = "lm", seed: int = 0, rows: int = ROWS) -> dict[str, np.ndarray]:
@@ -242,18 +241,6 @@ def prepared(system: Method, params, batch: Batch) -> Batch:
         return batch
     state = system.moving.init(params, jax.random.key(5))
     return system.moving.update(params, state, batch, jax.random.key(6))[1]
-
-
-def evaluable(system: Method, batch: Batch) -> Batch:
-    """The batch with neighbours, where the method wants some; one is absent."""
-    if system.retrieval is None or system.score is None:
-        return batch
-    shape = batch["targets"].size, system.retrieval.k
-    random = np.random.default_rng(1)
-    scores = random.normal(size=shape).astype(np.float32)
-    ids = random.integers(0, VOCAB, shape).astype(np.int32)
-    ids[0, -1] = -1
-    return system.retrieval.attach(batch, Neighbours(scores, ids))
 
 
 def rebuilt(kind: type, fields: dict[str, Any]) -> Any:

@@ -68,7 +68,7 @@ def test_loss_and_gradient(name):
 def test_evaluate_is_deterministic(name):
     method = systems.method(name, dropout=0.5)
     params = initial(name)
-    batch = systems.evaluable(method, systems.batch(name))
+    batch = systems.batch(name)
     evaluate, loss = jax.jit(method.evaluate), jax.jit(method.loss)
     keys = jax.random.key(0), jax.random.key(1)
     first, second = (evaluate(params, batch, key) for key in keys)
@@ -147,19 +147,8 @@ def test_one_device_equals_several(name):
     def both(params, batch, axis=None):
         start = step.init(params, SGD, moving=method.moving)
         state, sums = train(start, batch, axis=axis)
-        attached = batch | neighbours(batch)
-        evaluated = evaluate(params, attached, axis=axis)
+        evaluated = evaluate(params, batch, axis=axis)
         return state.params, state.moving, sums, evaluated
-
-    def neighbours(batch):
-        # A function of the row, so that a row has the same ones on every device.
-        if method.retrieval is None or method.score is None:
-            return {}
-        values = batch["targets"][..., None] + jnp.arange(method.retrieval.k)
-        return {
-            "neighbour_values": values % systems.VOCAB,
-            "neighbour_similarities": -values.astype(jnp.float32),
-        }
 
     split = {k: x.reshape(ranks, -1, *x.shape[1:]) for k, x in batch.items()}
     mapped = jax.vmap(

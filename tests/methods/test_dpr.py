@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from rlm_jax.errors import UserError
-from rlm_jax.method import Neighbours
 from rlm_jax.methods import dpr
 from rlm_jax.ops import collectives
 from tests.methods import systems
@@ -252,21 +251,16 @@ def test_separate_towers_serve_their_own_side():
     jax.tree.map(np.testing.assert_array_equal, params["question"], params["passage"])
     params["passage"] = jax.tree.map(lambda x: x + 0.1, params["passage"])
     retrieval = method.retrieval
-    assert retrieval is not None and retrieval.encode_keys is not None
+    assert retrieval is not None
     batch = systems.batch("dpr")
     texts = {"ids": batch["key_ids"], "mask": batch["key_mask"]}
     _, embed = dpr.embedder(config.encoder)
-    for encode, name in (
-        (retrieval.encode_queries, "question"),
-        (retrieval.encode_keys, "passage"),
+    for part, encode, name in (
+        (retrieval.query_params, retrieval.encode_queries, "question"),
+        (retrieval.passage_params, retrieval.encode_keys, "passage"),
     ):
-        assert_close(encode(params, texts), embed(params[name], texts))
-
-
-def test_attach_adds_neighbours():
-    found = Neighbours(np.ones((2, 3), np.float32), np.zeros((2, 3), np.int32))
-    batch = dpr.attach({"weight": np.ones(2)}, found)
-    assert batch["neighbour_passages"].shape == batch["neighbour_scores"].shape
+        assert part(params) is params[name]
+        assert_close(encode(part(params), texts), embed(params[name], texts))
 
 
 @pytest.mark.parametrize(

@@ -1,110 +1,79 @@
-"""kNN-LM: attaching neighbours and evaluating, against NumPy."""
+"""kNN-LM's two equations against NumPy loops, and the language model under them."""
 
 import jax
 import numpy as np
 import pytest
 
 from rlm_jax.errors import UserError
-from rlm_jax.method import Neighbours
-from rlm_jax.methods.knn_lm import KnnLMConfig, knn_lm
+from rlm_jax.methods import knn_lm
+from rlm_jax.methods.knn_lm import KnnLMConfig
 from rlm_jax.models.decoder import modern
 from tests.methods import systems
 
-K, TEMPERATURE, WEIGHT = 3, 2.0, 0.25
-
-
-def build(values=None, **changes):
-    decoder = modern(**systems.SIZES | changes)
-    return knn_lm(KnnLMConfig(decoder, K, "l2", TEMPERATURE, WEIGHT), values)
+N, K, WIDTH, VOCAB = 12, 5, 4, 6
 
 
 @pytest.fixture
-def found():
+def neighbours():
+    """Similarities, nearest first, and values; some neighbours are absent."""
     random = np.random.default_rng(0)
-    shape = systems.ROWS * systems.LENGTH, K
-    ids = random.integers(0, 40, shape).astype(np.int32)
-    ids[0], ids[1, 2:], ids[5, 1:] = -1, -1, -1
-    scores = -random.random(shape).astype(np.float32) * 5
-    return Neighbours(np.where(ids < 0, -np.inf, scores), ids)
+    similarities = -np.sort(5 * random.random((N, K)).astype(np.float32))
+    values = random.integers(0, VOCAB, (N, K)).astype(np.int32)
+    similarities[0], similarities[1, 2:] = -np.inf, -np.inf
+    values[np.isneginf(similarities)] = -1
+    return similarities, values, random.integers(0, VOCAB, N).astype(np.int32)
 
 
-def test_attach_and_evaluate(found):
-    values = np.random.default_rng(1).integers(0, systems.VOCAB, 40).astype(np.int32)
-    method, batch = build(values), systems.batch()
-    assert method.retrieval is not None and method.score is not None
-    assert method.retrieval.k == K
-    params = jax.jit(method.init)(jax.random.key(0))
-    sums = jax.jit(method.evaluate)(params, method.retrieval.attach(batch, found))
-    scores = jax.jit(method.score)(params, batch)
-    log_p = np.asarray(scores.target_score - scores.log_normaliser, np.float64)
-    mixed = plain = 0.0
-    for b, t in np.ndindex(batch["targets"].shape):
-        row = b * systems.LENGTH + t
-        hit = whole = 0.0
-        for i, s in zip(found.ids[row], found.scores[row], strict=True):
-            if i >= 0:
-                weight = np.exp(s / TEMPERATURE)
-                whole += weight
-                hit += weight * (values[i] == batch["targets"][b, t])
-        knn = hit / whole if whole else 0.0
-        p = (1 - WEIGHT) * np.exp(log_p[b, t]) + WEIGHT * knn
-        mixed -= batch["mask"][b, t] * np.log(p)
-        plain -= batch["mask"][b, t] * log_p[b, t]
-    assert float(sums["loss"][0]) == pytest.approx(mixed, rel=1e-5)
-    assert float(sums["vocabulary_loss"][0]) == pytest.approx(plain, rel=1e-5)
-    assert abs(mixed - plain) > 0.1
-
-
-def test_values_above_int16_and_absent_ids(found):
-    values = np.full(40, 267_743, np.int32)
-    values[:2] = 32_768, 65_536
-    method, batch = build(values), systems.batch()
-    assert method.retrieval is not None
-    attached = method.retrieval.attach(batch, found)
-    shape = (systems.ROWS, systems.LENGTH, K)
-    assert attached["neighbour_values"].dtype == np.int32
-    assert attached["neighbour_similarities"].dtype == np.float32
-    got = attached["neighbour_values"]
-    assert got.shape == attached["neighbour_similarities"].shape == shape
-    absent = found.ids.reshape(shape) < 0
-    assert absent.sum() == 6
-    assert (got[absent] == -1).all()
-    assert np.isneginf(attached["neighbour_similarities"][absent]).all()
-    np.testing.assert_array_equal(got[~absent], values[found.ids[found.ids >= 0]])
-    assert set(batch) < set(attached)
-
-
-def test_training_is_the_plain_language_model():
-    method = build()
-    batch = systems.batch()
-    params = jax.jit(method.init)(jax.random.key(0))
-    plain = systems.method("lm")
-    key = jax.random.key(0)
-    ours, theirs = (
-        jax.jit(m.loss)(params, batch, key)["loss"] for m in (method, plain)
+@pytest.mark.parametrize(
+    ("k", "temperature", "weight"), [(K, 1.0, 0.25), (3, 2.0, 0.6), (1, 0.5, 0.1)]
+)
+def test_equations_against_a_loop(neighbours, k, temperature, weight):
+    similarities, values, targets = neighbours
+    log_p = np.log(np.random.default_rng(1).random(N)).astype(np.float32)
+    knn = knn_lm.neighbour_log_probs(
+        similarities, values, targets, k=k, temperature=temperature
     )
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    mixed = knn_lm.mix(log_p, knn, weight)
+    p_knn = np.zeros(N)
+    for n in range(N):
+        shares = [np.exp(np.float64(s) / temperature) for s in similarities[n, :k]]
+        hits = [x for x, v in zip(shares, values[n], strict=False) if v == targets[n]]
+        p_knn[n] = sum(hits) / (sum(shares) or 1.0)
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(knn, np.log(p_knn), rtol=1e-5, atol=1e-6)
+    p = weight * p_knn + (1 - weight) * np.exp(np.float64(log_p))
+    np.testing.assert_allclose(mixed, np.log(p), rtol=1e-5, atol=1e-6)
+    assert np.isneginf(knn[0]) and (p_knn > 0).any()
 
 
-def test_queries_and_keys_are_the_scored_keys():
-    method, batch = build(), systems.batch()
-    assert method.retrieval is not None and method.score is not None
-    assert method.retrieval.encode_keys is not None
+@pytest.mark.parametrize("metric", knn_lm.SIMILARITIES)
+def test_similarities(metric):
+    random = np.random.default_rng(2)
+    queries = random.normal(size=(N, WIDTH)).astype(np.float32)
+    keys = random.normal(size=(N, K, WIDTH)).astype(np.float32)
+    got = knn_lm.SIMILARITIES[metric](queries, keys)
+    for n, k in np.ndindex(N, K):
+        q, key = np.float64(queries[n]), np.float64(keys[n, k])
+        wanted = -np.square(q - key).sum() if metric == "l2" else np.dot(q, key)
+        assert got[n, k] == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+
+
+def test_the_method_is_the_plain_language_model():
+    method = knn_lm.knn_lm(KnnLMConfig(modern(**systems.SIZES)))
+    plain, batch = systems.method("lm"), systems.batch()
     params = jax.jit(method.init)(jax.random.key(0))
-    wanted = jax.jit(method.score)(params, batch).keys
-    for encode in (method.retrieval.encode_queries, method.retrieval.encode_keys):
-        got = jax.jit(encode)(params, batch)
-        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
-
-
-def test_nothing_is_attached_without_a_datastore(found):
-    method = build()
-    assert method.retrieval is not None
-    with pytest.raises(ValueError, match="only with a datastore"):
-        method.retrieval.attach(systems.batch(), found)
+    jax.tree.map(
+        np.testing.assert_array_equal, params, jax.jit(plain.init)(jax.random.key(0))
+    )
+    for name in ("loss", "evaluate", "score"):
+        options = () if name == "score" else (jax.random.key(0),)
+        ours, theirs = (
+            jax.jit(getattr(m, name))(params, batch, *options) for m in (method, plain)
+        )
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 @pytest.mark.parametrize("changes", [{"weight": 1.2}, {"temperature": 0.0}])
 def test_numbers_that_make_no_distribution_are_refused(changes):
     with pytest.raises(UserError, match="a weight from 0 to 1"):
-        knn_lm(KnnLMConfig(**changes))
+        knn_lm.knn_lm(KnnLMConfig(**changes))

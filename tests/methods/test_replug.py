@@ -161,8 +161,24 @@ def test_parameters_and_scores_are_the_language_models():
     )
 
 
-def test_black_box_probabilities_are_the_batches_own():
-    """`continuation_log_probs` is what REPLUG-LSR and rerankers are taught by."""
+def test_any_language_models_probabilities_are_mixed():
+    """The ensemble of given log-probabilities, in NumPy, is that of the method."""
+    config, batch = decoder(), example()
+    params = parameters(config)
+    log_p = separately(config, params, batch).astype(np.float32)
+    log_p[0, 1] = np.nan  # absent
+    mixed = replug.ensemble(batch["scores"], log_p, temperature=0.25)
+    wanted = expected(log_p, batch["scores"], batch["mask"], temperature=0.25)
+    got = -(np.asarray(mixed) * batch["mask"]).sum()
+    assert got == pytest.approx(wanted, rel=1e-5)
+    loss = evaluated(config, params, batch, temperature=0.25)[0]["loss"]
+    assert got == pytest.approx(loss, rel=1e-5)
+    weights = np.exp(replug.log_weights(batch["scores"], temperature=0.25))
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(weights == 0, np.isneginf(batch["scores"]))
+
+
+def test_continuations_by_the_batch_and_one_by_one():
     config, batch = decoder(), example()
     params = parameters(config)
     got = replug.continuation_log_probs(config)(

@@ -151,12 +151,13 @@ def test_scores_are_those_of_an_index_of_the_same_parameters():
     """A search and the loss see the same numbers, so only age sets them apart."""
     method, batch = replug_lsr.replug_lsr(config(gamma=1.0, beta=1.0)), texts()
     params = jax.jit(method.init)(jax.random.key(0))
-    assert method.retrieval is not None and method.retrieval.encode_keys is not None
+    retrieval = method.retrieval
+    assert retrieval is not None
     queries, keys = (
-        np.asarray(jax.jit(encode)(params, of_side(batch, side)))
-        for side, encode in (
-            ("query", method.retrieval.encode_queries),
-            ("passage", method.retrieval.encode_keys),
+        np.asarray(jax.jit(encode)(part(params), of_side(batch, side)))
+        for side, part, encode in (
+            ("query", retrieval.query_params, retrieval.encode_queries),
+            ("passage", retrieval.passage_params, retrieval.encode_keys),
         )
     )
     # The teacher says what the index says: the two distributions are one.

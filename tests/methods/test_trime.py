@@ -182,3 +182,21 @@ def test_an_unknown_memory_is_refused():
 def test_a_probability_is_one(probability):
     with pytest.raises(UserError, match=f"own_memory_off is {probability}"):
         trime.trime(trime.TrimeConfig(own_memory_off=probability))
+
+
+def test_neighbours_of_a_search_against_a_loop():
+    """M(t) out of a datastore: absent neighbours count for nothing."""
+    random = np.random.default_rng(0)
+    similarities = random.normal(size=(5, 4)).astype(np.float32)
+    similarities[1, 2:] = similarities[2] = -np.inf
+    values = random.integers(0, 2, (5, 4)).astype(np.int32)
+    values[np.isneginf(similarities)] = -1
+    targets = random.integers(0, 2, 5).astype(np.int32)
+    temperature = 0.7
+    got = trime.neighbour_log_sums(similarities, values, targets, temperature)
+    for n in range(5):
+        terms = np.exp(similarities[n].astype(np.float64) / temperature)
+        hits = terms[values[n] == targets[n]]
+        with np.errstate(divide="ignore"):
+            np.testing.assert_allclose(got.all[n], np.log(terms.sum()), rtol=1e-5)
+            np.testing.assert_allclose(got.positive[n], np.log(hits.sum()), rtol=1e-5)

@@ -145,15 +145,16 @@ def test_a_datastore_of_less_text_is_another(tmp_path):
 def test_the_keys_of_a_model_are_its_scores(tmp_path):
     """With a window longer than the stream: one direct pass over all of it."""
     method = systems.method("knn_lm")
-    assert method.retrieval is not None and method.score is not None
+    score = method.score
+    assert score is not None
     params = jax.jit(method.init)(jax.random.key(0))
     tokens = stream(12) % systems.VOCAB
     store = build(
-        tmp_path / "store", tokens, method.retrieval.encode_keys, params,
+        tmp_path / "store", tokens, lambda *x: score(*x).keys, params,
         window=16, stride=16,
     )  # fmt: skip
     batch = {"tokens": tokens[None, :-1], "targets": tokens[None, 1:]}
-    wanted = jax.jit(method.score)(params, batch).keys[0]
+    wanted = jax.jit(score)(params, batch).keys[0]
     np.testing.assert_allclose(store.keys(0, 11), wanted, rtol=1e-5, atol=1e-5)
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
-from rlm_jax.retrieval import datastore, exact, index, scann, sharded
+from rlm_jax.retrieval import index
 
 
 def neighbours(ids):
@@ -51,44 +51,3 @@ def test_first_kept_is_what_a_loop_finds(k):
 def test_bad_searches_are_refused(queries, k, named):
     with pytest.raises(UserError, match=named):
         index.check_search(queries, k, 4)
-
-
-def test_choose_goes_by_size_and_keeps_what_it_built(tmp_path, monkeypatch):
-    pytest.importorskip("scann")
-    keys = np.random.default_rng(0).normal(size=(50, 4))
-    writer = datastore.create(tmp_path / "s", dim=4, num_entries=50, identity={})
-    writer.append(keys, np.arange(50))
-    store = writer.publish()
-    assert isinstance(index.choose(store, "ip"), exact.Exact)
-    first = index.choose(store, "ip", exact_below=50)
-    assert isinstance(first, scann.ScannIndex)
-    monkeypatch.setattr(scann, "build", None)
-    again = index.choose(store, "ip", exact_below=50)
-    assert (again.search(keys, 3).ids == first.search(keys, 3).ids).all()
-    with pytest.raises(UserError, match="target_recall = 0.995"):
-        index.choose(store, "ip", exact_below=50, target_recall=0.9)
-    with pytest.raises(UserError, match="kept = 'float32'"):
-        index.choose(store, "ip", exact_below=50, kept="int8")
-    with pytest.raises(UserError, match="target recall of 0"):
-        index.choose(store, "ip", target_recall=0)
-    with pytest.raises(UserError, match="'cosine'"):
-        index.choose(store, "cosine")
-    with pytest.raises(UserError, match="'cosine'"):
-        index.choose(store, "cosine", exact_below=50)
-
-
-def test_choose_takes_several_indexes_above_a_number_of_entries(tmp_path, monkeypatch):
-    pytest.importorskip("scann")
-    keys = np.random.default_rng(0).normal(size=(50, 4))
-    writer = datastore.create(tmp_path / "s", dim=4, num_entries=50, identity={})
-    writer.append(keys, np.arange(50))
-    store = writer.publish()
-    options = {"exact_below": 0, "shard_entries": 20, "directory": tmp_path / "index"}
-    first = index.choose(store, "l2", **options)
-    assert isinstance(first, sharded.Sharded) and len(first.folders) == 3
-    monkeypatch.setattr(sharded, "build", None)
-    again = index.choose(store, "l2", memory_bytes=0, **options)
-    assert isinstance(again, sharded.Sharded) and again.resident is None
-    assert (again.search(keys, 3).ids == first.search(keys, 3).ids).all()
-    with pytest.raises(UserError, match="metric = 'l2'"):
-        index.choose(store, "ip", **options)

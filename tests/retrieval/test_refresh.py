@@ -1,4 +1,6 @@
-"""Rounds, the index of each on the disk, and how old it is."""
+"""The indexes of a run on the disk, and the candidates that were found in them."""
+
+import os
 
 import numpy as np
 import pytest
@@ -6,7 +8,6 @@ import pytest
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 from rlm_jax.retrieval import datastore, exact, refresh
-from rlm_jax.retrieval.refresh import Round
 
 IDENTITY = {"passages": "abc", "max_length": 32}
 
@@ -16,31 +17,36 @@ def keys_of(params):
 
 
 class Corpus:
-    """Builds and opens datastores, and counts how often."""
+    """Makes and opens datastores, and counts how often."""
 
     def __init__(self):
         self.builds, self.killed = 0, False
 
-    def build(self, params, folder):
+    def make(self, folder, step, params=None, **identity):
+        """As the trainer does: begins, encodes what the snapshot says, publishes."""
+
+        def snapshot(there):
+            np.save(there / "scale.npy", params["scale"])
+
+        partial = refresh.begin(folder, step, IDENTITY | identity, params, snapshot)
+        if partial is None:
+            return
+        files = partial / refresh.INDEX
         self.builds += 1
-        assert folder.is_dir()
         if self.killed:
-            (folder / "half").write_text("made so far")
+            (files / "half").write_text("made so far")
             raise KeyboardInterrupt
+        scale = np.load(partial / "snapshot/scale.npy", allow_pickle=False)
         writer = datastore.create(
-            folder / "store", dim=2, dtype="float32", num_entries=6, identity={}
+            files / "store", dim=2, dtype="float32", num_entries=6, identity={}
         )
-        writer.append(keys_of(params), np.arange(6))
+        writer.append(keys_of({"scale": scale}), np.arange(6))
         writer.publish()
+        refresh.publish(folder, step)
 
-    def open(self, folder):
-        return exact.build(datastore.open(folder / "store"), metric="ip")
-
-    def at(self, folder, step, params=None, **identity):
-        return refresh.open_or_build(
-            folder, step, IDENTITY | identity,
-            params=params, build=self.build, open=self.open,
-        )  # fmt: skip
+    def search(self, folder, step, k=3):
+        store = datastore.open(refresh.whole(folder, step, IDENTITY) / "index/store")
+        return exact.build(store, metric="ip").search(np.ones((1, 2), np.float32), k)
 
 
 def params(scale=1.0):
@@ -51,127 +57,164 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "rounds"),
-    [
-        pytest.param((0, 10, 4), [(0, 4, 0), (4, 8, 4), (8, 10, 8)], id="whole"),
-        pytest.param((5, 10, 4), [(5, 8, 4), (8, 10, 8)], id="goes_on_inside"),
-        pytest.param((8, 10, 4), [(8, 10, 8)], id="goes_on_at_a_refresh"),
-        pytest.param((10, 10, 4), [], id="done"),
-        pytest.param((3, 10, 0), [(3, 10, 0)], id="never_refreshed"),
-        pytest.param((0, 3, 100), [(0, 3, 0)], id="shorter_than_a_round"),
-    ],
-)
-def test_rounds(arguments, rounds):
-    assert refresh.synchronous(*arguments) == [Round(*some) for some in rounds]
-
-
-def test_rounds_want_no_negative_number():
-    with pytest.raises(UserError, match="every -1 of 4 steps"):
-        refresh.synchronous(0, 4, -1)
-
-
-@pytest.mark.parametrize("some", [Round(4, 8, 4), Round(5, 8, 4), Round(8, 9, 4)])
-def test_age_is_counted_from_the_encoder(some):
-    ages = [step - some.index_step for step in range(some.start, some.stop)]
-    assert some.age() == {"mean_age": np.mean(ages), "max_age": max(ages)}
-
-
-def test_built_once_and_opened_after(tmp_path):
+def test_made_once_and_opened_after(tmp_path):
     corpus = Corpus()
-    queries = np.ones((1, 2), np.float32)
-    built = corpus.at(tmp_path, 4, params(2.0)).search(queries, 3)
-    opened = corpus.at(tmp_path, 4).search(queries, 3)  # the run is past step 4
-    again = corpus.at(tmp_path, 4, params(2.0)).search(queries, 3)  # or stands there
-    for found in (opened, again):
-        np.testing.assert_array_equal(found.ids, built.ids)
-        np.testing.assert_array_equal(found.scores, built.scores)
-    np.testing.assert_array_equal(built.ids, [[5, 4, 3]])
-    assert built.scores[0, 0] == 2 * (10 + 11)
+    corpus.make(tmp_path, 4, params(2.0))
+    made = corpus.search(tmp_path, 4)
+    corpus.make(tmp_path, 4)  # the run is past step 4
+    corpus.make(tmp_path, 4, params(2.0))  # or stands there
+    np.testing.assert_array_equal(made.ids, [[5, 4, 3]])
+    assert made.scores[0, 0] == 2 * (10 + 11)
     assert corpus.builds == 1 and names(tmp_path) == ["step_4"]
+    assert refresh.exists(tmp_path, 4) and not refresh.exists(tmp_path, 8)
 
 
 def test_others_go_when_told(tmp_path):
     corpus = Corpus()
-    for step in (0, 4):
-        corpus.at(tmp_path, step, params(step))
-    (tmp_path / "step_8.partial").mkdir()
+    for step in (0, 4, 8):
+        corpus.make(tmp_path, step, params(step))
+    (tmp_path / "step_12.partial").mkdir()
+    (tmp_path / "step_16.partial").mkdir()
     (tmp_path / "notes.txt").write_text("not an index")
-    assert names(tmp_path) == ["notes.txt", "step_0", "step_4", "step_8.partial"]
-    refresh.remove_others(tmp_path, 4)
-    assert names(tmp_path) == ["notes.txt", "step_4"]
+    assert refresh.steps(tmp_path) == [0, 4, 8]
+    refresh.remove_others(tmp_path, {4, 8, 16})
+    assert names(tmp_path) == ["notes.txt", "step_16.partial", "step_4", "step_8"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        pytest.param({"passages": "other"}, "passages", id="passages"),
-        pytest.param({"params": params(3.0)}, "encoder", id="encoder"),
-    ],
-)
-def test_an_index_of_something_else_is_refused(tmp_path, changes, named):
+def test_an_index_of_another_run_is_refused(tmp_path):
     corpus = Corpus()
-    corpus.at(tmp_path, 4, params(2.0))
-    with pytest.raises(UserError, match=named):
-        corpus.at(tmp_path, 4, **changes)
+    corpus.make(tmp_path, 4, params(2.0))
+    with pytest.raises(UserError, match="passages"):
+        corpus.make(tmp_path, 4, params(2.0), passages="other")
+    with pytest.raises(UserError, match="passages"):
+        refresh.whole(tmp_path, 4, {"passages": "other"})
+
+
+def test_a_run_that_comes_by_again_with_other_parameters_makes_it_again(tmp_path):
+    corpus = Corpus()
+    corpus.make(tmp_path, 4, params(2.0))
+    corpus.make(tmp_path, 4, params(3.0))
+    assert corpus.builds == 2
+    assert corpus.search(tmp_path, 4).scores[0, 0] == 3 * (10 + 11)
+
+
+def test_equal_parameters_share_one_encoding(tmp_path):
+    """Training queries alone never encodes the passages again."""
+    corpus = Corpus()
+    for step in (0, 4, 8):
+        corpus.make(tmp_path, step, params(2.0))
+    assert corpus.builds == 1 and names(tmp_path) == ["step_0", "step_4", "step_8"]
+    one, another = (tmp_path / f"step_{i}/index/store/00000.keys" for i in (0, 8))
+    assert os.path.samefile(one, another)
+    # Each has a snapshot of its own, which may hold more than passages want.
+    one, another = (tmp_path / f"step_{i}/snapshot/scale.npy" for i in (0, 8))
+    assert not os.path.samefile(one, another)
+    refresh.remove_others(tmp_path, {8})
+    assert corpus.search(tmp_path, 8).scores[0, 0] == 2 * (10 + 11)
+    corpus.make(tmp_path, 12, params(3.0))
+    assert corpus.builds == 2
 
 
 def test_an_index_cannot_be_made_of_parameters_that_are_gone(tmp_path):
     with pytest.raises(UserError, match="beyond step 4"):
-        Corpus().at(tmp_path, 4)
+        Corpus().make(tmp_path, 4)
+    with pytest.raises(UserError, match="no index at"):
+        refresh.whole(tmp_path, 4, IDENTITY)
 
 
 def test_a_copied_index_is_not_that_of_another_step(tmp_path):
     corpus = Corpus()
-    corpus.at(tmp_path, 4, params())
+    corpus.make(tmp_path, 4, params())
     (tmp_path / "step_4").rename(tmp_path / "step_8")
     with pytest.raises(UserError, match="step = 4"):
-        corpus.at(tmp_path, 8)
+        corpus.make(tmp_path, 8)
 
 
 def test_damage_is_named(tmp_path):
     corpus = Corpus()
-    corpus.at(tmp_path, 4, params())
+    corpus.make(tmp_path, 4, params())
     (tmp_path / "step_4" / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="damaged"):
-        corpus.at(tmp_path, 4)
+        corpus.make(tmp_path, 4)
 
 
-@pytest.mark.parametrize("same", [True, False])
-def test_a_killed_build_goes_on_with_the_same_parameters_only(tmp_path, same):
+@pytest.mark.parametrize("again", [None, 2.0, 3.0])
+def test_a_killed_build_goes_on_with_the_same_parameters_only(tmp_path, again):
+    """Also where they are gone: the snapshot has them."""
     corpus = Corpus()
     corpus.killed = True
     with pytest.raises(KeyboardInterrupt):
-        corpus.at(tmp_path, 4, params(2.0))
+        corpus.make(tmp_path, 4, params(2.0))
     assert names(tmp_path) == ["step_4.partial"]
     corpus.killed = False
-    corpus.at(tmp_path, 4, params(2.0 if same else 3.0))
+    corpus.make(tmp_path, 4, None if again is None else params(again))
     assert names(tmp_path) == ["step_4"]
-    assert (tmp_path / "step_4" / "index" / "half").exists() == same
+    assert (tmp_path / "step_4" / "index" / "half").exists() == (again != 3.0)
+    assert corpus.search(tmp_path, 4).scores[0, 0] == (again or 2.0) * (10 + 11)
 
 
-def test_a_run_ends_the_same_however_often_it_is_killed(tmp_path):
-    """Each step moves by what the stale index finds: a toy run over rounds."""
+def test_a_snapshot_that_was_killed_is_none(tmp_path):
+    def killed(files):
+        (files / "half").write_text("")
+        raise KeyboardInterrupt
 
-    def run(folder, *stops):
-        corpus, scale, done = Corpus(), 1.0, 0
-        for stop in (*stops, 10):
-            for turn in refresh.synchronous(done, 10, 4):
-                current = params(scale) if done == turn.index_step else None
-                index = corpus.at(folder, turn.index_step, current)
-                refresh.remove_others(folder, turn.index_step)
-                for _ in range(turn.start, min(turn.stop, stop)):
-                    found = index.search(np.full((1, 2), scale, np.float32), 1)
-                    scale += 0.001 * float(found.scores[0, 0])
-                    done += 1
-                if done == stop:
-                    break
-        return scale, corpus.builds
+    with pytest.raises(KeyboardInterrupt):
+        refresh.begin(tmp_path, 4, IDENTITY, params(), killed)
+    with pytest.raises(UserError, match="no index at"):
+        Corpus().make(tmp_path, 4)
+    Corpus().make(tmp_path, 4, params())
+    assert not (tmp_path / "step_4/snapshot/half").exists()
+    assert names(tmp_path) == ["step_4"]
 
-    whole = run(tmp_path / "a")
-    assert run(tmp_path / "b", 3, 4, 6) == whole
-    assert whole[1] == 3
-    assert names(tmp_path / "a") == names(tmp_path / "b") == ["step_8"]
+
+def find(calls, ids):
+    def search():
+        calls.append(ids)
+        return np.array(ids)
+
+    return search
+
+
+def test_candidates_are_found_once(tmp_path):
+    folder, calls = tmp_path / "rounds", []
+    ids = np.arange(12).reshape(3, 2, 2) - 1
+    for _ in range(2):
+        refresh.write_candidates(folder, 4, {"queries": "a"}, find(calls, ids))
+    read = refresh.candidates(folder, 4)
+    assert read.dtype == np.int32 and len(calls) == 1
+    np.testing.assert_array_equal(read, ids)
+    # Of other queries they are others.
+    refresh.write_candidates(folder, 4, {"queries": "b"}, find(calls, ids + 1))
+    np.testing.assert_array_equal(refresh.candidates(folder, 4), ids + 1)
+    refresh.write_candidates(folder, 7, {"queries": "c"}, find(calls, ids[:1]))
+    assert refresh.searched(folder) == {4: 7, 7: 8}
+    refresh.remove_candidates(folder, 6)
+    assert refresh.searched(folder) == {4: 7, 7: 8}
+    refresh.remove_candidates(folder, 7)
+    assert refresh.searched(folder) == {7: 8}
+    assert refresh.searched(tmp_path / "none") == {}
+
+
+def test_candidates_that_are_missing_or_damaged(tmp_path):
+    with pytest.raises(UserError, match="no candidates at .*beyond step 4"):
+        refresh.candidates(tmp_path, 4)
+    refresh.write_candidates(tmp_path, 4, {}, find([], [[[1, 2]]]))
+    path = tmp_path / "4" / "ids"
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(UserError, match="not those it was saved with"):
+        refresh.candidates(tmp_path, 4)
+
+
+def test_candidates_that_were_killed_are_found_again(tmp_path):
+    def killed():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        refresh.write_candidates(tmp_path, 4, {}, killed)
+    (tmp_path / "4.partial").mkdir(exist_ok=True)
+    assert refresh.searched(tmp_path) == {}
+    refresh.write_candidates(tmp_path, 4, {}, find([], [[[1, 2]]]))
+    assert refresh.searched(tmp_path) == {4: 5}
 
 
 def test_staleness():

@@ -1,12 +1,15 @@
 """The loop: resuming, stopping, and what is logged, evaluated and saved when."""
 
+import functools
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import chex
+import jax
 import numpy as np
 import pytest
 
@@ -90,12 +93,17 @@ def test_not_a_number_stops_and_leaves_the_last_good_checkpoint(tmp_path):
     assert np.isfinite(checkpoint.load_params(tmp_path)["embed"]).all()
 
 
-def test_order_of_batches_hooks_evaluations_and_saves(tmp_path, monkeypatch):
+def test_order_of_batches_boundaries_evaluations_and_saves(tmp_path, monkeypatch):
     events, save = [], checkpoint.Checkpoints.save
 
-    def batch_at(step):
-        events.append(f"batch {step}")
+    def batch_at(step, start=-1):
+        events.append(f"batch {step} of {start}")
         return toy.batch_at(step)
+
+    def enter(params, done):
+        events.append(f"enter {done}")
+        time.sleep(0.05)  # what is not to be made meanwhile would be
+        return functools.partial(batch_at, start=done)
 
     def saving(self, step, state):
         events.append(f"save {step}")
@@ -104,38 +112,124 @@ def test_order_of_batches_hooks_evaluations_and_saves(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.Checkpoints, "save", saving)
     toy.run(
         tmp_path,
-        3,
+        5,
         batch_at,
         every={"checkpoint_every": 2, "eval_every": 2},
         evaluate=lambda params, done: events.append(f"evaluate {done}") or {"x": 1.0},
-        hooks=[lambda params, done: events.append(f"hook {done}")],
+        boundaries={2: enter, 3: enter},
     )
     # Batch s + 1 is made while step s runs, so before or after what step s logs.
-    without_prefetched = [event for event in events if not event.startswith("batch")]
-    assert without_prefetched == [
-        "hook 0",
-        "hook 1",
+    prefetched = ["batch 1 of -1", "batch 4 of 3"]
+    assert [event for event in events if event not in prefetched] == [
+        "batch 0 of -1",
         "evaluate 2",
         "save 2",
-        "hook 2",
-        "evaluate 3",
-        "save 3",
+        "enter 2",
+        "batch 2 of 2",
+        "enter 3",
+        "batch 3 of 3",
+        "evaluate 4",
+        "save 4",
+        "evaluate 5",
+        "save 5",
     ]
-    for step in (1, 2):
-        made = events.index(f"batch {step}")
-        assert events.index(f"hook {step - 1}") < made < events.index(f"hook {step}")
-    assert steps_of(tmp_path, "validation") == [2, 3]
+    assert events.index("batch 0 of -1") < events.index("batch 1 of -1")
+    assert events.index("batch 1 of -1") < events.index("evaluate 2")
+    assert events.index("batch 3 of 3") < events.index("batch 4 of 3")
+    assert steps_of(tmp_path, "validation") == [2, 4, 5]
+
+
+def entering(entered, name):
+    def enter(params, done):
+        entered.append((name, done, float(np.array(params["embed"]).sum())))
+        return toy.batch_at
+
+    return enter
+
+
+@pytest.mark.parametrize(
+    ("stop", "wanted"),
+    [
+        pytest.param(4, [("b", 4), ("c", 7)], id="between"),
+        pytest.param(3, [("b", 3), ("c", 7)], id="at"),
+        pytest.param(7, [("c", 7)], id="at_the_last"),
+        pytest.param(9, [("c", 9)], id="behind_the_last"),
+        pytest.param(10, [], id="done"),
+    ],
+)
+def test_a_resumed_run_enters_the_boundary_before_it(tmp_path, stop, wanted):
+    entered = []
+    boundaries = {
+        at: entering(entered, name) for at, name in ((7, "c"), (0, "a"), (3, "b"))
+    }
+    toy.run(tmp_path / "straight", 10, None, boundaries=boundaries)
+    straight = {done: total for _, done, total in entered}
+    assert list(straight) == [0, 3, 7]
+    toy.run(tmp_path / "parts", stop)
+    entered.clear()
+    toy.run(tmp_path / "parts", 10, None, boundaries=boundaries)
+    assert [(name, done) for name, done, _ in entered] == wanted
+    for _, done, total in entered:
+        assert total == straight.get(done, total)
+
+
+def test_boundaries_compile_nothing_again(tmp_path):
+    traces = []
+    enter = entering([], "")
+    toy.run(
+        tmp_path,
+        9,
+        None,
+        method=toy.method(traces, dropout=0.2),
+        boundaries={at: enter for at in (0, 2, 3, 4, 8)},
+    )
+    assert len(traces) == 1
+
+
+def test_without_batches_there_is_a_boundary_at_the_start(tmp_path):
+    with pytest.raises(ValueError, match="boundary at step 0"):
+        toy.run(tmp_path, 3, None, boundaries={1: entering([], "")})
+
+
+def test_no_step_leaves_what_training_would_start_from(tmp_path):
+    toy.run(tmp_path, 0)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [0]
+    params = checkpoint.load_params(tmp_path)
+    wanted = jax.jit(toy.method().init)(jax.random.key(3))
+    chex.assert_trees_all_equal(params, jax.device_get(wanted))
+    # More steps go on from there, and end where a run from nothing does.
+    resumed = toy.run(tmp_path, 3)
+    chex.assert_trees_all_equal(resumed, toy.run(tmp_path / "straight", 3))
+
+
+def test_a_step_asks_for_every_transfer(tmp_path):
+    every = {"transfer_guard": "disallow", "accumulate": 2}
+    toy.run(tmp_path, 4, every=every)
+    with pytest.raises(UserError, match="choose allow, log or disallow"):
+        toy.run(tmp_path, 4, every={"transfer_guard": "never"})
+
+
+@pytest.mark.parametrize(("steps", "recorded"), [(6, True), (2, False)])
+def test_the_profiler_records_some_steps(tmp_path, monkeypatch, steps, recorded):
+    calls = []
+    monkeypatch.setattr(jax.profiler, "start_trace", calls.append)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    toy.run(tmp_path, steps, every={"profile_steps": 9})
+    assert calls == [tmp_path / "profile", "stop"] * recorded
+    calls.clear()
+    toy.run(tmp_path / "again", 6, every={"profile_steps": 2})
+    assert calls == [tmp_path / "again" / "profile", "stop"]
 
 
 def test_sigterm_saves_and_leaves(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
 
     def terminate(params, done):
-        if done == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return toy.batch_at
 
     with pytest.raises(SystemExit) as stopped:
-        toy.run(tmp_path, 10, hooks=[terminate])
+        toy.run(tmp_path, 10, boundaries={3: terminate})
     assert stopped.value.code == 143
     assert os.listdir(tmp_path / "checkpoints") == ["4"]
     assert signal.getsignal(signal.SIGTERM) is before
@@ -154,12 +248,12 @@ def test_starts_from_given_parameters_and_keeps_them_alive(tmp_path):
     toy.run(tmp_path / "first", 2)
     params = checkpoint.load_params(tmp_path / "first")
     seen = []
-    toy.run(
-        tmp_path / "second",
-        1,
-        initial_params=params,
-        hooks=[lambda params, done: seen.append(np.array(params["embed"]))],
-    )
+
+    def enter(params, done):
+        seen.append(np.array(params["embed"]))
+        return toy.batch_at
+
+    toy.run(tmp_path / "second", 1, initial_params=params, boundaries={0: enter})
     np.testing.assert_array_equal(seen[0], params["embed"])
     assert params["embed"].sum() == seen[0].sum()
 
@@ -195,4 +289,4 @@ def test_impossible_lengths(tmp_path):
 
 def test_config_has_no_field_that_is_not_a_plain_value():
     defaults = vars(loop.TrainConfig())
-    assert all(type(value) in (int, bool) for value in defaults.values())
+    assert all(type(value) in (int, bool, str) for value in defaults.values())

@@ -10,7 +10,9 @@ import optax
 import pytest
 
 from rlm_jax.errors import UserError
+from rlm_jax.train import loop, metrics, optim
 from rlm_jax.train.optim import OptimConfig, optimizer, schedule
+from tests.train import toy
 
 PARAMS = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([0.5])}
 GRADIENTS = [
@@ -169,3 +171,89 @@ def test_what_is_not_trainable_does_not_decay():
     updates: Any = transform.update(zeros, transform.init(params), params)[0]
     assert (updates["still"] == 0).all()
     np.testing.assert_allclose(updates["moves"], -0.05 * params["moves"], rtol=1e-6)
+
+
+PARTS = {"kernel": constant(optimizer="sgd", learning_rate=0.5)}
+
+
+def moved(transform, steps=2):
+    """The parameters after some steps, and the tests' two gradients in turn."""
+    params, state = PARAMS, transform.init(PARAMS)
+    for gradient in (GRADIENTS * steps)[:steps]:
+        updates, state = transform.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_parts_move_as_each_would_alone():
+    base = constant(weight_decay=0.5, clip_norm=0.01)
+    both = moved(optimizer(base, 10, parts=PARTS))
+    kernel = moved(optimizer(PARTS["kernel"], 10))["kernel"]
+    np.testing.assert_array_equal(both["kernel"], kernel)
+    # The rest is clipped by its own norm, not by that of all.
+    bias = {"bias": PARAMS["bias"]}
+    transform = optimizer(base, 10)
+    state = transform.init(bias)
+    for gradient in GRADIENTS:
+        own = {"bias": gradient["bias"]}
+        updates, state = transform.update(own, state, bias)
+        bias = optax.apply_updates(bias, updates)
+    np.testing.assert_array_equal(both["bias"], bias["bias"])
+
+
+def test_parts_by_a_function_and_frozen_ones():
+    def part_of(params):
+        return jax.tree.map(lambda x: "wide" if x.ndim > 1 else "narrow", params)
+
+    frozen = {"wide": OptimConfig(optimizer="frozen")}
+    found = moved(optimizer(constant(), 10, parts=frozen, part_of=part_of))
+    np.testing.assert_array_equal(found["kernel"], PARAMS["kernel"])
+    np.testing.assert_array_equal(
+        found["bias"], moved(optimizer(constant(), 10))["bias"]
+    )
+
+
+def test_each_part_has_a_schedule_of_its_own():
+    parts = {
+        "kernel": constant(learning_rate=0.5),
+        "bias": OptimConfig(optimizer="frozen"),
+    }
+    base = OptimConfig(learning_rate=1.0, schedule="linear")
+    rates = optim.schedules(base, 10, parts)
+    assert isinstance(rates, dict)
+    values = {name: float(rate(5)) for name, rate in rates.items()}
+    assert values == {"rest": 0.5, "kernel": 0.5}
+    alone: Any = optim.schedules(base, 10)
+    assert float(alone(5)) == 0.5
+
+
+def test_a_part_without_parameters_is_refused():
+    parts = {"retriever": constant()}
+    with pytest.raises(UserError, match="called retriever; choose parts from bias, ke"):
+        optimizer(constant(), 10, parts=parts).init(PARAMS)
+
+
+def test_parts_are_trained_saved_and_logged(tmp_path):
+    config = OptimConfig(learning_rate=0.1, schedule="constant")
+    parts = {"embed": OptimConfig(optimizer="frozen"), "out": config}
+
+    def run(workdir, *stops):
+        for stop in stops:
+            state = loop.train(
+                toy.method(),
+                optimizer(config, 6, parts=parts),
+                toy.batch_at,
+                config=loop.TrainConfig(steps=stop, checkpoint_every=2, log_every=3),
+                workdir=workdir,
+                schedule=optim.schedules(config, 6, {"out": config}),
+            )
+        return state.params
+
+    whole, resumed = run(tmp_path / "a", 6), run(tmp_path / "b", 4, 6)
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    fresh = jax.jit(toy.method().init)(jax.random.key(0))
+    np.testing.assert_array_equal(whole["embed"], fresh["embed"])
+    assert (whole["out"]["kernel"] != fresh["out"]["kernel"]).any()
+    rows = metrics.read(tmp_path / "a")
+    assert rows[0]["learning_rate/out"] == pytest.approx(0.1)
+    assert rows[0]["learning_rate/rest"] == pytest.approx(0.1)

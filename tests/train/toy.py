@@ -103,12 +103,12 @@ def _main() -> None:
     steps, kill_at = int(sys.argv[3]), int(sys.argv[4])
 
     def kill(params, done):
-        if done == kill_at:
-            while not os.path.isdir(os.path.join(workdir, "checkpoints", str(done))):
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGKILL)
+        while not os.path.isdir(os.path.join(workdir, "checkpoints", str(done))):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    run(workdir, steps, method=METHODS[kind](dropout=0.2), hooks=[kill])
+    method = METHODS[kind](dropout=0.2)
+    run(workdir, steps, method=method, boundaries={kill_at: kill})
 
 
 if __name__ == "__main__":

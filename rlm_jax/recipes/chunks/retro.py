@@ -53,7 +53,10 @@ class Config:
     retrieve: bool = True  # neighbours for it; off: RETRO's decoder alone
 
 
-SAME = ("data", "method", "database", "optim", "init_from", "warm_start")
+SAME = (
+    *("data", "method", "database", "optim", "init_from", "warm_start"),
+    *runs.DRAWS,
+)
 
 
 @recipe("retro")
@@ -67,24 +70,16 @@ def run(config: Config, here: Run):
             given = base_lm.to_start_from(
                 config.init_from, config.data, config.method.decoder
             )
-            text = base_lm.text_of(given, config.data)
-        else:
-            text = language_model.load_text(config.data)
+        start = base_lm.start(config, here, given, config.init_from)
+        text = start.text
     # What is continued is no part of what a workdir belongs to.
     as_evaluated = dataclasses.replace(
-        config, prompt="", new_tokens=0, temperature=0.0, retrieve=True
+        start.config, prompt="", new_tokens=0, temperature=0.0, retrieve=True
     )
-    runs.claim(
-        here,
-        as_evaluated,
-        text.fingerprint,
-        same=SAME,
-        unused=("baseline", "ks", "evaluate") if config.prompt else (),
+    claimed = start._replace(config=as_evaluated).claim(
+        here, same=SAME, unused=("baseline", "ks", "evaluate") if config.prompt else ()
     )
-    if given is not None:
-        config = base_lm.with_tokenizer(config, given)
-    else:
-        config = language_model.with_vocabulary(config, text)
+    config = dataclasses.replace(config, data=claimed.data, method=claimed.method)
     method = retro.retro(config.method)
     if config.warm_start:
         retro.check_warm_start(config.method)

@@ -20,6 +20,7 @@ from rlm_jax.recipes import runs
 from rlm_jax.recipes.language_model import Text
 from rlm_jax.recipes.with_passages import contamination
 from rlm_jax.retrieval import (
+    auto_index,
     chunk_database,
     chunk_neighbours,
     encode_passages,
@@ -305,7 +306,7 @@ def _index(
     """The index, opened at its first search, and what it is in a few words."""
     search = chosen.search
     kind: dict[str, Any] = {"index": "exact", "metric": METRIC}
-    if store.num_entries >= dense.exact_below(store, search, "database.search"):
+    if auto_index.resolve(search.index, store.num_entries) == "scann":
         kind |= {"index": "scann", "target_recall": search.target_recall}
     # Tuned for as many as are fetched, of which filters leave the best.
     open_index = functools.partial(

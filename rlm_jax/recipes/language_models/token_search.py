@@ -1,19 +1,17 @@
 """What kNN-LM and TRIME_ext share: a datastore of training tokens, searched."""
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rlm_jax import terminal
-from rlm_jax.errors import UserError
 from rlm_jax.evaluate import controls, knn
 from rlm_jax.method import Method, Params
 from rlm_jax.recipes import language_model
 from rlm_jax.recipes.runs import Run
-from rlm_jax.retrieval import datastore, encode_stream, exact, index, scann
+from rlm_jax.retrieval import auto_index, datastore, encode_stream, exact, index, scann
 
 
 @dataclasses.dataclass
@@ -46,6 +44,7 @@ def build(
     run: Run,
 ) -> datastore.Datastore:
     """The datastore of a trained model in the workdir, built or opened."""
+    auto_index.check_kind(store.index, "datastore.index")
     tokens = text.store.split("train").tokens
     score = method.score
     assert score is not None
@@ -75,20 +74,10 @@ def open_index(
     scale: float = 1.0,
 ) -> Searched:
     """The configured index over a datastore; a ScaNN index is kept in the workdir."""
-    everything = keys.num_entries + 1
-    has_scann = importlib.util.find_spec("scann") is not None  # there is none for macOS
-    sizes = {
-        "auto": index.EXACT_BELOW if has_scann else everything,
-        "exact": everything,
-        "scann": 0,
-    }
-    if config.index not in sizes:
-        raise UserError(
-            f"datastore.index is {config.index!r}; choose one of {', '.join(sizes)}."
-        )
+    auto_index.check_kind(config.index, "datastore.index")
     terminal.say(f"opening an index over {keys.num_entries:,} keys")
     k = min(k, keys.num_entries)
-    chosen = index.choose(keys, metric, exact_below=sizes[config.index], k=k)
+    chosen = auto_index.choose(keys, metric, kind=config.index, k=k)
     return Searched(keys, chosen, k, metric, scale)
 
 

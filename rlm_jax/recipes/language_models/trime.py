@@ -10,7 +10,7 @@ from rlm_jax.evaluate.perplexity import StreamScores
 from rlm_jax.evaluate.token_memory import TokenMemory
 from rlm_jax.methods import lm, trime
 from rlm_jax.ops.memory import LogSums
-from rlm_jax.recipes import inspection, language_model, reporting, runs
+from rlm_jax.recipes import base_lm, inspection, language_model, reporting, runs
 from rlm_jax.recipes.language_models import token_search
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.train import checkpoint
@@ -36,6 +36,7 @@ class Config(language_model.Experiment):
 
     method: trime.TrimeConfig = dataclasses.field(default_factory=trime.TrimeConfig)
     warmup_steps: int = 0  # of plain cross-entropy, the first of train.steps
+    warmup_order: str = "shuffled"  # of its batches, as data.order is of the others
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     datastore: token_search.DatastoreConfig = dataclasses.field(
         default_factory=lambda: token_search.DatastoreConfig(recompute=False)
@@ -47,16 +48,17 @@ def run(config: Config, here: Run):
     """Warm up, train with the memory, tune on validation, evaluate on test, report."""
     phases = runs.Phases()
     with phases("data"):
-        text = language_model.load_text(config.data)
-    same = (*language_model.SAME, "warmup_steps")
-    runs.claim(here, config, text.fingerprint, same=same)
-    config = language_model.with_vocabulary(config, text)
+        start = base_lm.start(config, here, None, config.continue_from)
+    text = start.text
+    same = (*language_model.SAME, "warmup_steps", "warmup_order")
+    config = start.claim(here, same=same)
     method = trime.trime(config.method)
     if here.dry_run:
         return language_model.describe(method, config, text)
     with phases("train"):
         params = _train(method, config, text, here)
     runs.leave_to_first()
+    base_lm.publish(here, config.method.decoder, params, text.tokenizer)
     if not config.memory.k:
         return evaluate(config, here, phases, text, method, params, None)
     with phases("datastore"):
@@ -77,7 +79,9 @@ def _train(method, config: Config, text, run: runs.Run):
     done = checkpoint.latest_step(run.workdir / "checkpoints")
     if done < config.warmup_steps and not config.continue_from:
         plain = lm.lm(lm.LMConfig(config.method.decoder))
-        language_model.train(plain, config, text, run, steps=config.warmup_steps)
+        data = dataclasses.replace(config.data, order=config.warmup_order)
+        warmup = dataclasses.replace(config, data=data)
+        language_model.train(plain, warmup, text, run, steps=config.warmup_steps)
     return language_model.train(method, config, text, run, steps=config.train.steps)
 
 

@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlm_jax import terminal
+from rlm_jax import processes, terminal
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.in_context import Protocol, Strides
 from rlm_jax.method import Neighbours
+from rlm_jax.methods import in_context as ralm
 from rlm_jax.methods import lm
 from rlm_jax.models.decoder import check_length
 from rlm_jax.recipes import base_lm, language_model, runs
@@ -102,9 +103,11 @@ def prepare(
             model = base_lm.load(
                 config.model, config.data, dtype=config.method.decoder.dtype
             )
-            text = base_lm.text_of(model, config.data)
         else:
-            model, text = None, language_model.load_text(config.data)
+            model = None
+        source = config.model or config.continue_from
+        start = base_lm.start(config, run, model, source)
+        config, text = start.config, start.text
         passages = collection(config)
         _require(
             config, text, "test", config.evaluate.max_tokens, "evaluate.max_tokens"
@@ -112,11 +115,7 @@ def prepare(
         if tune_tokens:
             _require(config, text, "validation", tune_tokens, "ensemble.tune_tokens")
         out = contamination.excluded(config, passages, text, "test")
-    runs.claim(run, config, text.fingerprint, same=(*SAME, *same))
-    if model is not None:
-        config = base_lm.with_tokenizer(config, model)
-    else:
-        config = language_model.with_vocabulary(config, text)
+    config = start.claim(run, same=(*SAME, *same))
     trained = model.length if model else config.data.length
     length = protocol(config).row_length
     check_length(config.method.decoder, length, "a window with its document")
@@ -131,6 +130,8 @@ def prepare(
         params = language_model.train(
             lm.lm(config.method), config, text, run, steps=config.train.steps
         )
+    if processes.is_first():
+        base_lm.publish(run, config.method.decoder, params, text.tokenizer)
     model = base_lm.of_decoder(config.method.decoder, params, text.tokenizer)
     return Setting(config, model, text, passages, out)
 
@@ -283,7 +284,7 @@ def answered(config: Experiment, model: Given, some: Part) -> np.ndarray:
         protocol(config),
         wrap=terminal.bar("scoring with the answer", "batch"),
     )
-    return in_context.first(values, config.documents.rank_tokens)
+    return ralm.first(values, config.documents.rank_tokens)
 
 
 def facts(

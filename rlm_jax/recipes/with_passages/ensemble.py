@@ -9,6 +9,7 @@ import numpy as np
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.perplexity import text_metrics
+from rlm_jax.methods import in_context as ralm
 from rlm_jax.recipes import inspection, language_model, reporting, runs
 from rlm_jax.recipes.with_passages import contamination, documents
 from rlm_jax.report import report
@@ -77,7 +78,7 @@ def evaluate(
         log_probs["shuffled"] = mixed(foreign, others.scores)
         log_probs["answer"] = whole(documents.answered(config, model, some))
     log_probs |= {
-        "oracle": whole(in_context.oracle(values, rank_tokens)),
+        "oracle": whole(ralm.oracle(values, rank_tokens)),
         "off": plain,
         **{
             f"k={k}": mixed(values, found.scores, k)

@@ -14,6 +14,7 @@ import numpy as np
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.method import Neighbours
+from rlm_jax.methods import in_context as ralm
 from rlm_jax.recipes import inspection, language_model, reporting, runs
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.recipes.with_passages import documents, reranking
@@ -82,25 +83,25 @@ def run(config: Config, here: Run):
                     config.reranker, config.search, ranker, setting, shelf, some, found
                 )
         if config.choice == "reranked":
-            return in_context.likelihood_before(values, rank_tokens)
+            return ralm.likelihood_before(values, rank_tokens)
         return np.broadcast_to(-np.arange(found.ids.shape[1]), found.ids.shape)
 
     by = judged(values, found)
     chosen = {
-        "first": in_context.first(values, rank_tokens),
-        "reranked": in_context.reranked(values, rank_tokens),
-        "oracle": in_context.oracle(values, rank_tokens),
+        "first": ralm.first(values, rank_tokens),
+        "reranked": ralm.reranked(values, rank_tokens),
+        "oracle": ralm.oracle(values, rank_tokens),
         "answer": answered,
         # By the same choice: what choosing alone gains is no gain of retrieval.
-        "shuffled": in_context.ranked_by(foreign, judged(foreign, others), rank_tokens),
+        "shuffled": ralm.ranked_by(foreign, judged(foreign, others), rank_tokens),
     }
     if config.choice == "trained":
-        chosen["trained"] = in_context.ranked_by(values, by, rank_tokens)
+        chosen["trained"] = ralm.ranked_by(values, by, rank_tokens)
     log_probs = {
         name: in_context.replaced(plain, some.at, x) for name, x in chosen.items()
     }
     log_probs = {"real": log_probs.pop(config.choice), **log_probs, "off": plain}
-    weights = np.eye(found.ids.shape[1])[in_context.best(values, by)]
+    weights = np.eye(found.ids.shape[1])[ralm.best(values, by)]
     return reporting.finish(
         here,
         config,

@@ -6,6 +6,7 @@ of them makes the stride that follows.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +15,11 @@ from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.in_context import Strides
 from rlm_jax.method import Neighbours
+from rlm_jax.methods import in_context as ralm
 from rlm_jax.recipes.base_lm import Given
 from rlm_jax.recipes.language_model import Text
 from rlm_jax.recipes.with_passages import contamination, documents
 from rlm_jax.retrieval import index
-from rlm_jax.retrievers import passage_search
-from rlm_jax.retrievers.passage_search import PassageSearch
 
 
 class Examples(NamedTuple):
@@ -39,16 +39,19 @@ def examples(
     config: documents.Experiment,
     model: Given,
     text: Text,
-    shelf: PassageSearch,
+    document: Callable[[int], np.ndarray],
     own: contamination.OwnDocuments,
     places: np.ndarray,
+    candidates: np.ndarray,
     num: int,
 ) -> Examples:
     """The documents at some places of the training text, and what they are worth.
 
     Args:
+      document: passage -> its tokens, as the language model reads them.
       places: int [B], first tokens of windows; `draw` gives some.
-      num: K, documents of a place.
+      candidates: int32 [B, K'], what was found for them, best first, -1 = absent.
+      num: K, documents of a place, of the candidates that may stay.
     """
     tokens, at = text.store.split("train").tokens, _strides(config, places)
     asked = questions(config, text, places)
@@ -57,7 +60,7 @@ def examples(
         for low, high in zip(at.begin, at.end, strict=True)
     ]
     found = index.first_kept(
-        passage_search.search_deep(asked, shelf, num),
+        Neighbours(np.zeros(candidates.shape, np.float32), candidates),
         lambda ids: ~own.among(at, windows, ids),
         num,
     )
@@ -70,9 +73,9 @@ def examples(
         documents.protocol(config), reuse=1, rank_tokens=0, batch_size=len(places)
     )
     values = in_context.score(
-        model.log_probs, tokens, at, found.ids, shelf.tokens, protocol
+        model.log_probs, tokens, at, found.ids, document, protocol
     )
-    likelihoods = in_context.likelihood(values, 0)
+    likelihoods = ralm.likelihood(values, 0)
     return Examples(asked, found, np.where(found.ids >= 0, likelihoods, 0.0))
 
 

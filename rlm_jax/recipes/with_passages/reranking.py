@@ -16,7 +16,7 @@ from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.with_passages import documents, lm_supervision
 from rlm_jax.recipes.with_passages.documents import Part, Setting
-from rlm_jax.retrievers import dense, encoder_towers
+from rlm_jax.retrievers import dense, encoder_towers, passage_search
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.passage_search import PassageSearch
 from rlm_jax.train import fit, parallel
@@ -68,9 +68,12 @@ def train(
     def batch_at(step: int) -> Batch:
         seed, size = config.train.seed, config.batch_size
         places = lm_supervision.draw(experiment, setting.text, seed, step, size)[mine]
+        num = experiment.documents.num
+        asked = lm_supervision.questions(experiment, setting.text, places)
+        found = passage_search.search_deep(asked, shelf, num)
         made = lm_supervision.examples(
-            experiment, setting.model, setting.text, shelf, own, places,
-            experiment.documents.num,
+            experiment, setting.model, setting.text, shelf.tokens, own, places,
+            found.ids, num,
         )  # fmt: skip
         length = _length(config, tower)
         shape = (*made.found.ids.shape, length)

@@ -1,0 +1,193 @@
+"""Training a retriever over a stale index: what recipes of such systems share.
+
+A system says what it asks at each step and how candidates become a batch (`Task`). The
+rounds, the indexes, the worker, the candidates on the disk and what each refresh found
+are the same for all of them.
+"""
+
+import contextlib
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rlm_jax import processes, terminal
+from rlm_jax.data.passages import Passages
+from rlm_jax.method import Batch, Method, Params
+from rlm_jax.retrieval import encode_passages, encode_stream, refresh
+from rlm_jax.retrievers.background import Worker
+from rlm_jax.retrievers.dense import SearchConfig
+from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
+from rlm_jax.retrievers.stale_index import StaleIndex
+from rlm_jax.storage import atomic
+from rlm_jax.train import fit, loop, parallel, rounds
+from rlm_jax.train.rounds import Refresher, Round
+
+
+class Task(NamedTuple):
+    """What a system asks and learns from; pure functions of the step.
+
+    ``questions(step)`` are those of the whole batch, over all processes.
+    ``batch(step, rows, candidates)`` is this process's part of it: ``rows``, int [b],
+    are its places in the whole batch, and ``candidates``, int32 [b, K], the passages
+    that an index found for them, best first, -1 = absent.
+    """
+
+    questions: Callable[[int], Sequence[str]]
+    batch: Callable[[int, np.ndarray, np.ndarray], Batch]
+    k: int  # candidates of a question
+    keep: str = "first"  # which tokens of a question that is too long are read, or last
+    # Questions by which an index is held to the one that replaces it.
+    sample: Callable[[], Sequence[str]] = tuple
+    sample_k: int = 10
+
+
+def train(
+    method: Method,
+    task: Task,
+    config: Any,
+    folder: pathlib.Path,
+    *,
+    passages: Passages,
+    tower: Tower,
+    text: TextConfig,
+    search: SearchConfig,
+    initial_params: Params | None = None,
+    shard_size: int = encode_passages.SHARD_SIZE,
+) -> tuple[Params, list[dict[str, float]]]:
+    """Trains, or goes on in ``folder``; the parameters, and what each refresh found.
+
+    A refresh is told by its step, the age of the index before it, and how much of the
+    new one's candidates that one found (`refresh.staleness`).
+
+    Args:
+      method: with ``retrieval``.
+      config: has ``refresh`` (`rounds.RefreshConfig`), ``worker``
+        (`background.WorkerConfig`), ``train``, ``optim`` and ``batch_size``.
+      passages: the collection.
+      tower: the passages' encoder as it starts, and the tokenizer.
+      text: how passages and questions become tokens.
+      search: how they are encoded and searched.
+      initial_params: of the method, to start from.
+      shard_size: as for `StaleIndex`.
+
+    Raises:
+      UserError: an impossible schedule, a worker that fails, an index or candidates
+        that are gone, or as `loop.train` does.
+    """
+    retrieval = method.retrieval
+    assert retrieval is not None
+    found = folder / "rounds"
+    turns = rounds.split(
+        rounds.lay_out(config.refresh, config.train.steps), refresh.searched(found)
+    )
+    worker = Worker(config.worker) if config.refresh.policy == "overlapped" else None
+    stale = StaleIndex(
+        folder / "indexes",
+        passages,
+        tower,
+        retrieval.encode_queries,
+        text,
+        search,
+        worker=worker,
+        shard_size=shard_size,
+    )
+    log = _Staleness(task, stale, turns, folder / "refreshes.json")
+    mine = parallel.local_rows(config.batch_size, accumulate=config.train.accumulate)
+
+    def find(turn: Round, queries: Params) -> None:
+        work = functools.partial(_find, task, stale, turn, queries, found)
+        processes.by_first(work, f"search for the steps from {turn.start} on")
+        processes.by_first(
+            lambda: log.add(turn, queries), "compare an index with the one before it"
+        )
+
+    def batches(turn: Round) -> loop.BatchAt:
+        ids = refresh.candidates(found, turn.start)
+        return lambda step: task.batch(step, mine, ids[step - turn.start][mine])
+
+    def keep(steps: set[int], saved: list[int]) -> None:
+        stale.keep(steps)
+        if processes.is_first() and saved:
+            refresh.remove_candidates(found, saved[0])
+
+    refresher = Refresher(stale.start, stale.finish, find, batches, keep)
+    with contextlib.closing(worker) if worker else contextlib.nullcontext():
+        params = fit.train(
+            method,
+            None,
+            config.optim,
+            config.train,
+            folder,
+            initial_params=initial_params,
+            boundaries=rounds.boundaries(turns, retrieval, refresher, folder),
+        )
+    if turns:
+        keep({turns[-1].keys_step}, [turns[-1].start])
+    return params, log.refreshes
+
+
+def _find(
+    task: Task, stale: StaleIndex, turn: Round, queries: Params, folder: pathlib.Path
+) -> None:
+    """Searches all questions of a round at once, and writes what was found."""
+    if turn.queries_step != turn.start:
+        queries = stale.query_params(turn.queries_step)
+
+    def ids() -> np.ndarray:
+        steps = range(turn.start, turn.stop)
+        questions = [question for step in steps for question in task.questions(step)]
+        ids = stale.find(turn.keys_step, queries, questions, task.k, keep=task.keep).ids
+        return ids.reshape(len(steps), -1, task.k)
+
+    identity = {
+        "keys_step": turn.keys_step,
+        "queries": encode_stream.fingerprint(queries),
+    }
+    refresh.write_candidates(folder, turn.start, identity, ids)
+
+
+class _Staleness:
+    """What each refresh found of the index before it, kept in a file."""
+
+    def __init__(
+        self,
+        task: Task,
+        stale: StaleIndex,
+        turns: Sequence[Round],
+        path: pathlib.Path,
+    ):
+        self._task, self._stale, self._turns, self._path = task, stale, turns, path
+        self.refreshes: list[dict[str, float]] = []
+        if path.exists():
+            self.refreshes = json.loads(path.read_text())["refreshes"]
+
+    def add(self, turn: Round, queries: Params) -> None:
+        """Candidates of today's encoder in a round's index and in the one before it."""
+        before = [x for x in self._turns if x.keys_step < turn.keys_step]
+        told = max((x["step"] for x in self.refreshes), default=0)
+        if not before or before[-1].stop != turn.start or turn.start <= told:
+            return
+        old, questions = before[-1].keys_step, self._task.sample()
+        # Training can go on without the index before, if it is no more.
+        if not questions or not self._stale.exists(old):
+            return
+        served = [x for x in before if x.keys_step == old]
+        age = served[0]._replace(stop=turn.start).age()
+        staleness = refresh.staleness(
+            *(
+                self._stale.find(
+                    step, queries, questions, self._task.sample_k, keep=self._task.keep
+                )
+                for step in (old, turn.keys_step)
+            )
+        )
+        self.refreshes.append({"step": turn.start, **age, **staleness})
+        atomic.write_json(self._path, {"refreshes": self.refreshes})
+        terminal.say(
+            f"step {turn.start}: the index before, {turn.start - old} steps old, finds "
+            f"{staleness['stale_recall']:.1%} of what the new one does"
+        )

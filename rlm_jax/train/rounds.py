@@ -1,0 +1,300 @@
+"""Rounds of a stale index: which step's parameters made the keys and the queries.
+
+A retriever that is trained together with the index it searches cannot have fresh keys
+at every step. Training is divided into rounds; all questions of a round are searched at
+its start, in an index of some earlier step. A policy is a pure function that lays out
+all rounds of a run, so a run that was killed goes on in the very same ones:
+
+* `synchronous`: training stops while the collection is encoded;
+* ``overlapped(lag)``: at step s a worker begins to encode a snapshot of the parameters;
+  its index serves from step s + lag on, and training waits there only if the worker has
+  not finished.
+
+`boundaries` puts rounds into `loop.train`. A recipe gives it what happens on the host
+as a `Refresher`, and the method says what encodes what by its `Retrieval`.
+
+REALM (Guu et al. 2020, section 3.3) refreshes beside the training and encodes queries
+with the parameters of the keys. Atlas (Izacard et al. 2022, section 2.4) stops, and
+encodes queries with current parameters.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from rlm_jax.errors import UserError
+from rlm_jax.method import Params, Retrieval
+from rlm_jax.train import checkpoint
+from rlm_jax.train.loop import BatchAt, Enter
+
+KeysEvery = int | Sequence[tuple[int, int]]
+"""Steps between two indexes; or pairs (until_step, every), each counted from the end of
+the one before. After the last pair no index is made any more, and none after an
+``every`` of 0 until its pair ends: the index there is serves on."""
+
+
+class Round(NamedTuple):
+    """Steps start..stop-1, and whose parameters their candidates come from."""
+
+    start: int
+    stop: int
+    keys_step: int  # the keys are of the parameters after so many steps
+    queries_step: int  # and so are the queries
+
+    def age(self) -> dict[str, float]:
+        """How old the keys are over the round, in steps: their mean and maximum age."""
+        first, last = self.start - self.keys_step, self.stop - 1 - self.keys_step
+        return {"mean_age": (first + last) / 2, "max_age": float(last)}
+
+
+@dataclasses.dataclass
+class RefreshConfig:
+    """When keys and queries are encoded anew; steps count updates.
+
+    ``policy`` is synchronous or overlapped, which alone has a ``lag``. ``keys_every``
+    is one number, or until, every, until, every, ... (Atlas: 1000,500,10000,2000).
+    """
+
+    policy: str = "synchronous"
+    keys_every: tuple[int, ...] = (3000,)
+    queries_every: int = 0  # 0: with the keys, by the same parameters
+    lag: int = 0
+
+
+def lay_out(config: RefreshConfig, steps: int) -> list[Round]:
+    """All rounds of a run, as its configuration wants them.
+
+    Raises:
+      UserError: an unknown policy, a lag without one, or as `synchronous`.
+    """
+    numbers = tuple(config.keys_every)
+    if len(numbers) != 1 and len(numbers) % 2:
+        raise UserError(
+            f"keys_every is {numbers}; give one number, or pairs: until a step, every "
+            "so many."
+        )
+    pairs = list(zip(numbers[::2], numbers[1::2], strict=False))
+    every = numbers[0] if len(numbers) == 1 else pairs
+    if config.policy == "overlapped":
+        return overlapped(config.lag)(steps, every, config.queries_every)
+    if config.policy != "synchronous":
+        raise UserError(
+            f"policy is {config.policy!r}; choose synchronous or overlapped."
+        )
+    if config.lag:
+        raise UserError(
+            f"With policy=synchronous an index has no lag, but lag is {config.lag}; "
+            "choose policy=overlapped or lag=0."
+        )
+    return synchronous(steps, every, config.queries_every)
+
+
+Policy = Callable[[int, KeysEvery, int], list[Round]]
+"""(steps of the run, `KeysEvery`, queries_every) -> its rounds, in order."""
+
+
+def synchronous(
+    steps: int, keys_every: KeysEvery, queries_every: int = 0
+) -> list[Round]:
+    """The rounds of a run that stops to encode: an index serves from its own step on.
+
+    Args:
+      steps: of the whole run.
+      keys_every: see `KeysEvery`; 0: the index of step 0 serves the whole run.
+      queries_every: steps between two searches with current queries, 1: at every step.
+        0: one search for an index, with the parameters that made its keys.
+
+    Raises:
+      UserError: a negative number, a schedule without an index, or a ``queries_every``
+        that does not divide it.
+    """
+    return _rounds(steps, keys_every, queries_every, lag=0)
+
+
+def overlapped(lag: int) -> Policy:
+    """The policy whose indexes serve ``lag`` steps after the step that they are of.
+
+    The index of step 0 serves from step 0 on. The policy raises a UserError where
+    `synchronous` does, and where the lag is negative or longer than a period: one index
+    is encoded at a time.
+    """
+    return functools.partial(_rounds, lag=lag)
+
+
+def split(rounds: Iterable[Round], searched: Mapping[int, int]) -> list[Round]:
+    """The rounds, cut where a search began or ended inside one.
+
+    So it is after a run that was shorter before: what it has searched stays, and the
+    rest of the round is searched with the parameters of the step where that ends (or of
+    the keys, if the whole round was).
+
+    Args:
+      searched: start of a round -> the step up to which its questions were searched.
+    """
+    cuts = sorted({*searched, *searched.values()})
+    parts = []
+    for turn in rounds:
+        inside = [turn.start, *(x for x in cuts if turn.start < x < turn.stop)]
+        own = turn.queries_step == turn.start
+        parts += [
+            Round(start, stop, turn.keys_step, start if own else turn.queries_step)
+            for start, stop in itertools.pairwise([*inside, turn.stop])
+        ]
+    return parts
+
+
+class Refresher(NamedTuple):
+    """What a recipe does for its rounds on the host; `boundaries` says when.
+
+    ``start(step, passage_params, query_params)`` begins the index of a step, or makes
+    it. The parameters are host arrays, or None where the run is past that step: what a
+    killed run has begun is then continued, and what is whole left alone.
+
+    ``finish(step)`` returns when that index is whole.
+
+    ``search(turn, query_params)`` finds the candidates of all questions of a round, at
+    once, and writes them down: whatever depends on more than the step. The parameters
+    are those of ``turn.start``; where ``turn.queries_step`` is another step, the recipe
+    takes those that it has kept with the index.
+
+    ``batch_at(turn)`` gives the pure function of the step, made of what ``search`` has
+    written.
+
+    ``keep(steps, saved)`` removes the indexes of all steps but these, and candidates
+    that end before the first of the checkpoints ``saved``.
+    """
+
+    start: Callable[[int, Params | None, Params | None], None]
+    finish: Callable[[int], None]
+    search: Callable[[Round, Params], None]
+    batch_at: Callable[[Round], BatchAt]
+    keep: Callable[[set[int], list[int]], None]
+
+
+def boundaries(
+    rounds: Sequence[Round],
+    retrieval: Retrieval,
+    refresher: Refresher,
+    workdir: Path,
+) -> dict[int, Enter]:
+    """What `loop.train` does at the start of each round and index: step -> enter.
+
+    Args:
+      rounds: of the whole run, from a policy.
+      retrieval: the method's.
+      refresher: the recipe's.
+      workdir: that of `loop.train`, whose checkpoints say what a killed run will need.
+    """
+    serves: dict[int, int] = {}  # step of an index -> the first step that it serves
+    for turn in rounds:
+        serves.setdefault(turn.keys_step, turn.start)
+
+    def enter(at: int, params: Params, done: int) -> BatchAt:
+        turn = [turn for turn in rounds if turn.start <= at][-1]
+        passages = queries = None
+        if done == at:
+            passages = _on_host(retrieval.passage_params(params))
+            queries = _on_host(retrieval.query_params(params))
+        for step, first in serves.items():
+            if step == at == done:
+                refresher.start(step, passages, queries)
+            elif step <= at < first:
+                refresher.start(step, None, None)
+        if queries is not None and turn.start == at:
+            refresher.finish(turn.keys_step)
+            refresher.search(turn, queries)
+            saved = checkpoint.steps(workdir / "checkpoints")
+            refresher.keep(_needed(rounds, at, saved), saved)
+        return refresher.batch_at(turn)
+
+    return {
+        at: functools.partial(enter, at)
+        for at in sorted(serves.keys() | {turn.start for turn in rounds})
+    }
+
+
+def _on_host(params: Params) -> Params:
+    """Copies: the next step donates the buffers that a view would look at."""
+    return jax.tree.map(lambda x: np.array(x), params)
+
+
+def _needed(rounds: Sequence[Round], at: int, saved: Iterable[int]) -> set[int]:
+    """The steps of indexes that are in use or in the making, now or on resuming.
+
+    A run that resumes at or before the step of an index makes it again.
+    """
+    return {
+        turn.keys_step
+        for turn in rounds
+        if turn.keys_step <= at < turn.stop
+        or any(turn.keys_step < step < turn.stop for step in saved)
+    }
+
+
+def _rounds(
+    steps: int, keys_every: KeysEvery, queries_every: int = 0, *, lag: int
+) -> list[Round]:
+    pieces = _pieces(keys_every, steps)
+    _check(steps, pieces, queries_every, lag)
+    made = []
+    start = 0
+    for until, every in pieces:
+        made += range(start, min(until, steps), every or max(until - start, 1))
+        start = until
+    for one, another in zip(made[1:], made[2:], strict=False):
+        if one + lag > another:
+            raise _too_late(lag, another - one)
+    serves = [step + lag if step else 0 for step in made] + [steps]
+    rounds = []
+    for step, first, last in zip(made, serves[:-1], serves[1:], strict=True):
+        last = min(last, steps)
+        for start in range(first, last, queries_every or max(last - first, 1)):
+            stop = min(start + queries_every, last) if queries_every else last
+            rounds.append(Round(start, stop, step, start if queries_every else step))
+    return rounds
+
+
+def _pieces(keys_every: KeysEvery, steps: int) -> list[tuple[int, int]]:
+    if isinstance(keys_every, int):
+        return [(max(steps, 1), keys_every)]
+    return [(int(until), int(every)) for until, every in keys_every]
+
+
+def _check(
+    steps: int, pieces: list[tuple[int, int]], queries_every: int, lag: int
+) -> None:
+    periods = [every for _, every in pieces]
+    if min(steps, queries_every, lag, *periods, 0) < 0:
+        raise UserError(
+            f"An index cannot be refreshed every {', '.join(map(str, periods))} of "
+            f"{steps} steps with queries_every={queries_every} and lag={lag}; choose 0 "
+            "or more."
+        )
+    ends = [until for until, _ in pieces]
+    if not pieces or any(a >= b for a, b in zip([0, *ends], ends, strict=False)):
+        raise UserError(
+            f"keys_every has pieces until the steps {ends}, which make no index or one "
+            "out of order; give pairs (until_step, every) whose steps rise from 1 or "
+            "more."
+        )
+    for every in periods:
+        if queries_every and every % queries_every:
+            raise UserError(
+                f"queries_every={queries_every} does not divide the {every} steps "
+                "between two indexes; choose one that does, or 0."
+            )
+        if every and lag > every:
+            raise _too_late(lag, every)
+
+
+def _too_late(lag: int, period: int) -> UserError:
+    return UserError(
+        f"With lag={lag} an index would still be in the making when the next one "
+        f"begins, {period} steps after it; choose a lag of {period} at most."
+    )
