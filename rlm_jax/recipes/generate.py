@@ -29,7 +29,6 @@ from rlm_jax.models.generation import Sampling
 from rlm_jax.recipes import base_lm
 from rlm_jax.recipes.base_lm import Given
 from rlm_jax.recipes.language_model import DataConfig
-from rlm_jax.recipes.retrievers import search
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrieval.index import none_found
 from rlm_jax.retrievers import passage_search
@@ -339,6 +338,6 @@ def used(retrievals: Sequence[Retrieval], passages: Passages) -> str:
                 for score, row in zip(scores.tolist(), ids.tolist(), strict=True)
                 if row >= 0
             ]
-            blocks.append(f"{head}:{search.shown(rows, 1).rstrip()}\n")
+            blocks.append(f"{head}:{passage_search.shown(rows, 1).rstrip()}\n")
         before = ids
     return "".join(blocks) + "\n"

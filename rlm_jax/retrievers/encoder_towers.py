@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlm_jax import pretrained
+from rlm_jax import pretrained, processes
 from rlm_jax.data import text_encoding
 from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.data.text_encoding import TextTokenizer
@@ -91,8 +91,21 @@ def save(folder: pathlib.Path, tower: Tower) -> None:
     pretrained.save_encoder(folder, tower.config, tower.params, tower.tokenizer)
 
 
-def train_tokenizer(passages: Passages, vocab_size: int) -> TextTokenizer:
-    """An uncased WordPiece vocabulary of a collection, made once and cached."""
+def keep_tokenizer(folder: pathlib.Path, tokenizer: TextTokenizer) -> None:
+    """Leaves a copy of a run's tokenizer in its folder, for `train_tokenizer`."""
+    if processes.is_first() and not (folder / text_encoding.FILE).exists():
+        tokenizer.save(folder)
+
+
+def train_tokenizer(
+    passages: Passages, vocab_size: int, own: pathlib.Path | None = None
+) -> TextTokenizer:
+    """An uncased WordPiece vocabulary of a collection, made once and cached.
+
+    A run that goes on takes the copy that it keeps in the folder ``own``.
+    """
+    if own is not None and (own / text_encoding.FILE).is_file():
+        return text_encoding.load(own)
     key = cache.fingerprint(text_encoding.TRAINER, passages.fingerprint, vocab_size)
     folder = cache.root() / "tokenizers" / key[:32]
 

@@ -24,6 +24,7 @@ from rlm_jax.recipes import runs
 from rlm_jax.recipes.retrievers import ranking_report
 from rlm_jax.recipes.retrievers.ranking_report import Experiment
 from rlm_jax.recipes.runs import Run, recipe
+from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import encoder_towers
 from rlm_jax.retrievers.encoder_towers import Tower, Towers
 from rlm_jax.train import dry_run, fit
@@ -51,7 +52,10 @@ class Config(Experiment):
     negatives: str = "queue"  # queue (MoCo) or batch
 
 
-SAME = ("crops", "method", "negatives", "init_from", "batch_size", "optim")
+SAME = (
+    *("crops", "method", "negatives", "init_from", "batch_size", "optim"),
+    *runs.DRAWS,
+)
 
 
 @recipe("contriever")
@@ -60,14 +64,24 @@ def run(config: Config, here: Run):
     phases = runs.Phases()
     with phases("data"):
         corpus = corpora.load(config.crops.corpus)
-        tokenizer = tokenizers.build(
-            config.crops.tokenizer, corpus, vocab_size=config.crops.vocab_size
+        own = here.workdir / runs.TOKENIZER
+        tokenizer = (
+            tokenizers.read_hugging_face(own)
+            if own.exists()
+            else tokenizers.build(
+                config.crops.tokenizer, corpus, vocab_size=config.crops.vocab_size
+            )
         )
         store = token_store.build(corpus, tokenizer)
         collection = collections.load(config.collection)
-    runs.claim(here, config, store.fingerprint, same=SAME)
     encoder_tokenizer = text_encoding.parse(tokenizer.content)
     config, initial = _encoder(config, encoder_tokenizer)
+    identity = {"tokenizer": encoder_tokenizer.fingerprint}
+    if initial is not None:
+        identity["encoder"] = encode_stream.fingerprint(initial)
+    runs.claim(here, config, store.fingerprint, same=SAME, identity=identity)
+    if not here.dry_run:
+        encoder_towers.keep_tokenizer(here.workdir, encoder_tokenizer)
     method = _method(config)
     batches = functools.partial(_crops, config.crops, encoder_tokenizer)
     training = batches(store.split("train"), config.batch_size)

@@ -54,7 +54,10 @@ class Config(Experiment):
     vocab_size: int = 8192  # of the WordPiece trained on the passages, from scratch
 
 
-SAME = ("pairs", "method", "init_from", "vocab_size", "batch_size", "optim", "text")
+SAME = (
+    *("pairs", "method", "init_from", "vocab_size", "batch_size", "optim", "text"),
+    *runs.DRAWS,
+)
 
 
 @recipe("dpr")
@@ -63,9 +66,14 @@ def run(config: Config, here: Run):
     phases = runs.Phases()
     with phases("data"):
         collection = collections.load(config.collection)
-        config, tokenizer, initial = _encoder(config)
+        config, tokenizer, initial = _encoder(config, here.workdir)
         asked = _questions(config.pairs.questions, "train", config.pairs.passages)
-    runs.claim(here, config, asked.fingerprint, same=SAME)
+    identity = {"tokenizer": tokenizer.fingerprint}
+    if initial is not None:
+        identity["encoder"] = encode_stream.fingerprint(initial)
+    runs.claim(here, config, asked.fingerprint, same=SAME, identity=identity)
+    if not here.dry_run:
+        encoder_towers.keep_tokenizer(here.workdir, tokenizer)
     method = dpr.dpr(config.method)
     if initial is None:
         initial = method.init(jax.random.key(config.train.seed))
@@ -85,7 +93,9 @@ def run(config: Config, here: Run):
     )
 
 
-def _encoder(config: Config) -> tuple[Config, TextTokenizer, Params | None]:
+def _encoder(
+    config: Config, workdir: pathlib.Path
+) -> tuple[Config, TextTokenizer, Params | None]:
     """(configuration with its encoder's sizes, tokenizer, parameters or None)."""
     encoder, initial = config.method.encoder, None
     if config.init_from:
@@ -95,7 +105,7 @@ def _encoder(config: Config) -> tuple[Config, TextTokenizer, Params | None]:
             initial = {"question": initial, "passage": initial}
     else:
         pool = passages_lib.load(config.pairs.passages or config.collection.passages)
-        tokenizer = encoder_towers.train_tokenizer(pool, config.vocab_size)
+        tokenizer = encoder_towers.train_tokenizer(pool, config.vocab_size, workdir)
         encoder = encoder_towers.fitted_to(encoder, tokenizer)
     pretrained.check_layout(encoder)  # before it is trained, not after
     method = dataclasses.replace(config.method, encoder=encoder)

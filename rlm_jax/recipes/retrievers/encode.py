@@ -53,7 +53,16 @@ def run(config: Config, here: Run):
         if config.question_encoder:
             asking = encoder_towers.load(config.question_encoder)
     identity = f"{passages.fingerprint[:16]}-{encode_stream.fingerprint(tower.params)}"
-    runs.claim(here, config, identity, same=("text",))
+    runs.claim(
+        here,
+        config,
+        identity,
+        same=("text",),
+        identity={
+            "tokenizer": tower.tokenizer.fingerprint,
+            "question_encoder": encode_stream.fingerprint(asking.params),
+        },
+    )
     if here.dry_run:
         terminal.say(
             f"{len(passages):,} passages, vectors of "

@@ -19,8 +19,9 @@ from rlm_jax.methods import in_context as ralm
 from rlm_jax.recipes.base_lm import Given
 from rlm_jax.recipes.language_model import Text
 from rlm_jax.recipes.with_passages import documents
-from rlm_jax.retrieval import index
+from rlm_jax.retrieval import encode_stream, index
 from rlm_jax.retrievers import contamination
+from rlm_jax.retrievers.encoder_towers import Tower
 
 
 class Examples(NamedTuple):
@@ -87,11 +88,14 @@ def own_documents(setting: documents.Setting) -> contamination.OwnDocuments:
     return contamination.OwnDocuments(setting.passages, split, num_words)
 
 
-def identity(setting: documents.Setting, trained: Any) -> dict[str, Any]:
+def identity(
+    setting: documents.Setting, trained: Any, initial: Tower
+) -> dict[str, Any]:
     """What a model that learns from examples depends on, but for how long it learns.
 
     Args:
       trained: its configuration, with the field ``train``.
+      initial: the encoder as it starts.
     """
     config = setting.config
     fields = dataclasses.asdict(trained)
@@ -100,6 +104,10 @@ def identity(setting: documents.Setting, trained: Any) -> dict[str, Any]:
         **fields,
         "seed": train["seed"],
         "accumulate": train["accumulate"],
+        "encoder": encode_stream.fingerprint(initial.params),
+        "tokenizer": initial.tokenizer.fingerprint,
+        "search": dataclasses.asdict(config.search),
+        "training_text": setting.text.fingerprint,
         "model": setting.model.fingerprint,
         "passages": setting.passages.fingerprint,
         "documents": dataclasses.asdict(config.documents),

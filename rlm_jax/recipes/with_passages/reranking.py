@@ -61,8 +61,9 @@ def train(
             "The reranker is trained by one process; start one, which uses all of its "
             "devices."
         )
-    runs.claim_part(workdir, lm_supervision.identity(setting, config))
-    tower = _initial(config, setting.passages)
+    tower = _initial(config, setting.passages, workdir)
+    runs.claim_part(workdir, lm_supervision.identity(setting, config, tower))
+    encoder_towers.keep_tokenizer(workdir, tower.tokenizer)
     num, length = experiment.documents.num, _length(config, tower)
     method = reranker.reranker(RerankerConfig(tower.config, k=num))
     own = lm_supervision.own_documents(setting)
@@ -121,7 +122,7 @@ def _length(config: TrainingConfig, tower: Tower) -> int:
     return min(config.length, tower.config.max_length)
 
 
-def _initial(config: TrainingConfig, passages: Passages) -> Tower:
+def _initial(config: TrainingConfig, passages: Passages, folder: pathlib.Path) -> Tower:
     """The reranker as it starts: an encoder, and a score from scratch."""
     ends = {"pooling": "cls", "projection": 1, "normalise": False}
     if config.init_from:
@@ -129,7 +130,7 @@ def _initial(config: TrainingConfig, passages: Passages) -> Tower:
         tokenizer, encoder = given.tokenizer, dataclasses.replace(given.config, **ends)
         body = {name: x for name, x in given.params.items() if name != "projection"}
     else:
-        tokenizer = encoder_towers.train_tokenizer(passages, config.vocab_size)
+        tokenizer = encoder_towers.train_tokenizer(passages, config.vocab_size, folder)
         encoder = encoder_towers.fitted_to(config.encoder, tokenizer, **ends)
         body = {}
     key = jax.random.key(config.train.seed)
