@@ -102,14 +102,14 @@ class ScannIndex:
             limits["leaves_to_search"] = min(num_leaves, max(to_search, enough))
             reorder = min(self.num_entries, max(_FEWEST, factor * k))
             limits["pre_reorder_num_neighbors"] = reorder
-        found, scores = self.searcher.search_batched_parallel(
+        rows, scores = self.searcher.search_batched_parallel(
             queries, final_num_neighbors=k, **limits
         )
         absent = np.isnan(scores)
         scores = -scores if self.metric == "l2" else scores
         return Neighbours(
             np.where(absent, -np.inf, scores).astype(np.float32),
-            np.where(absent, -1, found.astype(np.int32) + self.first),
+            np.where(absent, -1, rows.astype(np.int32) + self.first),
         )
 
 
@@ -209,8 +209,8 @@ def sample_queries(datastore: Datastore, queries: np.ndarray | None) -> np.ndarr
     # A handful of questions would say little of the recall of others.
     if len(given) >= _ENOUGH:
         return given
-    some = min(_SAMPLE, datastore.num_entries)
-    ids = rng.integers(0, datastore.num_entries, (3, some))
+    count = min(_SAMPLE, datastore.num_entries)
+    ids = rng.integers(0, datastore.num_entries, (3, count))
     keys, plus, minus = datastore.gather_keys(ids)
     return np.concatenate([given, keys + np.float32(0.75) * (plus - minus)])
 
