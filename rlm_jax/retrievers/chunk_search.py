@@ -230,10 +230,7 @@ def open_late(
     kind: dict[str, Any] = {"index": "exact", "metric": METRIC}
     if auto_index.resolve(search.index, store.num_entries) == "scann":
         kind |= {"index": "scann", "target_recall": search.target_recall}
-    # Tuned for as many as are fetched, of which filters leave the best.
-    open_index = functools.partial(
-        dense.open_index, store, search, metric=METRIC, k=config.depth
-    )
+    open_index = functools.partial(dense.open_index, store, search, metric=METRIC)
     return _OpenedLate(store, open_index), kind
 
 

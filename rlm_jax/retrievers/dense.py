@@ -23,7 +23,7 @@ class SearchConfig:
 
     k: int = 100  # passages a question
     index: str = "auto"  # auto (by the number of passages), exact or scann
-    target_recall: float = TARGET_RECALL  # of ScaNN's ten nearest
+    target_recall: float = TARGET_RECALL  # share of the nearest that ScaNN finds
     kept: str = "float32"  # what ScaNN scores its best with: float32, bfloat16 or int8
     dtype: str = "float32"  # of the stored vectors: float32, float16 or int8
     batch_tokens: int = 8192  # of an encoder's batch, padding included
@@ -98,7 +98,6 @@ def open_index(
     queries: np.ndarray | None = None,
     *,
     metric: str = "ip",
-    k: int = 10,
 ) -> index.Index:
     """The configured index; a ScaNN index stays beside the store.
 
@@ -112,7 +111,6 @@ def open_index(
         metric,
         kind=search.index,
         target_recall=search.target_recall,
-        k=k,
         kept=search.kept,
         queries=queries,
     )

@@ -68,7 +68,7 @@ def open_index(
     auto_index.check_kind(config.index, "datastore.index")
     terminal.say(f"opening an index over {keys.num_entries:,} keys")
     k = min(k, keys.num_entries)
-    index = auto_index.choose(keys, metric, kind=config.index, k=k)
+    index = auto_index.choose(keys, metric, kind=config.index)
     return Searched(keys, index, k, metric, scale)
 
 

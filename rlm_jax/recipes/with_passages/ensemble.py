@@ -27,7 +27,7 @@ class EnsembleConfig:
 
 @dataclasses.dataclass
 class Config(documents.Experiment):
-    """A run of REPLUG."""
+    """A run over an ensemble of documents."""
 
     ensemble: EnsembleConfig = dataclasses.field(default_factory=EnsembleConfig)
 
