@@ -1,4 +1,4 @@
-"""A collection that a language model is given documents of: searchable and readable."""
+"""Passages that a language model is given to read, and the search for them."""
 
 import functools
 import pathlib
@@ -40,7 +40,7 @@ class SearchesPassages(Protocol):
 
 
 class PassageSearch(NamedTuple):
-    """A collection, made searchable and readable for a language model."""
+    """A collection that can be searched, and that a language model can read."""
 
     passages: Passages
     search: Callable[[Sequence[str], int], Neighbours]
@@ -86,7 +86,7 @@ def load(
 def document_tokens(
     config: SearchesPassages, passages: Passages, tokenizer: Tokenizer
 ) -> Callable[[int], np.ndarray]:
-    """Passage -> its title and text as the language model reads them, cut."""
+    """Passage -> the first tokens of its title and text, as the model reads them."""
     length = config.documents.length
 
     @functools.lru_cache(maxsize=1 << 16)
