@@ -112,3 +112,13 @@ def test_batches_give_what_the_stream_does(model, tokens):
         wanted[first:end] = part[first - begin :]
     assert got.shape == (14,)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_log_probs_alone_stand_as_a_scored_text(tokens):
+    log_probs = np.log(np.linspace(0.1, 0.9, 14)).astype(np.float32)
+    scored = perplexity.as_scored(tokens, log_probs, (30, 7))
+    np.testing.assert_array_equal(scored.stream.log_probs, log_probs)
+    np.testing.assert_array_equal(scored.stream.targets, tokens[1:])
+    assert scored.stream.keys.shape == (14, 0)
+    wanted = perplexity.text_metrics(log_probs, num_words=7, num_bytes=30)
+    assert scored.metrics(log_probs) == wanted
