@@ -143,16 +143,16 @@ def resolve(questions: Questions, passages: Passages | None = None) -> Pairs:
         rows = carried.rows_of(ids)
         rows = np.where(rows >= 0, rows + len(passages or ()), -1).astype(np.int32)
     if passages is not None:
-        own = passages.rows_of(ids)
-        rows = np.where(own >= 0, own, rows).astype(np.int32)
+        first = passages.rows_of(ids)
+        rows = np.where(first >= 0, first, rows).astype(np.int32)
     positives, negatives, start = [], [], 0
     for grades in judged:
-        found = rows[start : start + len(grades)]
+        own = rows[start : start + len(grades)]
         values = np.fromiter(grades.values(), np.int64, len(grades))
         start += len(grades)
         best = np.argsort(-values, kind="stable")
-        positives.append(found[best][(found >= 0)[best] & (values > 0)[best]])
-        negatives.append(found[(found >= 0) & (values <= 0)])
+        positives.append(own[best][(own >= 0)[best] & (values > 0)[best]])
+        negatives.append(own[(own >= 0) & (values <= 0)])
     if not any(map(len, positives)):
         raise UserError(
             "None of the questions has a passage that answers it in "

@@ -224,8 +224,8 @@ def _train_bpe(corpus: Corpus, vocab_size: int) -> dict:
 
 
 def _train_word_piece(corpus: Corpus, vocab_size: int) -> dict:
-    made = text_encoding.train(_texts(corpus, "train"), vocab_size=vocab_size)
-    return json.loads(made.content)
+    tokenizer = text_encoding.train(_texts(corpus, "train"), vocab_size=vocab_size)
+    return json.loads(tokenizer.content)
 
 
 def _hugging_face(kind: str, content: dict) -> Tokenizer:

@@ -37,6 +37,35 @@ def score_stream(
     return StreamScores(*joined, targets=np.asarray(tokens[1:], np.int32))
 
 
+class Scored(NamedTuple):
+    """A split's tokens, scored, and the text's size in bytes and words."""
+
+    stream: StreamScores
+    tokens: np.ndarray
+    num_bytes: int
+    num_words: int
+
+    def metrics(self, log_probs: np.ndarray) -> dict[str, float]:
+        """`text_metrics` of the split, from float32 [N] in nats."""
+        return text_metrics(
+            log_probs, num_bytes=self.num_bytes, num_words=self.num_words
+        )
+
+
+def as_scored(
+    tokens: np.ndarray, log_probs: np.ndarray, size: tuple[int, int]
+) -> Scored:
+    """A text of which log p alone is known, float32 [N - 1], as reports want it.
+
+    ``size`` is its bytes and words.
+    """
+    targets = np.asarray(tokens[1:], np.int32)
+    none = np.zeros_like(log_probs)
+    keys = np.zeros((len(targets), 0), np.float32)
+    stream = StreamScores(log_probs, none, keys, targets)
+    return Scored(stream, tokens, *size)
+
+
 def target_log_probs(method: Method) -> Callable[[Params, Batch], jax.Array]:
     """(params, batch) -> log p of the targets without any memory, float32 [B, T]."""
     score = method.score

@@ -6,8 +6,9 @@ import numpy as np
 
 from rlm_jax import method
 from rlm_jax.data import tokenizers
+from rlm_jax.data.texts import Text
 from rlm_jax.evaluate import knn, token_memory
-from rlm_jax.recipes.language_model import Scored, Text
+from rlm_jax.evaluate.perplexity import Scored
 from rlm_jax.recipes.with_passages import documents
 from rlm_jax.report import positions
 from rlm_jax.report.inspector import Position

@@ -10,7 +10,9 @@ import numpy as np
 
 from rlm_jax import terminal
 from rlm_jax.data import tokenizers
-from rlm_jax.recipes import language_model
+from rlm_jax.data.texts import DataConfig, Text
+from rlm_jax.evaluate.perplexity import Scored
+from rlm_jax.recipes.language_model import EvaluateConfig
 from rlm_jax.recipes.runs import Run
 from rlm_jax.report import inspector, plots, report, tables, token_gain_plots
 from rlm_jax.train import metrics
@@ -20,16 +22,16 @@ class Evaluates(Protocol):
     """The fields of a configuration that say what was evaluated, and how."""
 
     @property
-    def data(self) -> language_model.DataConfig: ...
+    def data(self) -> DataConfig: ...
     @property
-    def evaluate(self) -> language_model.EvaluateConfig: ...
+    def evaluate(self) -> EvaluateConfig: ...
 
 
 def finish(
     run: Run,
     config: Evaluates,
-    text: language_model.Text,
-    scored: language_model.Scored,
+    text: Text,
+    scored: Scored,
     log_probs: Mapping[str, np.ndarray],
     seconds: Mapping[str, float],
     *,
@@ -82,8 +84,8 @@ def finish(
 
 def _plots(
     run: Run,
-    text: language_model.Text,
-    scored: language_model.Scored,
+    text: Text,
+    scored: Scored,
     log_probs: Mapping[str, np.ndarray],
     result: report.Report,
 ) -> None:

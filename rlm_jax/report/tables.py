@@ -98,16 +98,16 @@ def metric_style(name: str) -> Metric:
 
 def control_names(rows: Sequence[Row]) -> list[str]:
     """The controls that any row has, in the order of `CONTROLS`."""
-    found = dict.fromkeys(name for row in rows for name in row.controls)
-    known = [name for name in CONTROLS if name in found]
-    return known + [name for name in found if name not in CONTROLS]
+    names = dict.fromkeys(name for row in rows for name in row.controls)
+    known = [name for name in CONTROLS if name in names]
+    return known + [name for name in names if name not in CONTROLS]
 
 
 def metric_names(rows: Sequence[Row]) -> list[str]:
     """The metrics that any row has, in the order of `METRICS`."""
-    found = dict.fromkeys(name for row in rows for name in row.metrics)
-    known = [name for name in METRICS if name in found]
-    return known + [name for name in found if name not in METRICS]
+    names = dict.fromkeys(name for row in rows for name in row.metrics)
+    known = [name for name in METRICS if name in names]
+    return known + [name for name in names if name not in METRICS]
 
 
 def table(rows: Sequence[Row], *, metric: str | None = None) -> Table:

@@ -114,7 +114,7 @@ class ScannIndex:
             limits["pre_reorder_num_neighbors"] = spent.candidates
         if self.rotation is not None:
             turned = rotations.turn_queries(self.rotation, queries)
-        found, scores = self.searcher.search_batched_parallel(
+        rows, scores = self.searcher.search_batched_parallel(
             turned, final_num_neighbors=spent.k, **limits
         )
         absent = np.isnan(scores)
@@ -124,7 +124,7 @@ class ScannIndex:
             scores = -scores
         return Neighbours(
             np.where(absent, -np.inf, scores).astype(np.float32),
-            np.where(absent, -1, found.astype(np.int32) + self.first),
+            np.where(absent, -1, rows.astype(np.int32) + self.first),
         )
 
 

@@ -84,9 +84,9 @@ class Sharded:
                 one = self.resident[number]
             else:
                 one = scann.load(folder, self.datastore, verify=False)
-            found = one.search(queries, k)
+            neighbours = one.search(queries, k)
             del one  # before the next is loaded
-            best = found if best is None else _merge(best, found, k)
+            best = neighbours if best is None else _merge(best, neighbours, k)
         assert best is not None  # a datastore has entries
         return best
 

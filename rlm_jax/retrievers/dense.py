@@ -1,4 +1,4 @@
-"""Dense retrieval: texts to vectors by an encoder, and questions to passages."""
+"""Dense retrieval: an encoder makes vectors of texts, an index finds passages."""
 
 import dataclasses
 import pathlib

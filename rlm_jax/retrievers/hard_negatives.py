@@ -21,7 +21,7 @@ Holds = Callable[[str, Iterable[str]], bool]
 def found_once(
     folder: pathlib.Path, identity: dict[str, Any], mine: Callable[[], np.ndarray]
 ) -> np.ndarray:
-    """What ``mine`` gives, int32 [Q, H], kept in ``folder`` and read from there.
+    """Mines once: the negatives, int32 [Q, H], stay in ``folder`` and are read there.
 
     All processes mine, the first one's negatives are kept, and all read those.
 

@@ -1,15 +1,13 @@
-"""A collection that a language model is given documents of: searchable and readable."""
+"""Passages that a language model is given to read, and the search for them."""
 
 import functools
 import pathlib
-import shutil
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from rlm_jax.data.passages import Passage, Passages
+from rlm_jax.data.passages import Passages
 from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.method import Neighbours
 from rlm_jax.retrieval import index
@@ -42,7 +40,7 @@ class SearchesPassages(Protocol):
 
 
 class PassageSearch(NamedTuple):
-    """A collection, made searchable and readable for a language model."""
+    """A collection that can be searched, and that a language model can read."""
 
     passages: Passages
     search: Callable[[Sequence[str], int], Neighbours]
@@ -88,7 +86,7 @@ def load(
 def document_tokens(
     config: SearchesPassages, passages: Passages, tokenizer: Tokenizer
 ) -> Callable[[int], np.ndarray]:
-    """Passage -> its title and text as the language model reads them, cut."""
+    """Passage -> the first tokens of its title and text, as the model reads them."""
     length = config.documents.length
 
     @functools.lru_cache(maxsize=1 << 16)
@@ -119,20 +117,3 @@ def search_deep(
 def depth(num: int, num_passages: int) -> int:
     """How many passages are searched for ``num``, some of which may be left out."""
     return min(max(100, 4 * num), num_passages)
-
-
-def shown(found: list[tuple[float, Passage]], lines: int) -> str:
-    """The passages as text, best first, in the terminal's width."""
-    if not found:
-        return "\nnothing was found; BM25 needs a word in common\n\n"
-    width = min(100, shutil.get_terminal_size().columns)
-    blocks = []
-    for number, (score, passage) in enumerate(found, 1):
-        head = f"{number:2d}. {score:.3f}  {passage.id}"
-        if passage.title:
-            head += f"  ·  {passage.title}"
-        wrapped = textwrap.wrap(" ".join(passage.text.split()), width - 4)
-        if len(wrapped) > lines:
-            wrapped = [*wrapped[: lines - 1], f"{wrapped[lines - 1][: width - 6]} …"]
-        blocks.append("\n".join([head, *(f"    {line}" for line in wrapped)]))
-    return "\n" + "\n".join(blocks) + "\n\n"

@@ -2,10 +2,11 @@
 
 import dataclasses
 
+from rlm_jax.data.texts import DataConfig
 from rlm_jax.errors import UserError
 from rlm_jax.methods import retro
 from rlm_jax.models.generation import Sampling
-from rlm_jax.recipes.language_model import DataConfig, EvaluateConfig
+from rlm_jax.recipes.language_model import EvaluateConfig
 from rlm_jax.retrievers import dense
 from rlm_jax.retrievers.chunk_search import DatabaseConfig
 from rlm_jax.train.loop import TrainConfig

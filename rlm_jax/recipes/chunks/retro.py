@@ -14,6 +14,8 @@ import jax
 import numpy as np
 
 from rlm_jax import processes, terminal
+from rlm_jax.data import texts
+from rlm_jax.data.texts import Text
 from rlm_jax.errors import UserError
 from rlm_jax.method import Method, Params
 from rlm_jax.methods import retro
@@ -22,7 +24,6 @@ from rlm_jax.recipes import base_lm, language_model, runs
 from rlm_jax.recipes.base_lm import Decoding, Given
 from rlm_jax.recipes.chunks import retro_data, retro_evaluation
 from rlm_jax.recipes.chunks.config import Config, check
-from rlm_jax.recipes.language_model import Text
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrievers.chunk_search import Database
 from rlm_jax.train import dry_run, fit
@@ -88,14 +89,14 @@ def _baseline(config: Config, text: Text) -> Decoding:
 
 
 def _check_text(config: Config, text: Text) -> None:
-    """What of the text would be found out only after the search for neighbours."""
+    """Raises UserError for a text that the training would refuse, before the search."""
     data, decoder = config.data, config.method.decoder
     window = config.evaluate.window
     check_length(decoder, data.length, "data.length")
     check_length(decoder, window, "evaluate.window")
     language_model.note_untrained(data.length, window, "windows at evaluation")
     for name in ("train", "validation"):
-        language_model.batches(data, text.store.split(name))
+        texts.batches(data, text.store.split(name))
 
 
 def _describe(method: Method, config: Config, text: Text) -> None:
@@ -119,7 +120,7 @@ def _train(
     given: Given | None,
     run: runs.Run,
 ) -> Params:
-    """Train to ``train.steps``, resuming from the workdir; on the host."""
+    """Train to ``train.steps``, resuming from the workdir; the parameters."""
     of_split = {
         name: retro_data.batches(
             config, text, name, database.chunks, database.neighbours[name].ids

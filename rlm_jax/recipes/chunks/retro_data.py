@@ -7,12 +7,12 @@ import jax
 import numpy as np
 
 from rlm_jax.data import batching, corpora, neighbour_batches, passages, token_store
+from rlm_jax.data.texts import Text
 from rlm_jax.data.token_store import TokenSplit
 from rlm_jax.method import Batches
 from rlm_jax.models.encoder import embedder, small
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.chunks.config import Config
-from rlm_jax.recipes.language_model import Text
 from rlm_jax.retrieval import chunk_database
 from rlm_jax.retrieval.chunk_database import Chunks
 from rlm_jax.retrievers import chunk_search, encoder_towers

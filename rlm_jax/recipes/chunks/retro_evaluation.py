@@ -7,18 +7,18 @@ import jax
 import numpy as np
 
 from rlm_jax import processes, terminal
-from rlm_jax.data import neighbour_batches
+from rlm_jax.data import neighbour_batches, texts
+from rlm_jax.data.texts import Text
 from rlm_jax.data.token_store import TokenSplit
 from rlm_jax.evaluate import leakage, perplexity
 from rlm_jax.method import Method, Params
 from rlm_jax.methods import lm, retro
 from rlm_jax.models.generation import Sampling
 from rlm_jax.models.retro_generation import retro_generator
-from rlm_jax.recipes import language_model, reporting, runs
+from rlm_jax.recipes import reporting, runs
 from rlm_jax.recipes.base_lm import Decoding
 from rlm_jax.recipes.chunks import retro_data
 from rlm_jax.recipes.chunks.config import Config
-from rlm_jax.recipes.language_model import Text
 from rlm_jax.report import plots, report, tables
 from rlm_jax.retrieval import chunk_neighbours
 from rlm_jax.retrieval.chunk_database import Chunks
@@ -36,7 +36,7 @@ class Head(NamedTuple):
 
 def head(text: Text, name: str, max_tokens: int, chunk_length: int) -> Head:
     """The first ``max_tokens`` of a split, 0 = all."""
-    tokens, (num_bytes, num_words) = language_model.head(text, name, max_tokens)
+    tokens, (num_bytes, num_words) = texts.head(text, name, max_tokens)
     split = text.store.split(name)
     offsets = np.append(
         split.document_offsets[split.document_offsets < len(tokens)], len(tokens)
@@ -117,7 +117,7 @@ def evaluate(
         run,
         config,
         text,
-        language_model.as_scored(split.tokens, log_probs["real"], size),
+        perplexity.as_scored(split.tokens, log_probs["real"], size),
         log_probs,
         phases.seconds,
         protocol={

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from rlm_jax import terminal
+from rlm_jax.data.texts import Text
 from rlm_jax.evaluate import knn, token_search
+from rlm_jax.evaluate.perplexity import Scored
 from rlm_jax.evaluate.token_search import Searched
 from rlm_jax.method import Method, Params
 from rlm_jax.recipes import language_model
@@ -31,7 +33,7 @@ def build(
     params: Params,
     config: language_model.Experiment,
     store: DatastoreConfig,
-    text: language_model.Text,
+    text: Text,
     run: Run,
 ) -> datastore.Datastore:
     """The datastore of a trained model in the workdir, built or opened."""
@@ -73,7 +75,7 @@ def open_index(
 
 
 def look_up(
-    scored: language_model.Scored, searched: Searched, config: DatastoreConfig
+    scored: Scored, searched: Searched, config: DatastoreConfig
 ) -> tuple[knn.NeighbourValues, np.ndarray]:
     """The neighbours of a split's tokens, and their ids."""
     return token_search.look_up(
@@ -85,7 +87,7 @@ def look_up(
 
 
 def compared_with_exact(
-    scored: language_model.Scored,
+    scored: Scored,
     searched: Searched,
     config: DatastoreConfig,
     log_probs: Callable[[knn.NeighbourValues, int], np.ndarray],

@@ -28,7 +28,7 @@ from rlm_jax.retrievers.encoder_towers import TextConfig
 
 @dataclasses.dataclass
 class Config:
-    """What is encoded, by what."""
+    """Which collection is encoded, and by which encoder."""
 
     encoder: str = ""  # folder of the passages' encoder
     question_encoder: str = ""  # of the questions'; empty: the same

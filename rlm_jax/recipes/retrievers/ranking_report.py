@@ -25,7 +25,7 @@ REAL, SHUFFLED = controls.REAL, controls.SHUFFLED
 
 @dataclasses.dataclass
 class JudgeConfig:
-    """Which figures, and what is written beside them."""
+    """Which figures are told, and what is written beside them."""
 
     measures: tuple[str, ...] = (
         "ndcg@10",
@@ -42,7 +42,7 @@ class JudgeConfig:
 
 @dataclasses.dataclass
 class Experiment:
-    """A run that trains a retriever; a system's configuration adds on what."""
+    """A run that trains a retriever; a system adds the fields of its training data."""
 
     init_from: str = ""  # folder of an encoder to start from; empty: from scratch
     batch_size: int = 64  # examples of a step, over all devices

@@ -1,9 +1,7 @@
 """Ask a collection: type a question, see the passages with their scores.
 
-python -m experiments.search --workdir runs/dpr
-
-The workdir is that of a run of experiments.bm25, .dpr, .contriever or .encode. An empty
-line ends; questions may come through a pipe, one a line.
+The workdir is that of a run of BM25, DPR, Contriever or an encoding. An empty line
+ends; questions may come through a pipe, one a line.
 """
 
 import dataclasses
@@ -12,7 +10,7 @@ import sys
 from rlm_jax import terminal
 from rlm_jax.errors import UserError
 from rlm_jax.recipes.runs import Run, recipe
-from rlm_jax.retrievers import passage_search, published_index
+from rlm_jax.retrievers import passage_list, published_index
 
 
 @dataclasses.dataclass
@@ -33,13 +31,6 @@ def run(config: Config, here: Run) -> None:
     if here.dry_run:
         return
     for question in terminal.asked():
-        found = search([question], config.k)
-        rows = [
-            (score, passages[row])
-            for score, row in zip(
-                found.scores[0].tolist(), found.ids[0].tolist(), strict=True
-            )
-            if row >= 0
-        ]
-        sys.stdout.write(passage_search.shown(rows, config.lines))
+        (scores,), (ids,) = search([question], config.k)
+        sys.stdout.write(passage_list.listed(passages, scores, ids, config.lines))
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What launchers of language models with documents share: collections to candidates."""
+"""What recipes of language models with documents share: from collection to scores."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -7,7 +7,9 @@ import numpy as np
 
 from rlm_jax import processes, terminal
 from rlm_jax.data import passages as passages_lib
+from rlm_jax.data import texts
 from rlm_jax.data.passages import Passages
+from rlm_jax.data.texts import Text
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import controls, in_context
 from rlm_jax.evaluate.in_context import Protocol, Strides
@@ -17,7 +19,6 @@ from rlm_jax.methods import lm
 from rlm_jax.models.decoder import check_length
 from rlm_jax.recipes import base_lm, language_model, runs
 from rlm_jax.recipes.base_lm import Given
-from rlm_jax.recipes.language_model import Text
 from rlm_jax.recipes.runs import Run
 from rlm_jax.retrieval.index import none_found
 from rlm_jax.retrievers import contamination, passage_search
@@ -153,7 +154,7 @@ def _describe(config: Any, text: Text, passages: Passages) -> None:
     terminal.say(
         f"{len(passages):,} passages of {lengths.mean():,.0f} bytes on average"
     )
-    tokens, _ = language_model.head(text, "test", config.evaluate.max_tokens)
+    tokens, _ = texts.head(text, "test", config.evaluate.max_tokens)
     strides = -(-len(tokens) // config.evaluate.stride)
     terminal.say(
         f"{len(tokens):,} tokens in {strides:,} strides: up to "
@@ -204,7 +205,7 @@ def protocol(config: Experiment) -> Protocol:
 
 def part(config: Experiment, text: Text, name: str, limit: int) -> Part:
     """A split's first ``limit`` tokens, 0 = all, in the protocol's strides."""
-    (tokens, size), chosen = language_model.head(text, name, limit), protocol(config)
+    (tokens, size), chosen = texts.head(text, name, limit), protocol(config)
     at = in_context.strides(
         len(tokens),
         window=chosen.window,

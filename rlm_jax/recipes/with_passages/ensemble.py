@@ -8,8 +8,9 @@ import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
+from rlm_jax.evaluate.perplexity import as_scored
 from rlm_jax.methods import in_context as ralm
-from rlm_jax.recipes import inspection, language_model, reporting, runs
+from rlm_jax.recipes import inspection, reporting, runs
 from rlm_jax.recipes.with_passages import documents
 from rlm_jax.report import report
 from rlm_jax.retrievers.passage_search import PassageSearch
@@ -94,7 +95,7 @@ def evaluate(
         run,
         config,
         text,
-        language_model.as_scored(part.tokens, plain, part.size),
+        as_scored(part.tokens, plain, part.size),
         log_probs,
         phases.seconds,
         protocol={

@@ -10,9 +10,10 @@ import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
+from rlm_jax.evaluate.perplexity import as_scored
 from rlm_jax.method import Neighbours
 from rlm_jax.methods import in_context as ralm
-from rlm_jax.recipes import inspection, language_model, reporting, runs
+from rlm_jax.recipes import inspection, reporting, runs
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.recipes.with_passages import documents, reranking
 from rlm_jax.retrievers import passage_search
@@ -104,7 +105,7 @@ def run(config: Config, here: Run):
         here,
         config,
         text,
-        language_model.as_scored(part.tokens, plain, part.size),
+        as_scored(part.tokens, plain, part.size),
         log_probs,
         phases.seconds,
         protocol={

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlm_jax.data.texts import Text
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.in_context import Strides
 from rlm_jax.method import Neighbours
 from rlm_jax.methods import in_context as ralm
 from rlm_jax.recipes.base_lm import Given
-from rlm_jax.recipes.language_model import Text
 from rlm_jax.recipes.with_passages import documents
 from rlm_jax.retrieval import encode_stream, index
 from rlm_jax.retrievers import contamination

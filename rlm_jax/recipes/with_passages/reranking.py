@@ -1,4 +1,4 @@
-"""In-context RALM's trained reranker: from what a language model says of documents."""
+"""In-context RALM's reranker, trained on what a language model says of documents."""
 
 import dataclasses
 import pathlib
@@ -28,8 +28,9 @@ from rlm_jax.train.optim import OptimConfig
 
 @dataclasses.dataclass
 class TrainingConfig:
-    """A cross-encoder over the end of the text and a document; ``documents.num`` each.
+    """How the reranker is trained: a cross-encoder of the text's end and a document.
 
+    A place of the text has ``documents.num`` documents.
     Its encoder's pooling and projection are the reranker's own: [CLS], one score.
     """
 
@@ -51,7 +52,7 @@ def train(
     searcher: PassageSearch,
     workdir: pathlib.Path,
 ) -> Tower:
-    """Trained on the training split, for `scores`; a rerun goes on in ``workdir``.
+    """The reranker, trained on the training split; a rerun goes on in ``workdir``.
 
     Raises:
       UserError: there are several processes.
