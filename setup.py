@@ -10,11 +10,11 @@ ROOT = pathlib.Path(__file__).parent
 # Read, not imported: at build time the package's own dependencies are not there yet.
 VERSION = re.search(
     r'^__version__ = "([^"]+)"$',
-    (ROOT / "rlm_jax" / "__init__.py").read_text(encoding="utf-8"),
+    (ROOT / "rlm_jax" / "version.py").read_text(encoding="utf-8"),
     re.MULTILINE,
 )
 if VERSION is None:
-    raise RuntimeError('rlm_jax/__init__.py must hold a line __version__ = "..."')
+    raise RuntimeError('rlm_jax/version.py must hold a line __version__ = "..."')
 
 README = ROOT / "README.md"
 

@@ -33,3 +33,17 @@ def counter(
         total=total, desc=description, dynamic_ncols=True, disable=disable
     ) as shown:
         yield shown.update
+
+
+def asked() -> Iterator[str]:
+    """Questions from the terminal or from a pipe, until an empty line or the end."""
+    prompt = sys.stdin.isatty()
+    while True:
+        if prompt:
+            sys.stdout.write("? ")
+            sys.stdout.flush()
+        line = sys.stdin.readline()
+        question = line.strip()
+        if not question:
+            return
+        yield question

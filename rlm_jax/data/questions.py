@@ -162,6 +162,33 @@ def resolve(questions: Questions, passages: Passages | None = None) -> Pairs:
     return Pairs(pool, tuple(positives), tuple(negatives), int((rows < 0).sum()))
 
 
+class Answerable(NamedTuple):
+    """Questions that each have a passage which answers them."""
+
+    texts: list[str]
+    answers: list[tuple[str, ...]]  # of each question; there may be none
+    pairs: Pairs
+    num_left_out: int  # questions without such a passage
+    fingerprint: str  # of questions and passages
+
+
+def answerable(questions: Questions, passages: Passages | None = None) -> Answerable:
+    """Those of the questions that have a passage, `resolve`d: others teach nothing."""
+    pairs = resolve(questions, passages)
+    kept = [i for i, rows in enumerate(pairs.positives) if len(rows)]
+    pool = passages.fingerprint[:16] if passages else "own"
+    return Answerable(
+        [questions.questions[i].text for i in kept],
+        [questions.questions[i].answers for i in kept],
+        pairs._replace(
+            positives=tuple(pairs.positives[i] for i in kept),
+            negatives=tuple(pairs.negatives[i] for i in kept),
+        ),
+        len(questions) - len(kept),
+        f"{questions.fingerprint[:16]}-{pool}",
+    )
+
+
 # --- in the cache --------------------------------------------------------------------
 
 

@@ -58,6 +58,12 @@ class Tokenizer:
         Path(path).write_text(json.dumps(record), encoding="utf-8")
 
 
+def piece(tokenizer: Tokenizer, token: int) -> str:
+    """One token as text; a word gets its space back."""
+    space = " " if tokenizer.kind == "word" else ""
+    return tokenizer.decode([token]) + space
+
+
 def load(path: str | os.PathLike) -> Tokenizer:
     """Reads what `Tokenizer.save` wrote.
 
@@ -101,7 +107,7 @@ def build(
     if kind == "bytes":
         return _bytes()
     if kind.startswith("hf:"):
-        return _read_hugging_face(Path(kind.removeprefix("hf:")))
+        return read_hugging_face(Path(kind.removeprefix("hf:")))
     trainers = {
         "bpe": _train_bpe,
         "word": _count_words,
@@ -240,7 +246,12 @@ def _hugging_face(kind: str, content: dict) -> Tokenizer:
     return Tokenizer(kind, max(vocabulary.values()) + 1, encode, decode, end, content)
 
 
-def _read_hugging_face(path: Path) -> Tokenizer:
+def read_hugging_face(path: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face ``tokenizer.json``.
+
+    Raises:
+      UserError: the file is missing or cannot be read.
+    """
     try:
         return _hugging_face("hf", json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
@@ -252,6 +263,33 @@ def _read_hugging_face(path: Path) -> Tokenizer:
             f"{path} is not a readable Hugging Face tokenizer.json ({error}): save it "
             "again with the tokenizers library."
         ) from error
+
+
+def hugging_face_content(tokenizer: Tokenizer) -> dict | None:
+    """The content of a ``tokenizer.json`` that gives the same ids; None for words."""
+    if tokenizer.kind == "word":
+        return None
+    if tokenizer.kind == "bytes":
+        return _bytes_content()
+    return tokenizer.content
+
+
+def _bytes_content() -> dict:
+    """Byte-level BPE without merges, whose ids are the bytes and the document's end."""
+    letters = hugging_face.pre_tokenizers.ByteLevel.alphabet()
+    # GPT-2's letters of the bytes: those that print are themselves, in order.
+    printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printing]
+    vocabulary = {chr(byte): byte for byte in printing}
+    vocabulary |= {chr(256 + i): byte for i, byte in enumerate(others)}
+    assert vocabulary.keys() == set(letters)
+    model = hugging_face.Tokenizer(hugging_face.models.BPE(vocabulary, []))
+    model.pre_tokenizer = hugging_face.pre_tokenizers.ByteLevel(  # type: ignore
+        add_prefix_space=False, use_regex=False
+    )
+    model.decoder = hugging_face.decoders.ByteLevel()  # type: ignore
+    model.add_special_tokens([_END_OF_DOCUMENT])
+    return json.loads(model.to_str())
 
 
 def _texts(corpus: Corpus, split: str) -> Iterator[str]:

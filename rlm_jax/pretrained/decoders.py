@@ -80,6 +80,11 @@ def load_decoder(
     return config, params
 
 
+def has_layout(config: DecoderConfig) -> bool:
+    """Whether `save_decoder` can write such a decoder."""
+    return _is_gpt2(config) or _is_llama(config)
+
+
 def save_decoder(
     folder: str | os.PathLike, config: DecoderConfig, params: Params
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlm_jax import pretrained, processes, terminal
-from rlm_jax.data import corpora, token_store, tokenizers
+from rlm_jax.data import tokenizers
 from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate.in_context import LogProbs
@@ -19,12 +19,14 @@ from rlm_jax.models import scoring
 from rlm_jax.models.decoder import DecoderConfig
 from rlm_jax.recipes import language_model, runs
 from rlm_jax.recipes.language_model import DataConfig, Text
+from rlm_jax.recipes.runs import Run
 from rlm_jax.retrieval import encode_stream
+from rlm_jax.storage import atomic
 from rlm_jax.train import checkpoint
 
 CALL = "call:"
-TOKENIZER = "kept_tokenizer.json"
-"""In the workdir of a run whose tokenizer is not made of its own text."""
+DECODER = "decoder"
+"""Folder of a run's decoder in Hugging Face's layout."""
 
 
 class Decoding(NamedTuple):
@@ -63,7 +65,7 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> Given:
             f"There is no language model in {name}; name the workdir of a run, a "
             "folder with config.json and model.safetensors, or call:MODULE:FUNCTION."
         )
-    if (folder / "checkpoints").exists():
+    if (folder / runs.CONFIG).is_file() and "system" in runs.stored(folder):
         return _trained(folder, dtype)
     if not list(folder.glob("*.safetensors")):
         raise UserError(
@@ -71,9 +73,7 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> Given:
             "model.safetensors; name one that a decoder was trained or published in."
         )
     config, params = pretrained.load_decoder(folder, dtype=dtype)
-    tokenizer = tokenizers.build(
-        f"hf:{folder / 'tokenizer.json'}", corpora.load("stdlib"), vocab_size=0
-    )
+    tokenizer = tokenizers.read_hugging_face(folder / "tokenizer.json")
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"The tokenizer in {folder} has {tokenizer.vocab_size} ids and the model "
@@ -97,6 +97,21 @@ def to_start_from(name: str, data: DataConfig, decoder: DecoderConfig) -> Given:
     config, params = given.decoding
     config = dataclasses.replace(config, dropout=decoder.dropout, remat=decoder.remat)
     return given._replace(decoding=Decoding(config, params))
+
+
+def to_take(name: str, data: DataConfig, dtype: str) -> Given:
+    """A language model whose decoder is run as it is.
+
+    Raises:
+      UserError: as `load`, or it is a function, which gives no keys.
+    """
+    given = load(name, data, dtype=dtype)
+    if given.decoding is None:
+        raise UserError(
+            f"{name} is a function, which has no decoder to make keys with; name a "
+            "run's workdir or a Hugging Face folder."
+        )
+    return given
 
 
 def of_decoder(
@@ -140,19 +155,24 @@ def _trained(workdir: pathlib.Path, dtype: str) -> Given:
             f"note: of the run of {system} in {workdir} the decoder is taken, without "
             "its memory"
         )
-    own = workdir / TOKENIZER
+    own = workdir / runs.TOKENIZER
     if own.exists():
         tokenizer = tokenizers.load(own)
-        text = Text(tokenizer, token_store.build(corpora.load(data.corpus), tokenizer))
-    else:
+    else:  # of a version that did not keep it
         text = language_model.load_text(data)
-    stored = runs.configuration(workdir, text.fingerprint)
+        runs.configuration(workdir, text.fingerprint)
+        tokenizer = text.tokenizer
+    decoder = stored["method"]["decoder"]
     config = DecoderConfig(
-        **stored["method"]["decoder"]
-        | {"vocab_size": text.tokenizer.vocab_size, "dtype": dtype, "dropout": 0.0}
+        **decoder
+        | {
+            "vocab_size": decoder["vocab_size"] or tokenizer.vocab_size,
+            "dtype": dtype,
+            "dropout": 0.0,
+        }
     )
     params = checkpoint.load_params(workdir)
-    return of_decoder(config, params, text.tokenizer, length=data.length)
+    return of_decoder(config, params, tokenizer, length=data.length)
 
 
 def _function(name: str, data: DataConfig) -> Given:
@@ -170,26 +190,83 @@ def _function(name: str, data: DataConfig) -> Given:
     return Given(found, tokenizer, name, None)
 
 
-def keep_tokenizer(workdir: pathlib.Path, given: Given) -> None:
-    """The run began with this model: its tokenizer stays with what becomes of it."""
-    given.tokenizer.save(workdir / TOKENIZER)
+class Start(NamedTuple):
+    """What a run of a language model begins with."""
+
+    config: Any  # with the corpus that is read, and the given model's decoder
+    text: Text
+    given: Given | None  # the model that the run takes or starts from
+
+    def claim(
+        self, run: Run, *, same: tuple[str, ...], unused: tuple[str, ...] = ()
+    ) -> Any:
+        """Makes the workdir this run's, with its tokenizer; see `runs.claim`.
+
+        Returns:
+          the configuration with the tokenizer's name and the size of the vocabulary.
+        """
+        tokenizer = self.text.tokenizer
+        identity = {"tokenizer": tokenizer.fingerprint}
+        if self.given is not None:
+            identity["model"] = self.given.fingerprint
+        runs.claim(
+            run,
+            self.config,
+            self.text.fingerprint,
+            same=same,
+            unused=unused,
+            identity=identity,
+        )
+        own = run.workdir / runs.TOKENIZER
+        if processes.is_first() and not run.dry_run and not own.exists():
+            tokenizer.save(own)
+        config = self.config
+        if self.given is not None:
+            data = dataclasses.replace(
+                config.data, tokenizer=tokenizer.kind, vocab_size=tokenizer.vocab_size
+            )
+            config = dataclasses.replace(config, data=data)
+        if config.method.decoder.vocab_size:
+            return config
+        return language_model.with_vocabulary(config, self.text)
 
 
-def text_of(given: Given, data: DataConfig) -> Text:
-    """The configured corpus in the model's tokens."""
-    store = token_store.build(corpora.load(data.corpus), given.tokenizer)
-    return Text(given.tokenizer, store)
+def start(config: Any, run: Run, given: Given | None, source: str) -> Start:
+    """The text of a run, in the tokens of the model it is given or in its own.
 
-
-def with_tokenizer(config: Any, given: Given) -> Any:
-    """The run's configuration with the model's tokenizer and decoder in it."""
-    data = dataclasses.replace(
-        config.data,
-        tokenizer=given.tokenizer.kind,
-        vocab_size=given.tokenizer.vocab_size,
-    )
+    Args:
+      config: of a run, with ``data`` and ``method.decoder``.
+      given: the language model that the run takes or starts from; None: it trains one
+        from nothing, or from the checkpoint of ``source``.
+      source: workdir or folder that the run starts from, whose text is the run's where
+        ``config.data`` names none; may be empty.
+    """
+    data = language_model.inherited(config.data, source)
     config = dataclasses.replace(config, data=data)
-    if given.decoding is None:
-        return config
-    method = dataclasses.replace(config.method, decoder=given.decoding.config)
-    return dataclasses.replace(config, method=method)
+    if given is None:
+        return Start(config, language_model.load_text(data, run.workdir), None)
+    if given.decoding is not None:
+        decoder = given.decoding.config
+        if decoder.vocab_size == given.tokenizer.vocab_size:
+            decoder = dataclasses.replace(decoder, vocab_size=0)  # the tokenizer's
+        method = dataclasses.replace(config.method, decoder=decoder)
+        config = dataclasses.replace(config, method=method)
+    return Start(config, language_model.in_tokens_of(given.tokenizer, data), given)
+
+
+def publish(run: Run, config: DecoderConfig, params: Params, tokenizer: Tokenizer):
+    """Leaves a trained decoder in ``decoder/``, which transformers loads.
+
+    Neither an adaptive vocabulary nor sinusoidal positions nor a vocabulary of words
+    has a place in that layout; such a model is loaded from its checkpoint.
+    """
+    content = tokenizers.hugging_face_content(tokenizer)
+    if content is None or not pretrained.has_layout(config):
+        terminal.say(
+            f"note: {run.workdir / DECODER} is not written, as Hugging Face's layout "
+            "has no place for this decoder or its tokenizer"
+        )
+        return
+    folder = run.workdir / DECODER
+    pretrained.save_decoder(folder, config, params)
+    atomic.write_json(folder / "tokenizer.json", content, indent=None)

@@ -117,7 +117,7 @@ def run(config: Config, here: Run) -> None:
     key = jax.random.key(config.seed)
     if not config.prompt:
         terminal.say("a prompt a line; an empty line ends")
-    prompts = [config.prompt] if config.prompt else search.asked()
+    prompts = [config.prompt] if config.prompt else terminal.asked()
     for number, prompt in enumerate(prompts):
         tokens = prompt_tokens(prompt, model.tokenizer)
         made = go_on(tokens, jax.random.fold_in(key, number))

@@ -21,7 +21,9 @@ from rlm_jax.train.optim import OptimConfig
 class DataConfig:
     """Which text, in which tokens, in which batches."""
 
-    corpus: str = "stdlib"  # stdlib, text:PATH, jsonl:PATH or a TFDS name
+    # stdlib, text:PATH, jsonl:PATH or a TFDS name; empty: text and tokenizer of the run
+    # that this one starts from, else stdlib.
+    corpus: str = ""
     tokenizer: str = "bpe"  # bytes, bpe, word or hf:PATH
     vocab_size: int = 4096  # of bpe; word: 0 for all words
     # shuffled, consecutive, same_document, similar, related, repeats, frequent_repeats
@@ -54,8 +56,11 @@ class Experiment:
     continue_from: str = ""  # workdir whose last checkpoint this run goes on from
 
 
-SAME = ("data", "method", "optim", "continue_from")
+SAME = ("data", "method", "optim", "continue_from", *runs.DRAWS)
 """What all runs in one workdir have in common."""
+
+
+STDLIB = "stdlib"
 
 
 class Text(NamedTuple):
@@ -84,11 +89,37 @@ class Scored(NamedTuple):
         )
 
 
-def load_text(config: DataConfig) -> Text:
-    """The corpus, its tokenizer and its tokens; each is built once and cached."""
-    corpus = corpora.load(config.corpus)
+def load_text(config: DataConfig, workdir: pathlib.Path | None = None) -> Text:
+    """The corpus, its tokenizer and its tokens; each is built once and cached.
+
+    A run that goes on in ``workdir`` has its own copy of the tokenizer there.
+    """
+    corpus = corpora.load(config.corpus or STDLIB)
+    if workdir is not None and (workdir / runs.TOKENIZER).exists():
+        return in_tokens_of(tokenizers.load(workdir / runs.TOKENIZER), config)
     tokenizer = tokenizers.build(config.tokenizer, corpus, vocab_size=config.vocab_size)
+    return in_tokens_of(tokenizer, config)
+
+
+def in_tokens_of(tokenizer: tokenizers.Tokenizer, config: DataConfig) -> Text:
+    """The configured corpus in the tokens of a tokenizer that is given."""
+    corpus = corpora.load(config.corpus or STDLIB)
     return Text(tokenizer, token_store.build(corpus, tokenizer))
+
+
+def inherited(data: DataConfig, source: str) -> DataConfig:
+    """The configuration of the text, which may be that of the run ``source``.
+
+    Where ``data`` names no corpus, corpus and tokenizer are those of that run, if it is
+    one over a text, and else the embedded corpus with the tokenizer of ``data``.
+    """
+    if data.corpus:
+        return data
+    theirs = runs.stored(source).get("data") if source else None
+    if not isinstance(theirs, dict) or "corpus" not in theirs:
+        return dataclasses.replace(data, corpus=STDLIB)
+    names = ("corpus", "tokenizer", "vocab_size")
+    return dataclasses.replace(data, **{n: theirs[n] for n in names if n in theirs})
 
 
 def with_vocabulary(config: Any, text: Text) -> Any:

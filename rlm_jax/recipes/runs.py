@@ -20,9 +20,14 @@ Config = TypeVar("Config", contravariant=True)
 Result = TypeVar("Result", covariant=True)
 
 LOCK = ".lock"
-
-
 CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+"""The run's own tokenizer, so that its model never needs the training text."""
+
+IDENTITY = "identity"
+
+DRAWS = ("train.seed", "train.accumulate")
+"""Fields that decide what a trained run draws, besides those of its system."""
 
 
 class Run(NamedTuple):
@@ -83,7 +88,8 @@ def _alone(workdir: pathlib.Path):
     finally:
         if held is not None:
             left = list(workdir.glob("*"))
-            if {path.name for path in left} <= {LOCK, CONFIG}:  # nothing was done
+            if {path.name for path in left} <= {LOCK, CONFIG, TOKENIZER}:
+                # Nothing was done.
                 for path in left:
                     path.unlink()
                 workdir.rmdir()
@@ -140,14 +146,17 @@ def leave_to_first() -> None:
 def finished(run: Run, config: Any, text: str) -> report.Report | None:
     """The report of this configuration and text in the workdir, if there is one."""
     written = run.workdir / "report.json"
-    ours = _fields(run, config, text)
-    if not written.exists() or _completed(run, config) != ours:
+    theirs = _completed(run, config) or {}
+    theirs.pop(IDENTITY, None)
+    if not written.exists() or theirs != _fields(run, config, text):
         return None
     return report.read(written)
 
 
-def configuration(workdir: str | pathlib.Path, text: str) -> dict[str, Any]:
-    """The configuration of another run on the same text.
+def configuration(
+    workdir: str | pathlib.Path, text: str | None = None
+) -> dict[str, Any]:
+    """The configuration of another run, on the same text where one is given.
 
     Raises:
       UserError: there is no run in that workdir, or its text or tokenizer is another.
@@ -157,7 +166,7 @@ def configuration(workdir: str | pathlib.Path, text: str) -> dict[str, Any]:
         raise UserError(
             f"There is no run in {workdir}; name the workdir of one that was trained."
         )
-    if stored.get("fingerprint") != text:
+    if text is not None and stored.get("fingerprint") != text:
         raise UserError(
             f"The run in {workdir} was trained on another text or tokenizer; give the "
             "--config.data it was trained with."
@@ -172,26 +181,37 @@ def claim(
     *,
     same: tuple[str, ...],
     unused: tuple[str, ...] = (),
+    identity: Mapping[str, str] | None = None,
 ) -> None:
     """Make the workdir this run's, or check that it already is.
 
-    ``config.json`` keeps the configuration and the fingerprint of the text (tokens):
-    the same names may stand for another text tomorrow. A rerun may change how long to
-    train and what to evaluate, but not the fields named in ``same``; the report of
-    another configuration goes. Fields in ``unused``, on which nothing that this run
-    leaves there depends, stay as they are stored. Of several processes the first one
-    writes; a dry run writes nothing.
+    ``config.json`` keeps the configuration, the fingerprint of the text (tokens) and
+    those of what else a run depends on: the same names may stand for another text,
+    tokenizer or model tomorrow. A rerun may change how long to train and what to
+    evaluate, but not the fields named in ``same``; the report of another configuration
+    goes. Fields in ``unused``, on which nothing that this run leaves there depends,
+    stay as they are stored. Of several processes the first one writes; a dry run writes
+    nothing.
+
+    Args:
+      text: fingerprint of what the run reads.
+      same: fields, nested ones by their path, as ``train.seed``.
+      identity: name -> fingerprint, of the tokenizer and of the model it starts from.
 
     Raises:
       UserError: the workdir holds another run, or cannot be written.
     """
     ours, theirs = _fields(run, config, text), _completed(run, config)
+    ours[IDENTITY] = dict(identity or {})
     if theirs is not None:
         ours |= {field: theirs[field] for field in unused if field in theirs}
-    for field in ("system", *same, "fingerprint"):
+        # What an older version did not write down cannot be compared.
+        ours[IDENTITY] = theirs.get(IDENTITY, {}) | ours[IDENTITY]
+        theirs[IDENTITY] = ours[IDENTITY] | theirs.get(IDENTITY, {})
+    for field in ("system", *same, "fingerprint", IDENTITY):
         if theirs is None:
             break
-        where = _difference(field, theirs.get(field), ours.get(field))
+        where = _difference(field, _at(theirs, field), _at(ours, field))
         if where:
             raise UserError(
                 f"The workdir {run.workdir} belongs to another run: {where}; "
@@ -211,6 +231,12 @@ def claim(
 
     if not run.dry_run:
         processes.by_first(write, f"write {run.workdir}")
+
+
+def _at(fields: Any, path: str) -> Any:
+    for name in path.split("."):
+        fields = fields.get(name) if isinstance(fields, dict) else None
+    return fields
 
 
 def claim_part(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
@@ -243,6 +269,14 @@ def _fields(run: Run, config: Any, text: str) -> dict[str, Any]:
         "fingerprint": text,
         **json.loads(json.dumps(dataclasses.asdict(config))),
     }
+
+
+def stored(workdir: str | pathlib.Path) -> dict[str, Any]:
+    """What the config.json of a folder says; empty where there is none to be read."""
+    try:
+        return _stored(pathlib.Path(workdir)) or {}
+    except UserError:
+        return {}
 
 
 def _stored(workdir: pathlib.Path) -> dict[str, Any] | None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 
-from rlm_jax import __version__
 from rlm_jax.errors import UserError
 from rlm_jax.storage import atomic
+from rlm_jax.version import __version__
 
 Report = dict[str, Any]
 """JSON data; `build` says which fields there are."""

@@ -1,4 +1,4 @@
-"""Encoders with all that they need to read text, from and to folders."""
+"""Encoders with their tokenizers, from and to folders."""
 
 import dataclasses
 import functools
@@ -14,10 +14,8 @@ from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.data.text_encoding import TextTokenizer
 from rlm_jax.errors import UserError
 from rlm_jax.method import Params
-from rlm_jax.models.encoder import EncoderConfig
-from rlm_jax.retrieval import (
-    encode_stream,
-)
+from rlm_jax.models.encoder import EncoderConfig, embedder
+from rlm_jax.retrieval import encode_passages, encode_stream
 from rlm_jax.storage import cache
 
 TITLES = ("join", "pair", "none")
@@ -39,12 +37,38 @@ class Tower(NamedTuple):
     params: Params
     tokenizer: TextTokenizer
 
+    def encode(
+        self, texts: Sequence[str], *, max_length: int = 256, batch_tokens: int = 8192
+    ) -> np.ndarray:
+        """A vector a text, float32 [N, D]; longer texts are cut at ``max_length``."""
+        length = min(max_length, self.config.max_length)
+        encoder = encode_passages.TextEncoder(
+            embedder(self.config).embed,
+            self.params,
+            max_length=length,
+            batch_tokens=batch_tokens,
+            pad_id=self.tokenizer.pad_id,
+        )
+        return encoder(self.tokenizer.encode(list(texts), max_length=length))
+
+
+class Towers(NamedTuple):
+    """The two encoders of a dense retriever, which may be one."""
+
+    question: Tower
+    passage: Tower
+
 
 def load(folder: str | pathlib.Path, wanted: EncoderConfig | None = None) -> Tower:
     """An encoder in Hugging Face's layout: a published one, or that of a run's workdir.
 
-    Of ``wanted`` it takes what a folder cannot say (dropout, dtype, remat), and pooling
-    and normalisation where it does not.
+    Args:
+      folder: the encoder's, or the run's.
+      wanted: gives what no folder says (dropout, dtype, remat), and pooling and
+        normalisation where the folder does not say them.
+
+    Raises:
+      UserError: no encoder is there, or the run has two.
     """
     folder, own = pathlib.Path(folder), pathlib.Path(folder) / "encoder"
     if (own / "config.json").is_file():
@@ -79,29 +103,38 @@ def train_tokenizer(passages: Passages, vocab_size: int) -> TextTokenizer:
     return text_encoding.load(cache.once(folder, build))
 
 
+def fitted_to(
+    config: EncoderConfig, tokenizer: TextTokenizer, **changes: Any
+) -> EncoderConfig:
+    """The sizes of an encoder from scratch, with a tokenizer's vocabulary."""
+    return dataclasses.replace(
+        config, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id, **changes
+    )
+
+
 def passage_rows(
     tokenizer: TextTokenizer, text: TextConfig
 ) -> Callable[[Sequence[Passage]], list[np.ndarray]]:
-    """Some passages -> their tokens, int32 [n] each, cut at ``passage_length``."""
+    """Passages -> the tokens of each, int32 [n], cut at ``passage_length``."""
     if text.titles not in TITLES:
         raise UserError(
             f"text.titles is {text.titles!r}; choose one of {', '.join(TITLES)}."
         )
     encode_texts = functools.partial(tokenizer.encode, max_length=text.passage_length)
 
-    def rows(some: Sequence[Passage]) -> list[np.ndarray]:
+    def rows(passages: Sequence[Passage]) -> list[np.ndarray]:
         if text.titles == "pair":
-            return encode_texts([p.title for p in some], [p.text for p in some])
+            return encode_texts([p.title for p in passages], [p.text for p in passages])
         join = text.titles == "join"
-        return encode_texts([p.joined if join else p.text for p in some])
+        return encode_texts([p.joined if join else p.text for p in passages])
 
     return rows
 
 
 def fingerprints(tower: Tower) -> dict[str, Any]:
-    """What vectors of a tower depend on, in a few words."""
+    """All that the vectors of a tower depend on, as plain JSON."""
     config = dataclasses.asdict(tower.config)
-    for name in ("dropout", "remat", "dtype"):  # they change at most its rounding
+    for name in ("dropout", "remat", "dtype"):  # they change at most the rounding
         del config[name]
     return {
         "encoder": encode_stream.fingerprint(tower.params),

@@ -169,7 +169,7 @@ def test_a_published_model_is_trained_further(corpus, published, tmp_path):
     config = shrunken.shrink(language_model_launcher.tiny(), corpus)
     config.init_from = str(published)
     language_model_launcher.run(config, tmp_path / "tuned")
-    kept = [p.read_bytes() for p in (tmp_path / "tuned").glob("kept_tokenizer.json")]
+    kept = [p.read_bytes() for p in (tmp_path / "tuned").glob("tokenizer.json")]
     assert len(kept) == 1
     # What comes of it is a given model again, with the tokenizer it began with.
     further = shrink(in_context.tiny(), corpus, str(tmp_path / "tuned"))

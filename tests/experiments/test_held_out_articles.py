@@ -6,7 +6,7 @@ import pytest
 
 from rlm_jax.data import corpora, held_out_articles, passages
 from rlm_jax.recipes import language_model
-from rlm_jax.recipes.with_passages import contamination, documents
+from rlm_jax.recipes.with_passages import documents
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_texts_and_store_are_parts_of_the_same_articles(files, capsys):
     data = language_model.DataConfig(f"jsonl:{files / 'made/text'}", "bytes")
     config = documents.Experiment(data)
     text = language_model.load_text(data)
-    assert not contamination.excluded(config, store, text, "test").out.any()
+    assert not documents.excluded(config, store, text, "test").out.any()
 
 
 def test_the_stores_passages_are_cut_into_equal_pieces(files):

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import pytest
 
-from rlm_jax import __version__
 from rlm_jax.errors import UserError
 from rlm_jax.report import report
+from rlm_jax.version import __version__
 
 
 def tiny(**changes):

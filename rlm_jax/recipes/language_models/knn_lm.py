@@ -11,12 +11,11 @@ import dataclasses
 import numpy as np
 
 from rlm_jax.evaluate import knn
+from rlm_jax.evaluate.token_search import by_control
 from rlm_jax.methods import knn_lm, lm
-from rlm_jax.models.decoder import DecoderConfig
-from rlm_jax.recipes import inspection, language_model, reporting, runs
+from rlm_jax.recipes import base_lm, inspection, language_model, reporting, runs
 from rlm_jax.recipes.language_models import token_search
 from rlm_jax.recipes.runs import Run, recipe
-from rlm_jax.train import checkpoint
 
 
 @dataclasses.dataclass
@@ -41,26 +40,37 @@ class Config(language_model.Experiment):
         default_factory=token_search.DatastoreConfig
     )
     tune: TuneConfig = dataclasses.field(default_factory=TuneConfig)
-    params_from: str = ""  # workdir whose decoder is used; nothing is trained
+    # Workdir or Hugging Face folder whose decoder is used as it is; nothing is trained.
+    params_from: str = ""
 
 
 @recipe("knn_lm")
 def run(config: Config, here: Run):
     """Train, build the datastore, tune on validation, evaluate on test, report."""
     phases = runs.Phases()
+    given = None
     with phases("data"):
-        text = language_model.load_text(config.data)
-    if config.params_from:
-        config = with_decoder_of(config, config.params_from, text)
+        if config.params_from:
+            dtype = config.method.decoder.dtype
+            given = base_lm.to_take(config.params_from, config.data, dtype)
+        source = config.params_from or config.continue_from
+        start = base_lm.start(config, here, given, source)
+    text = start.text
     same = (*language_model.SAME, "datastore", "params_from")
-    runs.claim(here, config, text.fingerprint, same=same)
-    config = language_model.with_vocabulary(config, text)
+    config = start.claim(here, same=same)
     method = knn_lm.knn_lm(config.method)
     if here.dry_run:
         return language_model.describe(method, config, text)
     with phases("train"):
-        params = _parameters(config, text, here)
+        if given is not None and given.decoding is not None:
+            params = given.decoding.params
+        else:
+            plain = lm.lm(lm.LMConfig(config.method.decoder))
+            steps = config.train.steps
+            params = language_model.train(plain, config, text, here, steps=steps)
     runs.leave_to_first()
+    if given is None:
+        base_lm.publish(here, config.method.decoder, params, text.tokenizer)
     with phases("datastore"):
         keys = token_search.build(method, params, config, config.datastore, text, here)
     with phases("index"):
@@ -68,24 +78,6 @@ def run(config: Config, here: Run):
             keys, config.datastore, k=config.method.k, metric=config.method.metric
         )
     return evaluate(config, here, phases, text, method, params, searched)
-
-
-def with_decoder_of(config: Config, workdir: str, text) -> Config:
-    """The configuration with the decoder of another run."""
-    stored = runs.configuration(workdir, text.fingerprint)
-    return dataclasses.replace(
-        config,
-        method=dataclasses.replace(
-            config.method, decoder=DecoderConfig(**stored["method"]["decoder"])
-        ),
-    )
-
-
-def _parameters(config: Config, text, run: runs.Run):
-    plain = lm.lm(lm.LMConfig(config.method.decoder))
-    if not config.params_from:
-        return language_model.train(plain, config, text, run, steps=config.train.steps)
-    return checkpoint.load_params(config.params_from)
 
 
 def evaluate(config: Config, run, phases, text, method, params, searched):
@@ -111,10 +103,9 @@ def evaluate(config: Config, run, phases, text, method, params, searched):
 
     with phases("controls"):
         log_probs = {"off": test.stream.log_probs} | {
-            name: mixed(x)
-            for name, x in token_search.by_control(found, ids, searched.keys).items()
+            name: mixed(x) for name, x in by_control(found, ids, searched.keys).items()
         }
-        approximation = token_search.held_to_exact(test, searched, store, mixed)
+        approximation = token_search.compared_with_exact(test, searched, store, mixed)
     return reporting.finish(
         run,
         config,

@@ -8,7 +8,6 @@ on a text of one's own.
 
 import dataclasses
 
-from rlm_jax import processes
 from rlm_jax.methods import lm
 from rlm_jax.recipes import base_lm, language_model, reporting, runs
 from rlm_jax.recipes.runs import Run, recipe
@@ -27,33 +26,30 @@ class Config(language_model.Experiment):
 def run(config: Config, here: Run):
     """Train, score the test split, report."""
     phases = runs.Phases()
-    given, initial = None, None
+    given = None
     with phases("data"):
         if config.init_from:
             given = base_lm.to_start_from(
                 config.init_from, config.data, config.method.decoder
             )
-            text = base_lm.text_of(given, config.data)
-        else:
-            text = language_model.load_text(config.data)
-    if given is not None:
-        config = base_lm.with_tokenizer(config, given)
-        initial = given.decoding.params if given.decoding else None
-    same = (*language_model.SAME, "init_from")
-    runs.claim(here, config, text.fingerprint, same=same)
-    if given is None:
-        config = language_model.with_vocabulary(config, text)
-    elif processes.is_first() and not here.dry_run:
-        base_lm.keep_tokenizer(here.workdir, given)
+        source = config.init_from or config.continue_from
+        start = base_lm.start(config, here, given, source)
+    text = start.text
+    config = start.claim(here, same=(*language_model.SAME, "init_from"))
     method = lm.lm(config.method)
     if here.dry_run:
         return language_model.describe(method, config, text)
     with phases("train"):
-        steps = config.train.steps
         params = language_model.train(
-            method, config, text, here, steps=steps, initial_params=initial
+            method,
+            config,
+            text,
+            here,
+            steps=config.train.steps,
+            initial_params=given.decoding.params if given and given.decoding else None,
         )
     runs.leave_to_first()
+    base_lm.publish(here, config.method.decoder, params, text.tokenizer)
     with phases("evaluate"):
         test = language_model.score_split(method, params, config, text, "test")
     log_probs = {"real": test.stream.log_probs}

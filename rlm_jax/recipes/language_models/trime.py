@@ -8,9 +8,10 @@ import dataclasses
 from rlm_jax.evaluate import knn, token_memory
 from rlm_jax.evaluate.perplexity import StreamScores
 from rlm_jax.evaluate.token_memory import TokenMemory
+from rlm_jax.evaluate.token_search import by_control
 from rlm_jax.methods import lm, trime
 from rlm_jax.ops.memory import LogSums
-from rlm_jax.recipes import inspection, language_model, reporting, runs
+from rlm_jax.recipes import base_lm, inspection, language_model, reporting, runs
 from rlm_jax.recipes.language_models import token_search
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.train import checkpoint
@@ -36,6 +37,7 @@ class Config(language_model.Experiment):
 
     method: trime.TrimeConfig = dataclasses.field(default_factory=trime.TrimeConfig)
     warmup_steps: int = 0  # of plain cross-entropy, the first of train.steps
+    warmup_order: str = "shuffled"  # of its batches, as data.order is of the others
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     datastore: token_search.DatastoreConfig = dataclasses.field(
         default_factory=lambda: token_search.DatastoreConfig(recompute=False)
@@ -47,16 +49,17 @@ def run(config: Config, here: Run):
     """Warm up, train with the memory, tune on validation, evaluate on test, report."""
     phases = runs.Phases()
     with phases("data"):
-        text = language_model.load_text(config.data)
-    same = (*language_model.SAME, "warmup_steps")
-    runs.claim(here, config, text.fingerprint, same=same)
-    config = language_model.with_vocabulary(config, text)
+        start = base_lm.start(config, here, None, config.continue_from)
+    text = start.text
+    same = (*language_model.SAME, "warmup_steps", "warmup_order")
+    config = start.claim(here, same=same)
     method = trime.trime(config.method)
     if here.dry_run:
         return language_model.describe(method, config, text)
     with phases("train"):
         params = _train(method, config, text, here)
     runs.leave_to_first()
+    base_lm.publish(here, config.method.decoder, params, text.tokenizer)
     if not config.memory.k:
         return evaluate(config, here, phases, text, method, params, None)
     with phases("datastore"):
@@ -77,7 +80,9 @@ def _train(method, config: Config, text, run: runs.Run):
     done = checkpoint.latest_step(run.workdir / "checkpoints")
     if done < config.warmup_steps and not config.continue_from:
         plain = lm.lm(lm.LMConfig(config.method.decoder))
-        language_model.train(plain, config, text, run, steps=config.warmup_steps)
+        data = dataclasses.replace(config.data, order=config.warmup_order)
+        warmup = dataclasses.replace(config, data=data)
+        language_model.train(plain, warmup, text, run, steps=config.warmup_steps)
     return language_model.train(method, config, text, run, steps=config.train.steps)
 
 
@@ -129,7 +134,7 @@ def _with_datastore(config: Config, phases, validation, test, memory, searched):
         test_found, ids = token_search.look_up(test, searched, store)
     with phases("controls"):
         stream = test.stream
-        neighbours = token_search.by_control(test_found, ids, searched.keys)
+        neighbours = by_control(test_found, ids, searched.keys)
         log_probs = token_memory.log_probs_by_control(
             stream, memory, neighbours, external_temperature=temperature
         )
@@ -151,11 +156,12 @@ def _with_datastore(config: Config, phases, validation, test, memory, searched):
             both = token_memory.joint_log_probs(first, inside, outside)
             return _interpolated(both, some, first.targets, mixture)
 
+        approximation = token_search.compared_with_exact(test, searched, store, joint)
         protocol = {
             "k": searched.k,
             "external_temperature": temperature,
             "datastore_entries": searched.keys.num_entries,
-            "approximation": token_search.held_to_exact(test, searched, store, joint),
+            "approximation": approximation,
             "interpolation": mixture and mixture._asdict(),
         }
     return memory, log_probs, protocol

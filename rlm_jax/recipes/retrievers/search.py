@@ -10,7 +10,6 @@ import dataclasses
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
 
 from rlm_jax import terminal
 from rlm_jax.data.passages import Passage
@@ -36,7 +35,7 @@ def run(config: Config, here: Run) -> None:
     terminal.say(f"{len(passages):,} passages of {passages.name}; an empty line ends")
     if here.dry_run:
         return
-    for question in asked():
+    for question in terminal.asked():
         found = search([question], config.k)
         rows = [
             (score, passages[row])
@@ -47,20 +46,6 @@ def run(config: Config, here: Run) -> None:
         ]
         sys.stdout.write(shown(rows, config.lines))
         sys.stdout.flush()
-
-
-def asked() -> Iterator[str]:
-    """Questions from the terminal or from a pipe, until an empty line or the end."""
-    prompt = sys.stdin.isatty()
-    while True:
-        if prompt:
-            sys.stdout.write("? ")
-            sys.stdout.flush()
-        line = sys.stdin.readline()
-        question = line.strip()
-        if not question:
-            return
-        yield question
 
 
 def shown(found: list[tuple[float, Passage]], lines: int) -> str:

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlm_jax import terminal
+from rlm_jax import processes, terminal
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
 from rlm_jax.errors import UserError
-from rlm_jax.evaluate import in_context
+from rlm_jax.evaluate import controls, in_context
 from rlm_jax.evaluate.in_context import Protocol, Strides
 from rlm_jax.method import Neighbours
 from rlm_jax.methods import in_context as ralm
@@ -18,11 +18,9 @@ from rlm_jax.models.decoder import check_length
 from rlm_jax.recipes import base_lm, language_model, runs
 from rlm_jax.recipes.base_lm import Given
 from rlm_jax.recipes.language_model import Text
-from rlm_jax.recipes.retrievers import ranking_report
 from rlm_jax.recipes.runs import Run
-from rlm_jax.recipes.with_passages import contamination
 from rlm_jax.retrieval.index import none_found
-from rlm_jax.retrievers import passage_search
+from rlm_jax.retrievers import contamination, passage_search
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig
 from rlm_jax.retrievers.passage_search import PassageSearch
@@ -103,21 +101,19 @@ def prepare(
             model = base_lm.load(
                 config.model, config.data, dtype=config.method.decoder.dtype
             )
-            text = base_lm.text_of(model, config.data)
         else:
-            model, text = None, language_model.load_text(config.data)
+            model = None
+        source = config.model or config.continue_from
+        start = base_lm.start(config, run, model, source)
+        config, text = start.config, start.text
         passages = collection(config)
         _require(
             config, text, "test", config.evaluate.max_tokens, "evaluate.max_tokens"
         )
         if tune_tokens:
             _require(config, text, "validation", tune_tokens, "ensemble.tune_tokens")
-        out = contamination.excluded(config, passages, text, "test")
-    runs.claim(run, config, text.fingerprint, same=(*SAME, *same))
-    if model is not None:
-        config = base_lm.with_tokenizer(config, model)
-    else:
-        config = language_model.with_vocabulary(config, text)
+        out = excluded(config, passages, text, "test")
+    config = start.claim(run, same=(*SAME, *same))
     trained = model.length if model else config.data.length
     length = protocol(config).row_length
     check_length(config.method.decoder, length, "a window with its document")
@@ -132,6 +128,8 @@ def prepare(
         params = language_model.train(
             lm.lm(config.method), config, text, run, steps=config.train.steps
         )
+    if processes.is_first():
+        base_lm.publish(run, config.method.decoder, params, text.tokenizer)
     model = base_lm.of_decoder(config.method.decoder, params, text.tokenizer)
     return Setting(config, model, text, passages, out)
 
@@ -168,6 +166,20 @@ def collection(config: Experiment) -> Passages:
     """The configured passages."""
     return passages_lib.load(
         config.documents.passages or f"corpus:{config.data.corpus}"
+    )
+
+
+def excluded(
+    config: Experiment, passages: Passages, text: Text, name: str
+) -> contamination.Excluded:
+    """The passages that may not be given to a split."""
+    return contamination.excluded_passages(
+        passages,
+        config.data.corpus,
+        name,
+        text.store.split(name).document_names,
+        num_words=config.documents.overlap,
+        own_titles=config.documents.own_titles,
     )
 
 
@@ -220,7 +232,7 @@ def questions(text: Text, tokens: np.ndarray, at: Strides) -> list[str]:
 def shuffled(found: Neighbours) -> Neighbours:
     """Every stride is given what was found for another, half the text away."""
     return _after_the_first(
-        ranking_report.shuffled(Neighbours(found.scores[1:], found.ids[1:]))
+        controls.shuffled_neighbours(Neighbours(found.scores[1:], found.ids[1:]))
     )
 
 

@@ -18,8 +18,9 @@ from rlm_jax.method import Neighbours
 from rlm_jax.methods import in_context as ralm
 from rlm_jax.recipes.base_lm import Given
 from rlm_jax.recipes.language_model import Text
-from rlm_jax.recipes.with_passages import contamination, documents
+from rlm_jax.recipes.with_passages import documents
 from rlm_jax.retrieval import index
+from rlm_jax.retrievers import contamination
 
 
 class Examples(NamedTuple):
@@ -61,7 +62,7 @@ def examples(
     ]
     found = index.first_kept(
         Neighbours(np.zeros(candidates.shape, np.float32), candidates),
-        lambda ids: ~own.among(at, windows, ids),
+        lambda ids: ~own.among((at.first, at.end - 1), windows, ids),
         num,
     )
     if not (found.ids >= 0).any():
@@ -81,10 +82,9 @@ def examples(
 
 def own_documents(setting: documents.Setting) -> contamination.OwnDocuments:
     """Of the training text, by which its places are told from their passages."""
+    split = setting.text.store.split("train")
     num_words = setting.config.documents.overlap
-    return contamination.OwnDocuments(
-        setting.passages, setting.text, "train", num_words
-    )
+    return contamination.OwnDocuments(setting.passages, split, num_words)
 
 
 def identity(setting: documents.Setting, trained: Any) -> dict[str, Any]:

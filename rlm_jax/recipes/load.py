@@ -1,0 +1,48 @@
+"""Opens what a run has left, or a published model, as what it is.
+
+rlm_jax.load("runs/lm").log_probs(tokens, lengths, 1)        a language model
+rlm_jax.load("data/all-MiniLM-L6-v2").encode(["a text"])     an encoder
+rlm_jax.load("runs/dpr").search(["a question"], 5)           a retriever
+"""
+
+import os
+from pathlib import Path
+
+from rlm_jax.errors import UserError
+from rlm_jax.recipes import base_lm, runs
+from rlm_jax.recipes.base_lm import Given
+from rlm_jax.recipes.language_model import DataConfig
+from rlm_jax.retrievers import encoder_towers, published_index
+from rlm_jax.retrievers.encoder_towers import Tower
+from rlm_jax.retrievers.published_index import Retriever
+
+Loaded = Given | Tower | Retriever
+
+DECODERS = ("gpt2", "llama", "mistral")
+
+
+def load(name: str | os.PathLike, *, dtype: str = "float32") -> Loaded:
+    """What a folder holds.
+
+    A run that can be searched is a retriever; one with a trained encoder alone is that
+    encoder; any other run is its language model. A published folder is what the
+    ``model_type`` of its config.json says.
+
+    Raises:
+      UserError: there is nothing to load, or it is damaged.
+    """
+    folder = Path(name)
+    if (folder / published_index.FILE).is_file():
+        return published_index.open_run(folder)
+    config = runs.stored(folder)
+    if not config:
+        raise UserError(
+            f"There is nothing to load in {folder}; name the workdir of a run, or a "
+            "folder with config.json and model.safetensors."
+        )
+    if "system" not in config and config.get("model_type") not in DECODERS:
+        return encoder_towers.load(folder)
+    if "system" in config and not (folder / "checkpoints").exists():
+        if (folder / "encoder" / "config.json").is_file():
+            return encoder_towers.load(folder)
+    return base_lm.load(str(folder), DataConfig(), dtype=dtype)
