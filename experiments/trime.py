@@ -4,6 +4,7 @@ python -m experiments.trime --preset tiny --workdir runs/trime
 """
 
 import dataclasses
+import functools
 
 from experiments import (
     inspection,
@@ -175,6 +176,9 @@ def execute(config: Config, run: launch.Run):
         return evaluate(config, run, phases, text, method, params, None)
     with phases("datastore"):
         keys = token_search.build(method, params, config, config.datastore, text, run)
+    states = functools.partial(
+        token_search.validation_states, method, params, config, text
+    )
     with phases("index"):
         # Queries over sqrt(D): the inner products are then the memory's logits.
         searched = token_search.open_index(
@@ -183,6 +187,7 @@ def execute(config: Config, run: launch.Run):
             k=config.memory.k,
             metric="ip",
             scale=keys.dim**-0.5,
+            queries=states,
         )
     return evaluate(config, run, phases, text, method, params, searched)
 
