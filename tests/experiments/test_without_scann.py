@@ -1,6 +1,7 @@
 """Every launcher's index where ScaNN is not installed: exact for auto."""
 
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ def of_passages(store, kind):
 def of_chunks(store, kind):
     search = retrievers.SearchConfig(index=kind)
     config = retro_data.DatabaseConfig(search=search)
+    late: Any
     late, identity = retro_data._index(config, store)
     assert identity == {"index": "exact", "metric": "l2"}
     return late._open()
