@@ -3,15 +3,16 @@
     python -m benchmarks.search_token_keys --decoder FOLDER --text FILE
 
 The decoder is a Hugging Face folder with its tokenizer.json; its states over the text's
-first tokens are the keys (float16), and those over the tokens that follow the queries.
+first tokens are the keys (float16), and those over the tokens that follow the queries:
+2,048 on which ScaNN is tuned, as the launchers do, and the others, by which it is
+judged for each k.
 Such states have a strong mean, coordinates that dominate and a few very long keys,
 which the jittered sentence vectors of search_at_scale do not have. Encoding is most of
 the time: keys stay in ``--keys``, and a killed run goes on from there. With ``--quick``
 the decoder is a small one of random weights, if none is given.
 
-ScaNN is tuned as `auto_index.choose` does it where it knows no queries, and then judged
-by the real ones for each k. faiss is tuned on those queries, to the recall that ScaNN
-has at k = 64, and searches in turn with it, with as many threads; see search_at_scale.
+faiss is tuned on the queries by which it is judged, to the recall that ScaNN has at
+k = 64, and searches in turn with it, with as many threads; see search_at_scale.
 Evaluation is what kNN-LM adds to a forward pass: search, similarities recomputed from
 the stored keys, and the mixture, on the same tokens.
 """
@@ -40,8 +41,8 @@ from rlm_jax.retrieval.index import TARGET_RECALL, recall
 
 KS = (1, 10, 64, 1024)
 K = 64  # of the comparison with faiss and of the evaluation
-NUM_KEYS, NUM_QUERIES, WINDOW, BATCH = 600_000, 4096, 512, 4
-QUICK_KEYS, QUICK_QUERIES, QUICK_WINDOW = 6000, 256, 64
+NUM_KEYS, TUNED_ON, NUM_QUERIES, WINDOW, BATCH = 600_000, 2048, 4096, 512, 4
+QUICK_KEYS, QUICK_TUNED_ON, QUICK_QUERIES, QUICK_WINDOW = 6000, 256, 256, 64
 WITHIN = 0.005  # of the target recall
 _LINES = 2000  # of the text, tokenised at a time
 
@@ -96,10 +97,16 @@ def keys_of(text: Text, count: int, window: int, folder: Path) -> datastore.Data
 
 
 def searched(
-    store: datastore.Datastore, queries: np.ndarray, metric: str, folder: Path
+    store: datastore.Datastore,
+    tuned_on: np.ndarray,
+    queries: np.ndarray,
+    metric: str,
+    folder: Path,
 ) -> tuple[Any, Neighbours, dict[str, Any]]:
     """The index of a metric, the exact neighbours, and what it cost and finds."""
-    index: Any = auto_index.choose(store, metric, kind="scann", directory=folder)
+    index: Any = auto_index.choose(
+        store, metric, kind="scann", directory=folder, queries=tuned_on
+    )
     index.searcher.set_num_threads(record.num_cores())
     truth = exact.build(store, metric=metric).search(queries, max(KS))
     figures = {
@@ -212,14 +219,20 @@ def measure(quick: bool, options: argparse.Namespace, folder: Path) -> dict[str,
     count = QUICK_KEYS if quick else options.num_keys
     text = read(options.decoder, options.text) if options.decoder else made_here()
     store = keys_of(text, count, window, folder / "keys")
-    num_queries = QUICK_QUERIES if quick else NUM_QUERIES
-    tokens = text.tokens[count : count + num_queries + 1]
+    sample, judged = (
+        (QUICK_TUNED_ON, QUICK_QUERIES) if quick else (TUNED_ON, NUM_QUERIES)
+    )
+    start = count + sample
+    tuned_on = score(text, text.tokens[count : start + 1], window).keys
+    tokens = text.tokens[start : start + judged + 1]
     stream = score(text, tokens, window)
     queries = stream.keys
     claims, figures = {}, {}
     floor = TARGET_RECALL - WITHIN
     for metric in ("l2", "ip"):
-        index, truth, found = searched(store, queries, metric, folder / metric)
+        index, truth, found = searched(
+            store, tuned_on, queries, metric, folder / metric
+        )
         for k in KS:
             claims[f"recall@{k} of ScaNN, {metric}"] = record.claim(
                 found["ks"][k]["recall"], at_least=floor

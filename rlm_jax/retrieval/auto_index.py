@@ -36,7 +36,7 @@ def check_kind(kind: str, field: str = "index") -> str:
     if kind not in KINDS:
         raise UserError(f"{field} is {kind!r}; choose one of {', '.join(KINDS)}.")
     if kind == "scann":
-        scann.check_installed()
+        scann.library()
     return kind
 
 

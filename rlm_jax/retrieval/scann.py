@@ -39,7 +39,6 @@ from rlm_jax.storage import checked_files
 _FORMAT = "rlm_jax scann 3"
 _DISTANCES = {"ip": "dot_product", "l2": "squared_l2"}
 
-
 # What reordering keeps of each key -> bytes of a number.
 KEPT = {"float32": 4, "bfloat16": 2, "int8": 1}
 _COPIES = 2  # leaves that a key stands in
@@ -173,7 +172,7 @@ def build(
       UserError: an unknown metric or dtype, a target outside (0, 1], queries that do
         not fit, or ScaNN is not installed.
     """
-    library = _import_scann()
+    module = library()
     first, stop = rows or (0, datastore.num_entries)
     tuned = parameters is None
     if parameters is None:
@@ -208,7 +207,7 @@ def build(
     if parameters.num_leaves:
         rotation = rotations.of_keys(keys, metric)
         rotations.turn_keys(rotation, turned)
-    searcher = _train(library, turned, metric, parameters)
+    searcher = _train(module, turned, metric, parameters)
     del keys, turned
     index = ScannIndex(
         metric,
@@ -226,14 +225,14 @@ def build(
 
 
 def _train(
-    library: ModuleType, keys: np.ndarray, metric: str, parameters: Parameters
+    module: ModuleType, keys: np.ndarray, metric: str, parameters: Parameters
 ) -> Any:
-    kept = library.scann_builder.ReorderType[parameters.kept.upper()]
+    kept = module.scann_builder.ReorderType[parameters.kept.upper()]
     if not parameters.num_leaves:
-        builder = library.builder(keys, 10, _DISTANCES[metric])
+        builder = module.builder(keys, 10, _DISTANCES[metric])
         return builder.score_brute_force(kept).build()
     # Turned keys are compared by inner products, whatever the metric.
-    builder = library.builder(keys, 10, _DISTANCES["ip"])
+    builder = module.builder(keys, 10, _DISTANCES["ip"])
     return (
         builder.tree(
             parameters.num_leaves,
@@ -365,7 +364,7 @@ def load(
             manifest["kept"],
         ),
         manifest["datastore"],
-        _import_scann().load_searcher(str(directory), assets_backcompat_shim=False),
+        library().load_searcher(str(directory), assets_backcompat_shim=False),
         rotations.read(directory, dim, manifest["metric"]) if num_leaves else None,
         manifest["first"],
         manifest["target_recall"],
@@ -381,18 +380,14 @@ def measure_recall(index: Index, exact: Index, queries: np.ndarray, k: int) -> f
 def installed() -> bool:
     """Whether ScaNN can be imported."""
     try:
-        _import_scann()
+        library()
     except UserError:
         return False
     return True
 
 
-def check_installed() -> None:
-    """Raises a UserError where ScaNN cannot be imported."""
-    _import_scann()
-
-
-def _import_scann() -> ModuleType:
+def library() -> ModuleType:
+    """ScaNN, or a UserError where it cannot be imported."""
     try:
         from scann.scann_ops.py import scann_ops_pybind
     except ImportError as error:

@@ -93,7 +93,12 @@ def test_tuning_reaches_the_target_without_training_again(large, metric, tmp_pat
     assert len(trained) == 1
     assert list(index.parameters.efforts) == sorted(index.parameters.efforts)
     for one in index.parameters.efforts:
-        assert one.recall == scann.measure_recall(index, truth, queries, one.k) >= 0.99
+        # At the smallest k the very nearest are judged as well.
+        measured = [
+            scann.measure_recall(index, truth, queries, k)
+            for k in ([1, one.k] if one.k == effort.KS[0] else [one.k])
+        ]
+        assert one.recall == min(measured) >= 0.99
     assert [one.k for one in index.parameters.efforts] == list(effort.KS)
     start = scann.choose_parameters(6000)
     assert index.parameters.num_leaves == start.num_leaves
@@ -124,12 +129,11 @@ def test_a_range_of_rows_answers_with_rows_of_the_datastore(large):
     store, queries = large
     index = scann.build(store, metric="ip", rows=(1000, 5500), queries=queries)
     keys = store.keys(1000, 5500)
-    wanted = exact.build(keys, metric="ip").search(queries, 10)
+    wanted = exact.build(keys, metric="ip").search(queries, 64)
     wanted = wanted._replace(ids=wanted.ids + 1000)
     assert index.num_entries == 4500
-    assert (
-        recall(index.search(queries, 10), wanted) == scann.report(index)["recall"][10]
-    )
+    measured = scann.report(index)["recall"][64]
+    assert recall(index.search(queries, 64), wanted) == measured
 
 
 def test_the_sample_is_seeded_and_of_the_queries_if_there_are_any(large):
@@ -207,11 +211,11 @@ def states(num, seed, metric, dim=64):
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(0).normal(size=(400, dim))
     keys = centres[rng.integers(0, 400, num)] + 0.6 * rng.normal(size=(num, dim))
-    keys[:, 5:7] += [100, -33]
+    keys[:, 5:7] += [30, -10]
     if metric == "l2":
         first = rng.random(num) < 0.01
         keys[first] *= 0.3
-        keys[first, 5:7] = [200, -80] + rng.normal(size=(first.sum(), 2))
+        keys[first, 5:7] = [130, -60] + rng.normal(size=(first.sum(), 2))
     return keys.astype(np.float32)
 
 
@@ -274,7 +278,7 @@ def test_turning_orders_states_that_as_they_are_have_no_order(language):
     truth = exact.build(store, metric=index.metric).search(queries, 10)
     inner = index.metric == "ip"
     keys = store.keys(0, store.num_entries)
-    builder = scann._import_scann().builder(keys, 10, scann._DISTANCES[index.metric])
+    builder = scann.library().builder(keys, 10, scann._DISTANCES[index.metric])
     threshold = 0.2 if inner else float("nan")
     searcher = (
         builder.tree(283, 283, soar_lambda=1.5 if inner else None)

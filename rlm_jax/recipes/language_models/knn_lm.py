@@ -7,6 +7,7 @@ of a run whose decoder is taken as it is (of any launcher here, and of any size)
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -73,9 +74,16 @@ def run(config: Config, here: Run):
         base_lm.publish(here, config.method.decoder, params, text.tokenizer)
     with phases("datastore"):
         keys = token_search.build(method, params, config, config.datastore, text, here)
+    states = functools.partial(
+        token_search.validation_states, method, params, config, text
+    )
     with phases("index"):
         searched = token_search.open_index(
-            keys, config.datastore, k=config.method.k, metric=config.method.metric
+            keys,
+            config.datastore,
+            k=config.method.k,
+            metric=config.method.metric,
+            queries=states,
         )
     return evaluate(config, here, phases, text, method, params, searched)
 

@@ -16,6 +16,8 @@ from rlm_jax.recipes import language_model
 from rlm_jax.recipes.runs import Run
 from rlm_jax.retrieval import auto_index, datastore, encode_stream
 
+TUNED_ON = 2048  # validation tokens by whose states an approximate search is tuned
+
 
 @dataclasses.dataclass
 class DatastoreConfig:
@@ -65,13 +67,33 @@ def open_index(
     k: int,
     metric: str,
     scale: float = 1.0,
+    queries: Callable[[], np.ndarray] | None = None,
 ) -> Searched:
-    """The configured index over a datastore; a ScaNN index is kept in the workdir."""
-    auto_index.check_kind(config.index, "datastore.index")
+    """The configured index over a datastore; a ScaNN index is kept in the workdir.
+
+    ``queries`` gives states of other tokens, float32 [N, D], for ScaNN to be tuned on.
+    """
+    kind = auto_index.resolve(config.index, keys.num_entries, field="datastore.index")
     terminal.say(f"opening an index over {keys.num_entries:,} keys")
     k = min(k, keys.num_entries)
-    index = auto_index.choose(keys, metric, kind=config.index)
+    states = None
+    if queries is not None and kind == "scann":
+        states = queries() * np.float32(scale)
+    index = auto_index.choose(keys, metric, kind=kind, queries=states)
     return Searched(keys, index, k, metric, scale)
+
+
+def validation_states(
+    method: Method,
+    params: Params,
+    config: language_model.Experiment,
+    text: language_model.Text,
+) -> np.ndarray:
+    """The queries of the first validation tokens, float32 [N, D], to tune a search."""
+    scored = language_model.score_split(
+        method, params, config, text, "validation", limit=TUNED_ON
+    )
+    return scored.stream.keys
 
 
 def look_up(

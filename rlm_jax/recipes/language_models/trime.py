@@ -4,6 +4,7 @@ python -m experiments.trime --preset tiny --workdir runs/trime
 """
 
 import dataclasses
+import functools
 
 from rlm_jax.evaluate import knn, token_memory
 from rlm_jax.evaluate.perplexity import StreamScores
@@ -64,6 +65,9 @@ def run(config: Config, here: Run):
         return evaluate(config, here, phases, text, method, params, None)
     with phases("datastore"):
         keys = token_search.build(method, params, config, config.datastore, text, here)
+    states = functools.partial(
+        token_search.validation_states, method, params, config, text
+    )
     with phases("index"):
         # Queries over sqrt(D): the inner products are then the memory's logits.
         searched = token_search.open_index(
@@ -72,6 +76,7 @@ def run(config: Config, here: Run):
             k=config.memory.k,
             metric="ip",
             scale=keys.dim**-0.5,
+            queries=states,
         )
     return evaluate(config, here, phases, text, method, params, searched)
 
