@@ -45,7 +45,7 @@ CONFINED: dict[str, set[str]] = {
 # Slow to import or not built everywhere: imported inside the function that uses them.
 LAZY = {"scann", "tensorflow_datasets", "matplotlib"}
 
-OPS_LIBRARIES = {"jax", "numpy"}
+OPS_LIBRARIES = {"jax", "jaxtyping", "numpy"}
 STANDARD_FOR_OPS = {"collections", "functools", "typing", "math", "dataclasses"}
 
 

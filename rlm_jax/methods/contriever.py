@@ -17,12 +17,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Moving, Retrieval
 from rlm_jax.methods.dpr import attach, contrast_sums
 from rlm_jax.models.encoder import EncoderConfig, embedder
-from rlm_jax.ops import collectives, contrastive
+from rlm_jax.ops import Array, collectives, contrastive
 
 
 @dataclasses.dataclass
@@ -48,7 +49,7 @@ class InBatchConfig:
     k: int = 100  # passages that a query retrieves
 
 
-def present(query, slot):
+def present(query: contrastive.Ids, slot: contrastive.Ids) -> Bool[Array, "..."]:
     """All keys of the batch, but not those of padding."""
     return slot["present"] > 0
 

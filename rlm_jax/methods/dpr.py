@@ -16,11 +16,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float32
 
 from rlm_jax.errors import UserError
-from rlm_jax.method import Batch, Method, Neighbours, Retrieval
+from rlm_jax.method import Batch, Method, Neighbours, Retrieval, Sums
 from rlm_jax.models.encoder import EncoderConfig, embedder
-from rlm_jax.ops import collectives, contrastive, losses
+from rlm_jax.ops import Array, collectives, contrastive, losses
 
 
 @dataclasses.dataclass
@@ -38,12 +39,12 @@ class DPRConfig:
     k: int = 100  # passages that a question retrieves
 
 
-def every(query, slot):
+def every(query: contrastive.Ids, slot: contrastive.Ids) -> Bool[Array, "..."]:
     """All passages of the batch."""
     return slot["passage"] >= 0
 
 
-def distinct(query, slot):
+def distinct(query: contrastive.Ids, slot: contrastive.Ids) -> Bool[Array, "..."]:
     """The passages of the batch, without those known to answer the question as well."""
     seen = (slot["passage"] >= 0) & (slot["passage"] != query["passage"])
     for known in query["known"]:
@@ -167,7 +168,9 @@ _TOWERS = {
 }
 
 
-def candidates(batch: Batch, axis: str | None):
+def candidates(
+    batch: Batch, axis: str | None
+) -> tuple[contrastive.Ids, contrastive.Ids]:
     """The small integers of the questions [B] and of the passages [B (1 + h)]."""
     rows, width = batch["passage"].shape
     passage = jnp.where(batch["weight"][:, None] > 0, batch["passage"], -1)
@@ -182,7 +185,11 @@ def candidates(batch: Batch, axis: str | None):
     return questions, {"slot": slot, "passage": passage.reshape(-1)}
 
 
-def contrast_sums(contrast: contrastive.Contrast, nll, weight):
+def contrast_sums(
+    contrast: contrastive.Contrast,
+    nll: Float32[Array, " N"],
+    weight: Float32[Array, " N"],
+) -> Sums:
     """Loss, share of positives that come first, and their mean rank from 0."""
     return {
         "loss": losses.weighted(nll, weight),

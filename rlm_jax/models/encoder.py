@@ -11,9 +11,11 @@ from typing import Any, NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, Int, PRNGKeyArray
 
 from rlm_jax.errors import UserError
 from rlm_jax.models import layers
+from rlm_jax.ops import Array
 
 Params = Any
 _init = nn.initializers.normal(0.02)
@@ -75,7 +77,9 @@ class Block(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x, mask, deterministic: bool):
+    def __call__(
+        self, x: Float[Array, "N T D"], mask: Int[Array, "N T"], deterministic: bool
+    ) -> Float[jax.Array, "N T D"]:
         c = self.config
         dropout = nn.Dropout(c.dropout, deterministic=deterministic)
         h = layers.SelfAttention(
@@ -124,13 +128,20 @@ class Encoder(nn.Module):
         if c.projection:
             self.projection = nn.Dense(c.projection, dtype=c.dtype, kernel_init=_init)
 
-    def hidden_states(self, ids, mask, types=None, *, deterministic: bool = True):
-        """Before the first block and after each, [N, T, D] in the computation's dtype.
+    def hidden_states(
+        self,
+        ids: Int[Array, "N T"],
+        mask: Int[Array, "N T"],
+        types: Int[Array, "N T"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> list[Float[jax.Array, "N T D"]]:
+        """Before the first block and after each, in the computation's dtype.
 
         Args:
-          ids: int32 [N, T].
-          mask: int32 [N, T]; 1 = token, 0 = padding.
-          types: int32 [N, T], or None where all are 0.
+          ids: int32.
+          mask: int32; 1 = token, 0 = padding.
+          types: int32, or None where all are 0.
 
         Raises:
           UserError: a row is longer than there are positions.
@@ -154,12 +165,25 @@ class Encoder(nn.Module):
             states.append(block(states[-1], mask, deterministic))
         return states
 
-    def __call__(self, ids, mask, types=None, *, deterministic: bool = True):
-        """The last hidden states, [N, T, D]; arguments as in `hidden_states`."""
+    def __call__(
+        self,
+        ids: Int[Array, "N T"],
+        mask: Int[Array, "N T"],
+        types: Int[Array, "N T"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[jax.Array, "N T D"]:
+        """The last hidden states; arguments as in `hidden_states`."""
         return self.hidden_states(ids, mask, types, deterministic=deterministic)[-1]
 
-    def embed(self, ids, mask, *, deterministic: bool = True):
-        """One vector a text, float32 [N, D] or [N, projection]."""
+    def embed(
+        self,
+        ids: Int[Array, "N T"],
+        mask: Int[Array, "N T"],
+        *,
+        deterministic: bool = True,
+    ) -> Float32[jax.Array, "N D"]:
+        """One vector a text, as wide as the projection where there is one."""
         c = self.config
         x = self(ids, mask, deterministic=deterministic)
         if c.pooling == "cls":
@@ -187,8 +211,15 @@ class MaskedLM(nn.Module):
         self.norm = _norm(c)
         self.bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
 
-    def __call__(self, ids, mask, types=None, *, deterministic: bool = True):
-        """Logits float32 [N, T, V]; the embedding of tokens is tied to them."""
+    def __call__(
+        self,
+        ids: Int[Array, "N T"],
+        mask: Int[Array, "N T"],
+        types: Int[Array, "N T"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float32[jax.Array, "N T V"]:
+        """Logits of every token; the embedding of tokens is tied to them."""
         x = self.encoder(ids, mask, types, deterministic=deterministic)
         x = self.norm(layers.exact_gelu(self.dense(x)))
         table = self.encoder.tokens.astype(x.dtype)
@@ -214,11 +245,13 @@ def embedder(config: EncoderConfig) -> Embedder:
     check(config)
     module = Encoder(config)
 
-    def init(key: jax.Array) -> Params:
+    def init(key: PRNGKeyArray) -> Params:
         one = jnp.ones((1, 1), jnp.int32)
         return module.init(key, one, one, method="embed")["params"]
 
-    def embed(params: Params, batch: Mapping[str, Any], *, key=None) -> jax.Array:
+    def embed(
+        params: Params, batch: Mapping[str, Any], *, key: PRNGKeyArray | None = None
+    ) -> Float32[jax.Array, "N D"]:
         vectors = module.apply(
             {"params": params},
             batch["ids"],

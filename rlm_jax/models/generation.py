@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, Int, Int32, Key
 
 from rlm_jax.errors import UserError
 from rlm_jax.models.decoder import Cache, Decoder, DecoderConfig, check, empty_cache
+from rlm_jax.ops import Array
 
 Params = Any
 
@@ -49,9 +51,9 @@ GREEDY = Sampling(temperature=0.0)
 class Generated(NamedTuple):
     """Continuations, in rows of one length."""
 
-    tokens: jax.Array  # int32 [B, N]; after a row's end its last token again
-    lengths: jax.Array  # int32 [B], the end-of-text token counted
-    log_probs: jax.Array  # float32 [B, N], log p of each token by the model
+    tokens: Int32[Array, "B N"]  # after a row's end its last token again
+    lengths: Int32[Array, " B"]  # the end-of-text token counted
+    log_probs: Float32[Array, "B N"]  # log p of each token by the model
 
 
 class Generator(NamedTuple):
@@ -170,7 +172,7 @@ def with_room(cache: Cache, more: int) -> Cache:
     )
 
 
-def rewind(cache: Cache, length: int | jax.Array) -> Cache:
+def rewind(cache: Cache, length: int | Int[Array, ""]) -> Cache:
     """The cache as it was when ``length`` of its slots were used."""
     kept = jnp.arange(cache.valid.shape[1]) < length
     return cache._replace(
@@ -178,12 +180,14 @@ def rewind(cache: Cache, length: int | jax.Array) -> Cache:
     )
 
 
-def draw(keys: jax.Array, log_probs: jax.Array, sampling: Sampling) -> jax.Array:
-    """A token of each row's distribution, int32 [B].
+def draw(
+    keys: Key[Array, " B"], log_probs: Float[Array, "B V"], sampling: Sampling
+) -> Int32[jax.Array, " B"]:
+    """A token of each row's distribution.
 
     Args:
-      keys: one a row, [B].
-      log_probs: float32 [B, V].
+      keys: one a row.
+      log_probs: float32.
       sampling: of equally likely tokens at the edge of ``top_k`` or ``top_p`` the
         lower ids stay.
     """
@@ -207,9 +211,9 @@ def draw(keys: jax.Array, log_probs: jax.Array, sampling: Sampling) -> jax.Array
 class _Generation(NamedTuple):
     """Where the loop stands."""
 
-    step: jax.Array  # int32 []
-    token: jax.Array  # int32 [B], the last one
-    done: jax.Array  # bool [B]
+    step: Int32[Array, ""]
+    token: Int32[Array, " B"]  # the last one
+    done: Bool[Array, " B"]
     generated: Generated
 
 

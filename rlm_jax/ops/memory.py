@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32
 
 from rlm_jax.ops import Array
 
@@ -29,21 +30,21 @@ Rule = Callable[[Ids, Ids], jax.Array]
 """(query ids, slot ids) -> bool, elementwise. The ids come as [n, 1] and [1, m]."""
 
 
-def same_value(query: Ids, slot: Ids) -> jax.Array:
+def same_value(query: Ids, slot: Ids) -> Bool[Array, "..."]:
     """A slot is positive for the queries whose target is its value."""
     return slot["value"] == query["value"]
 
 
 class LogSums(NamedTuple):
-    """The two log-sum-exps, float32 [N]; minus infinity over an empty set."""
+    """The two log-sum-exps; minus infinity over an empty set."""
 
-    all: Array
-    positive: Array
+    all: Float32[Array, " *N"]
+    positive: Float32[Array, " *N"]
 
 
 def log_sums(
-    queries: Array,
-    keys: Array,
+    queries: Float[Array, "N D"],
+    keys: Float[Array, "M D"],
     query_ids: Ids,
     key_ids: Ids,
     *,
@@ -55,8 +56,8 @@ def log_sums(
     """Log-sum-exp over the visible, and over the visible positive, slots of a memory.
 
     Args:
-      queries: [N, D], float32 or bfloat16; products accumulate in float32.
-      keys: [M, D].
+      queries: float32 or bfloat16; products accumulate in float32.
+      keys: the slots' vectors.
       query_ids: pytree of int32 [N].
       key_ids: pytree of int32 [M].
       visible: which slots a query sees. A module-level function, or anything else that
@@ -70,9 +71,7 @@ def log_sums(
       `LogSums`, float32 [N] each, differentiable in queries, keys and scale. A tile
       that no query sees costs a comparison of ids and no product.
     """
-    (n, width), (m, _) = queries.shape, keys.shape
-    if keys.shape[1] != width:
-        raise ValueError(f"queries have width {width}, keys {keys.shape[1]}")
+    n, m = len(queries), len(keys)
     for name, ids, size in (("query", query_ids, n), ("key", key_ids, m)):
         for leaf in jax.tree.leaves(ids):
             if leaf.shape != (size,):
