@@ -9,8 +9,8 @@ w_k <- m w_k + (1 - m) w_q, and N(i) is a queue of the keys of earlier batches (
 He et al. 2020). In `contriever_in_batch` one encoder makes both, and N(i) is the other
 keys of the batch, on all devices.
 
-The momentum encoder makes its keys without dropout. The released code means to do the
-same, but asks for it only where that encoder is in evaluation mode already.
+The momentum encoder makes its keys without dropout. The released code intends the same,
+but switches dropout off only where that encoder is in evaluation mode already.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool
 
 from rlm_jax.errors import UserError
-from rlm_jax.method import Batch, Method, Moving, Retrieval
+from rlm_jax.method import Batch, Method, MovingState, Retrieval
 from rlm_jax.methods.dpr import attach, contrast_sums
 from rlm_jax.models.encoder import EncoderConfig, embedder
 from rlm_jax.ops import Array, collectives, contrastive
@@ -141,7 +141,7 @@ def moco(config: ContrieverConfig, init, embed, width: int) -> Method:
         ),
         init,
         embed,
-    )._replace(loss=loss, moving=Moving(start, update))
+    )._replace(loss=loss, moving=MovingState(start, update))
 
 
 def in_batch(config: InBatchConfig, init, embed) -> Method:

@@ -51,17 +51,17 @@ GREEDY = Sampling(temperature=0.0)
 class Generated(NamedTuple):
     """Continuations, in rows of one length."""
 
-    tokens: Int32[Array, "B N"]  # after a row's end its last token again
-    lengths: Int32[Array, " B"]  # the end-of-text token counted
-    log_probs: Float32[Array, "B N"]  # log p of each token by the model
+    tokens: Int32[jax.Array, "B N"]  # after a row's end its last token again
+    lengths: Int32[jax.Array, " B"]  # the end-of-text token counted
+    log_probs: Float32[jax.Array, "B N"]  # log p of each token by the model
 
 
 class Generator(NamedTuple):
     """A decoder with a cache, as pure functions of its parameters.
 
-    A `Cache` is a value: one that is kept can be extended again and in another way. Who
-    has no further use for it donates it to the jitted ``extend``, ``score`` or
-    ``predict`` and spares the copy.
+    A `Cache` is a value: one that is kept can be extended again and in another way. A
+    caller that does not need it any more donates it to the jitted ``extend``, ``score``
+    or ``predict``, which saves a copy.
     """
 
     empty: Callable[[int, int], Cache]
@@ -204,16 +204,16 @@ def draw(
         p = jax.nn.softmax(kept)
         above = jnp.cumsum(p, axis=-1) - p
         kept = jnp.where(above < sampling.top_p, kept, -jnp.inf)
-    chosen = categorical(keys, kept)
-    return jnp.take_along_axis(ids, chosen[:, None], axis=-1)[:, 0]
+    place = categorical(keys, kept)
+    return jnp.take_along_axis(ids, place[:, None], axis=-1)[:, 0]
 
 
 class _Generation(NamedTuple):
     """Where the loop stands."""
 
-    step: Int32[Array, ""]
-    token: Int32[Array, " B"]  # the last one
-    done: Bool[Array, " B"]
+    step: Int32[jax.Array, ""]
+    token: Int32[jax.Array, " B"]  # the last one
+    done: Bool[jax.Array, " B"]
     generated: Generated
 
 

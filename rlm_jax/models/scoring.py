@@ -1,4 +1,4 @@
-"""Log-probabilities of some tokens of each row, which alone meet the vocabulary."""
+"""Log-probabilities of a few tokens of each row; no others meet the vocabulary."""
 
 from functools import partial
 from typing import Any

@@ -93,7 +93,7 @@ def cross_attention(
     if mask is None and nothing is None:
         return attend(q, k, v)
     visible = jnp.ones(k.shape[:2], bool) if mask is None else jnp.asarray(mask) > 0
-    some = visible.any(axis=1)[:, None, None, None]
+    any_slot = visible.any(axis=1)[:, None, None, None]
     bias = None
     if nothing is not None:
         one = [(0, 0), (0, 1), (0, 0), (0, 0)]
@@ -103,7 +103,7 @@ def cross_attention(
         bias = jnp.pad(logits, [(0, 0), (0, 0), (0, 0), (k.shape[1] - 1, 0)])
     out = attend(q, k, v, bias, visible[:, None, None, :])
     # The softmax over no slot is even and finite, and multiplies noise.
-    return jnp.where(some, out, jnp.zeros((), out.dtype))
+    return jnp.where(any_slot, out, jnp.zeros((), out.dtype))
 
 
 def window_positions(positions: Int[Array, " *B"], m: int) -> Int[jax.Array, " *B"]:

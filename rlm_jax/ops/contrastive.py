@@ -4,8 +4,8 @@ For a query q_i, its positive p_i and the slots N(i) that it sees, s(q, k) = sca
 
     L_i = -log [ e^{s(q_i, p_i)} / (e^{s(q_i, p_i)} + sum_{k in N(i)} e^{s(q_i, k)}) ]
 
-DPR and Contriever differ in N(i): the passages of the batch, or a queue of earlier
-keys. Both are `ops.memory.log_sums`, so no array of [N, M] is kept.
+DPR and Contriever differ in N(i), which is the passages of the batch or a queue of
+earlier keys. Both call `ops.memory.log_sums`, so no array of [N, M] is kept.
 """
 
 from typing import NamedTuple
@@ -137,8 +137,8 @@ def ranks(
 
     def rank(one):
         query, score, ids = one
-        found = jnp.dot(keys, query, preferred_element_type=jnp.float32)
-        return (visible(ids, key_ids) & (found > score)).sum().astype(jnp.float32)
+        slot_scores = jnp.dot(keys, query, preferred_element_type=jnp.float32)
+        return (visible(ids, key_ids) & (slot_scores > score)).sum().astype(jnp.float32)
 
     rows = min(_RANK_ROWS, len(queries))
     return jax.lax.map(rank, (queries, scores, query_ids), batch_size=rows)

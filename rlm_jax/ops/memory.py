@@ -6,11 +6,11 @@ For queries q_i against the keys k_j of a memory, with logits s_ij = scale * q_i
     positive_i = log sum_{j : visible(i, j) and positive(i, j)} exp(s_ij)
 
 TRIME's loss, NPM's start and end losses, DPR's and Contriever's contrastive losses, the
-exact kNN-LM distribution and even the vocabulary softmax are a line each on top of the
-pair. Which slot a query sees is a function of small integer ids, so no array of [N, M]
-ever exists: one tile of logits lives at a time and the backward pass recomputes it, the
-scheme of FlashAttention (Dao et al. 2022, algorithms 1 and 4) with a second, positive
-sum.
+exact kNN-LM distribution and even the vocabulary softmax take a line each on top of the
+pair. Small integer ids say which slot a query sees, so no array of [N, M] ever exists:
+one tile of logits lives at a time, and the backward pass computes it again. This is the
+scheme of FlashAttention (Dao et al. 2022, algorithms 1 and 4) with a second sum, over
+the positive slots.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from rlm_jax.ops import Array
 Ids = Any
 """A pytree of int32 arrays with one entry per query [N] or per slot [M]."""
 
-Rule = Callable[[Ids, Ids], jax.Array]
+Rule = Callable[[Ids, Ids], Bool[Array, "..."]]
 """(query ids, slot ids) -> bool, elementwise. The ids come as [n, 1] and [1, m]."""
 
 

@@ -59,10 +59,10 @@ def knn_log_probs(
 
 def _log_sum_exp(logits, where):
     """Log-sum-exp over a mask; 0, with zero gradients, where the mask is empty."""
-    some = where.any(-1)
+    any_there = where.any(-1)
     safe = jnp.where(where, logits, -jnp.inf)
-    safe = jnp.where(some[..., None], safe, 0.0)
-    return jnp.where(some, jax.nn.logsumexp(safe, axis=-1), 0.0)
+    safe = jnp.where(any_there[..., None], safe, 0.0)
+    return jnp.where(any_there, jax.nn.logsumexp(safe, axis=-1), 0.0)
 
 
 def knn_distribution(
