@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,7 @@ import numpy as np
 import pytest
 from jaxtyping import Float, TypeCheckError, jaxtyped
 
-from rlm_jax.models import layers
-from rlm_jax.models.decoder import Decoder, modern
+from rlm_jax.models.decoder import Decoder, DecoderConfig, modern
 from rlm_jax.ops import Array, mixtures
 from tests import typechecking
 from tests.methods import systems
@@ -23,8 +23,9 @@ def test_every_module_of_a_room_is_decorated(room):
     """Only what was imported after the hook is: no test may import a room before."""
     package = importlib.import_module(room)
     for info in pkgutil.iter_modules(package.__path__, f"{room}."):
-        loader = importlib.import_module(info.name).__spec__.loader
-        assert type(loader).__name__ == "_JaxtypingLoader", info.name
+        spec = importlib.import_module(info.name).__spec__
+        assert spec is not None, info.name
+        assert type(spec.loader).__name__ == "_JaxtypingLoader", info.name
 
 
 def test_shapes_that_do_not_fit():
@@ -59,4 +60,5 @@ def test_a_result_that_is_not_as_annotated():
 def test_fields_of_configurations_are_the_users():
     """What a user gives raises UserError where it is used, and no TypeCheckError."""
     assert modern(width="wide").width == "wide"
-    assert layers.SelfAttention(num_heads=2, bias="no", dtype="float32").bias == "no"
+    norm: Any = "none"
+    assert DecoderConfig(norm=norm).norm == "none"

@@ -13,11 +13,13 @@ gradient that ``remote_gradients`` gives here, which matters to clipping.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float32
 
+from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Neighbours, Retrieval, Sums
 from rlm_jax.models.encoder import EncoderConfig, embedder
@@ -31,9 +33,9 @@ class DPRConfig:
     encoder: EncoderConfig = dataclasses.field(
         default_factory=lambda: EncoderConfig(pooling="cls")
     )
-    towers: str = "shared"  # shared or separate
+    towers: Literal["shared", "separate"] = "shared"
     scale: float = 1.0  # of the inner products; the paper: 1
-    negatives: str = "all"  # all or distinct
+    negatives: Literal["all", "distinct"] = "all"
     remote_gradients: bool = True  # to passages on other devices
     chunk: int = 0  # rows encoded at once, 0 = all; see `in_chunks`
     k: int = 100  # passages that a question retrieves
@@ -108,7 +110,7 @@ def dpr(config: DPRConfig) -> Method:
 def dual_encoder(config: DPRConfig, init_one, embed) -> Method:
     """`dpr` over any encoder: ``init_one(key)``, ``embed(params, batch, key=None)``."""
     _check(config)
-    tower = _TOWERS[config.towers]
+    tower = TOWERS[config.towers]
     if config.chunk:
         embed = in_chunks(embed, config.chunk)
 
@@ -162,7 +164,7 @@ def dual_encoder(config: DPRConfig, init_one, embed) -> Method:
     )
 
 
-_TOWERS = {
+TOWERS = {
     "shared": lambda params, name: params,
     "separate": lambda params, name: params[name],
 }
@@ -208,13 +210,7 @@ def attach(batch: Batch, found: Neighbours) -> Batch:
 
 
 def _check(config: DPRConfig) -> None:
-    choices = {"towers": _TOWERS, "negatives": NEGATIVES}
-    for name, known in choices.items():
-        if getattr(config, name) not in known:
-            raise UserError(
-                f"{name} is {getattr(config, name)!r}; choose one of "
-                f"{', '.join(known)}."
-            )
+    check_choices(config)
     if config.scale <= 0 or config.chunk < 0 or config.k < 1:
         raise UserError(
             f"DPR has scale={config.scale}, chunk={config.chunk} and k={config.k}; "

@@ -21,7 +21,7 @@ arrays.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
@@ -31,11 +31,11 @@ LogProbs = Callable[[np.ndarray, np.ndarray, int], Any]
 ``last`` tokens of each row given all before them. ``tokens`` is int32 [B, T], rows from
 the left, of which ``lengths``, int32 [B], count; any Python function will do."""
 
-PLACEMENTS = ("overwrite", "prepend")
+Placement = Literal["overwrite", "prepend"]
 
 
 def with_document(
-    document: Int[np.ndarray, " m"], window: Int[np.ndarray, " w"], placement: str
+    document: Int[np.ndarray, " m"], window: Int[np.ndarray, " w"], placement: Placement
 ) -> Int[np.ndarray, " n"]:
     """[d; x], what the language model reads.
 

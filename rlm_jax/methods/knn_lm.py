@@ -13,10 +13,12 @@ The search runs on the host, between the language model's scores and the mixture
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 from jaxtyping import Float, Float32, Int
 
+from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.method import Method
 from rlm_jax.methods.lm import LMConfig, lm
@@ -30,7 +32,7 @@ class KnnLMConfig:
 
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     k: int = 1024
-    metric: str = "l2"  # l2 (negated squared distance) or ip (inner product)
+    metric: Literal["l2", "ip"] = "l2"  # negated squared distance, inner product
     temperature: float = 1.0
     weight: float = 0.25  # lambda
 
@@ -81,6 +83,7 @@ def knn_lm(config: KnnLMConfig) -> Method:
     Raises:
       UserError: a weight outside [0, 1], or a temperature that is not positive.
     """
+    check_choices(config)
     if not 0 <= config.weight <= 1 or config.temperature <= 0:
         raise UserError(
             f"weight is {config.weight} and temperature {config.temperature}; choose a "

@@ -12,11 +12,13 @@ finds in a datastore (`neighbour_log_sums`); see ``rlm_jax.evaluate.token_memory
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Float32, Int, Int32, PRNGKeyArray
 
+from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, TokenScores
 from rlm_jax.methods.lm import decoder_functions
@@ -29,7 +31,7 @@ class TrimeConfig:
     """A decoder and the memory it is trained with."""
 
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
-    memory: str = "local"  # local, long or external
+    memory: Literal["local", "long", "external"] = "local"
     own_memory_off: float = (
         0.9  # external: how often a step hides a segment from itself
     )
@@ -192,10 +194,7 @@ def trime(config: TrimeConfig) -> Method:
     Raises:
       UserError: an unknown memory, or a probability outside [0, 1].
     """
-    if config.memory not in MEMORIES:
-        raise UserError(
-            f"memory is {config.memory!r}; choose one of {', '.join(MEMORIES)}."
-        )
+    check_choices(config)
     if not 0 <= config.own_memory_off <= 1:
         raise UserError(
             f"own_memory_off is {config.own_memory_off}, a probability; choose one "

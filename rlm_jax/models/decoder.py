@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Float32, Int, Int32, Shaped
 
+from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.models import layers
 from rlm_jax.models.embedding import Vocabulary
@@ -26,9 +27,9 @@ class DecoderConfig:
     num_heads: int = 4
     feed_forward_width: int = 1024
     max_length: int = 1024  # only learned positions end there
-    positions: str = "rotary"  # rotary, learned or sinusoidal
-    norm: str = "rms"  # rms or layer
-    activation: str = "swiglu"  # swiglu, gelu or relu
+    positions: Literal["rotary", "learned", "sinusoidal"] = "rotary"
+    norm: layers.Norm = "rms"
+    activation: layers.Activation = "swiglu"
     bias: bool = False
     tie_embeddings: bool = True
     cutoffs: tuple[
@@ -36,7 +37,7 @@ class DecoderConfig:
     ] = ()  # ends of the adaptive clusters but the last; () = full
     adaptive_factor: int = 4  # each cluster is this much narrower than the one before
     dropout: float = 0.0
-    dtype: str = "float32"  # of the computation; parameters are always float32
+    dtype: layers.Dtype = "float32"  # of the computation; parameters are always float32
     remat: bool = False  # recompute each block in the backward pass
     num_kv_heads: int = 0  # of keys and values (grouped-query); 0: num_heads
     head_width: int = 0  # 0: width over num_heads
@@ -47,6 +48,7 @@ class DecoderConfig:
 
 def check(config: DecoderConfig) -> None:
     """Raises UserError where sizes or choices do not fit together."""
+    check_choices(config)
     c = config
     sizes = ("num_layers", "width", "num_heads", "feed_forward_width")
     for name in (*sizes, "adaptive_factor", "max_length"):
@@ -77,10 +79,6 @@ def check(config: DecoderConfig) -> None:
             f"rotary_scaling is {scaling}; choose (factor, low, high, length) above 0, "
             "with low below high."
         )
-    if c.positions not in ("rotary", "learned", "sinusoidal"):
-        raise UserError(
-            f"positions is {c.positions!r}; choose 'rotary', 'learned' or 'sinusoidal'."
-        )
     if c.positions == "rotary" and head_width % 2:
         raise UserError(
             f"rotary positions turn pairs and a head is {head_width} wide; choose "
@@ -89,10 +87,6 @@ def check(config: DecoderConfig) -> None:
     if c.positions == "sinusoidal" and (c.width % 2 or c.width < 4):
         raise UserError(
             f"width is {c.width}; sinusoidal positions want an even one, 4 or more."
-        )
-    if c.dtype not in layers.DTYPES:
-        raise UserError(
-            f"dtype is {c.dtype!r}; choose one of {', '.join(layers.DTYPES)}."
         )
 
 
@@ -108,8 +102,10 @@ def check_length(config: DecoderConfig, length: int, name: str) -> None:
 class DecoderOutput(NamedTuple):
     """What a decoder computes at each position."""
 
-    features: Float[Array, "B T D"]  # normalised; they meet the vocabulary
-    keys: Float32[Array, "B T D"]  # the input of the last feed-forward, after its norm
+    features: Float[jax.Array, "B T D"]  # normalised; they meet the vocabulary
+    keys: Float32[
+        jax.Array, "B T D"
+    ]  # the input of the last feed-forward, after its norm
 
 
 class Cache(NamedTuple):
@@ -121,8 +117,8 @@ class Cache(NamedTuple):
     """
 
     layers: tuple[layers.KeysValues, ...]
-    valid: Bool[Array, "B S"]  # the slots that hold a token of the row
-    length: Int32[Array, ""]  # slots used
+    valid: Bool[jax.Array, "B S"]  # the slots that hold a token of the row
+    length: Int32[jax.Array, ""]  # slots used
 
 
 def empty_cache(config: DecoderConfig, batch: int, capacity: int) -> Cache:
@@ -172,8 +168,8 @@ class Block(nn.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B T D"],
-        positions: Int[Array, " T"],
+        x: Float[jax.Array, "B T D"],
+        positions: Int[jax.Array, " T"],
         deterministic: bool,
     ) -> tuple[Float[jax.Array, "B T D"], Float[jax.Array, "B T D"]]:
         """(x after the block, the feed-forward's input)."""
@@ -181,8 +177,8 @@ class Block(nn.Module):
 
     def attend(
         self,
-        x: Float[Array, "B T D"],
-        positions: Int[Array, " T"],
+        x: Float[jax.Array, "B T D"],
+        positions: Int[jax.Array, " T"],
         deterministic: bool,
     ) -> Float[jax.Array, "B T D"]:
         """The first half."""
@@ -190,7 +186,7 @@ class Block(nn.Module):
         return x + self.dropout(h, deterministic=deterministic)
 
     def attend_cached(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], *cache
+        self, x: Float[jax.Array, "B T D"], positions: Int[jax.Array, "B T"], *cache
     ) -> tuple[Float[jax.Array, "B T D"], layers.KeysValues]:
         """The same and the layer's cache; arguments as of `SelfAttention.extend`."""
         h = self.attention_norm(x)
@@ -198,7 +194,7 @@ class Block(nn.Module):
         return x + h, extended
 
     def feed(
-        self, x: Float[Array, "B T D"], deterministic: bool
+        self, x: Float[jax.Array, "B T D"], deterministic: bool
     ) -> tuple[Float[jax.Array, "B T D"], Float[jax.Array, "B T D"]]:
         """The second half: what the block returns."""
         key = self.feed_forward_norm(x)

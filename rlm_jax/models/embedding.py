@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Float32, Int
 
 from rlm_jax.errors import UserError
-from rlm_jax.models.layers import embedding_init
+from rlm_jax.models.layers import Dtype, embedding_init
 from rlm_jax.ops import Array, vocabulary
 
 
@@ -24,7 +24,7 @@ class Vocabulary(nn.Module):
     cutoffs: tuple[int, ...]
     factor: int
     tied: bool
-    dtype: str
+    dtype: Dtype
 
     def setup(self):
         edges = (0, *self.cutoffs, self.vocab_size)

@@ -6,13 +6,14 @@ the parameters is ours; `rlm_jax.pretrained` reads and writes published ones.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Float32, Int, PRNGKeyArray
 
+from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.models import layers
 from rlm_jax.ops import Array
@@ -35,16 +36,17 @@ class EncoderConfig:
     first_position: int = 0  # RoBERTa: 2, and padding does not count
     pad_id: int = 0
     norm_epsilon: float = 1e-12
-    pooling: str = "mean"  # mean (over tokens, [CLS] and [SEP] too) or cls
+    pooling: Literal["mean", "cls"] = "mean"  # mean: over [CLS] and [SEP] too
     projection: int = 0  # width of a last linear map; 0: none
     normalise: bool = False  # vectors of length 1
     dropout: float = 0.1
-    dtype: str = "float32"  # of the computation; parameters are always float32
+    dtype: layers.Dtype = "float32"  # of the computation; parameters are always float32
     remat: bool = False  # recompute each block in the backward pass
 
 
 def check(config: EncoderConfig) -> None:
     """Raises UserError where sizes or choices do not fit together."""
+    check_choices(config)
     c = config
     sizes = ("num_layers", "width", "num_heads", "feed_forward_width", "max_length")
     for name in (*sizes, "num_types"):
@@ -57,14 +59,8 @@ def check(config: EncoderConfig) -> None:
             f"width {c.width} does not divide into {c.num_heads} heads; choose a "
             "multiple of num_heads."
         )
-    if c.pooling not in ("mean", "cls"):
-        raise UserError(f"pooling is {c.pooling!r}; choose 'mean' or 'cls'.")
     if c.projection < 0:
         raise UserError(f"projection is {c.projection}; choose a width, or 0 for none.")
-    if c.dtype not in layers.DTYPES:
-        raise UserError(
-            f"dtype is {c.dtype!r}; choose one of {', '.join(layers.DTYPES)}."
-        )
 
 
 def _norm(config: EncoderConfig, name: str | None = None) -> nn.Module:

@@ -1,6 +1,6 @@
 """Attention, feed-forward, norms and positions."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -8,24 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Shaped
 
-from rlm_jax.errors import UserError
 from rlm_jax.ops import Array
 
-DTYPES = ("float32", "bfloat16", "float16")
+Dtype = Literal["float32", "bfloat16", "float16"]
 """Of a computation; parameters are float32 always."""
+
+Norm = Literal["rms", "layer"]
+Activation = Literal["swiglu", "gelu", "exact_gelu", "relu"]
+"""gelu is GPT-2's tanh form, exact_gelu BERT's."""
 
 embedding_init = nn.initializers.normal(0.02)
 
 
 def norm(
-    kind: str, dtype, name: str | None = None, *, epsilon: float = 0.0
+    kind: Norm, dtype: Dtype, name: str | None = None, *, epsilon: float = 0.0
 ) -> nn.Module:
     """LayerNorm ("layer") or RMSNorm ("rms"); epsilon 0 is 1e-5 or 1e-6, as usual."""
     if kind == "layer":
         return nn.LayerNorm(epsilon=epsilon or 1e-5, dtype=dtype, name=name)
-    if kind == "rms":
-        return nn.RMSNorm(epsilon=epsilon or 1e-6, dtype=dtype, name=name)
-    raise UserError(f"norm is {kind!r}; choose 'layer' or 'rms'.")
+    return nn.RMSNorm(epsilon=epsilon or 1e-6, dtype=dtype, name=name)
 
 
 def residual_scale(num_layers: int) -> float:
@@ -83,12 +84,12 @@ def rotate(
     return turned.astype(x.dtype)
 
 
-def exact_gelu(x: Float[Array, " *B"]) -> Float[jax.Array, " *B"]:
+def exact_gelu(x: Float[jax.Array, " *B"]) -> Float[jax.Array, " *B"]:
     """x times the normal distribution function, by erf (BERT, RoBERTa)."""
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
-_ACTIVATIONS = {"gelu": nn.gelu, "exact_gelu": exact_gelu, "relu": nn.relu}
+ACTIVATIONS = {"gelu": nn.gelu, "exact_gelu": exact_gelu, "relu": nn.relu}
 
 
 class KeysValues(NamedTuple):
@@ -112,7 +113,7 @@ class SelfAttention(nn.Module):
 
     num_heads: int
     bias: bool
-    dtype: str
+    dtype: Dtype
     causal: bool = True
     rotary: bool = False
     output_scale: float = 0.02  # standard deviation of the output's initial weights
@@ -248,13 +249,12 @@ def attend_to_slots(
 
 
 class FeedForward(nn.Module):
-    """Two layers with an activation: swiglu, gelu (GPT-2's tanh form), exact_gelu
-    (BERT's) or relu."""
+    """Two layers with an activation between them."""
 
     width: int
-    activation: str
+    activation: Activation
     bias: bool
-    dtype: str
+    dtype: Dtype
     output_scale: float = 0.02  # standard deviation of the output's initial weights
 
     @nn.compact
@@ -268,11 +268,6 @@ class FeedForward(nn.Module):
         if self.activation == "swiglu":
             gate, up = jnp.split(dense(2 * self.width, "in", init)(x), 2, axis=-1)
             h = nn.silu(gate) * up
-        elif self.activation in _ACTIVATIONS:
-            h = _ACTIVATIONS[self.activation](dense(self.width, "in", init)(x))
         else:
-            raise UserError(
-                f"activation is {self.activation!r}; choose 'swiglu', 'gelu', "
-                "'exact_gelu' or 'relu'."
-            )
+            h = ACTIVATIONS[self.activation](dense(self.width, "in", init)(x))
         return dense(x.shape[-1], "out", nn.initializers.normal(self.output_scale))(h)

@@ -73,12 +73,12 @@ def filled(
     return full
 
 
-def check_layers(name: str, chosen: tuple[int, ...], num_layers: int) -> None:
+def check_layers(name: str, cca_layers: tuple[int, ...], num_layers: int) -> None:
     """Raises UserError where they are not some of the layers 1 ... ``num_layers``."""
-    rising = sorted(set(chosen)) == list(chosen)
-    if not rising or chosen[0] < 1 or chosen[-1] > num_layers:
+    rising = sorted(set(cca_layers)) == list(cca_layers)
+    if not rising or cca_layers[0] < 1 or cca_layers[-1] > num_layers:
         raise UserError(
-            f"{name} are {chosen}; choose layers that rise from 1 to {num_layers}."
+            f"{name} are {cca_layers}; choose layers that rise from 1 to {num_layers}."
         )
 
 
@@ -88,7 +88,7 @@ class CrossAttention(nn.Module):
     width: int  # of all heads together
     num_heads: int
     out_width: int
-    dtype: str
+    dtype: layers.Dtype
     out_init: Any
     rotary_base: float
     rotary_scaling: tuple[float, ...]
@@ -138,7 +138,7 @@ class EncoderBlock(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "NK r E"],
+        x: Float[jax.Array, "NK r E"],
         mask: Shaped[Array, "NK r"],
         chunk_states: Float[Array, "N m D"],
         deterministic: bool,

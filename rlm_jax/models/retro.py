@@ -67,12 +67,12 @@ class RetroCache(NamedTuple):
     """
 
     layers: tuple[KeysValues, ...]
-    valid: Bool[Array, "B S"]
-    length: Int32[Array, ""]  # tokens so far
-    states: Float[Array, "B m D"]  # of the running chunk, which the encoder reads
+    valid: Bool[jax.Array, "B S"]
+    length: Int32[jax.Array, ""]  # tokens so far
+    states: Float[jax.Array, "B m D"]  # of the running chunk, which the encoder reads
     cross: tuple[KeysValues, ...]  # [B, K r, H, d], a layer each
-    mask: Bool[Array, "B Kr"]
-    end: Int32[Array, ""]  # the first position after their window
+    mask: Bool[jax.Array, "B Kr"]
+    end: Int32[jax.Array, ""]  # the first position after their window
 
 
 def empty_cache(
