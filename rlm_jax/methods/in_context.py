@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, Integer
 
 LogProbs = Callable[[np.ndarray, np.ndarray, int], Any]
 """``log_probs(tokens, lengths, last)`` -> float32 [B, last]: log p, in nats, of the
@@ -35,8 +35,10 @@ Placement = Literal["overwrite", "prepend"]
 
 
 def with_document(
-    document: Int[np.ndarray, " m"], window: Int[np.ndarray, " w"], placement: Placement
-) -> Int[np.ndarray, " n"]:
+    document: Integer[np.ndarray, " m"],
+    window: Integer[np.ndarray, " w"],
+    placement: Placement,
+) -> Integer[np.ndarray, " n"]:
     """[d; x], what the language model reads.
 
     Args:
