@@ -21,6 +21,7 @@ NAMES = (
     "chunk_neighbours",
     "search_crossover",
     "search_at_scale",
+    "search_token_keys",
     "generate_vs_torch",
 )
 

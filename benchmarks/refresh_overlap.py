@@ -25,8 +25,8 @@ import numpy as np
 from benchmarks import record
 
 SIZES = {
-    "passages": 12_000, "words": 56, "width": 128, "layers": 2, "batch_size": 16,
-    "k": 8, "length": 64, "keys_every": 60, "lag": 40, "periods": 3,
+    "passages": 5_000, "words": 56, "width": 128, "layers": 2, "batch_size": 16,
+    "k": 8, "length": 64, "keys_every": 40, "lag": 30, "periods": 3,
 }  # fmt: skip
 QUICK = {
     "passages": 64, "words": 8, "width": 16, "layers": 1, "batch_size": 2, "k": 2,

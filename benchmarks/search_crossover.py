@@ -48,7 +48,7 @@ def one_size(keys: np.ndarray, queries: np.ndarray, metric: str, folder: Path) -
     store = writer.publish()
     truth = exact.build(store, metric=metric)
     start = time.process_time()
-    index = scann.build(store, metric=metric, k=K)
+    index = scann.build(store, metric=metric)
     build_seconds = time.process_time() - start
     exact_seconds = seconds(truth.search, queries)
     scann_seconds = seconds(index.search, queries)
@@ -56,7 +56,8 @@ def one_size(keys: np.ndarray, queries: np.ndarray, metric: str, folder: Path) -
     return {
         "metric": metric,
         "num_entries": len(keys),
-        "parameters": index.parameters._asdict(),
+        "num_leaves": index.parameters.num_leaves,
+        "efforts": [one._asdict() for one in index.parameters.efforts],
         "exact_cpu_seconds": round(exact_seconds, 4),
         "scann_cpu_seconds": round(scann_seconds, 4),
         "scann_build_cpu_seconds": round(build_seconds, 2),

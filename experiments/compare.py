@@ -12,7 +12,6 @@ import sys
 
 from rlm_jax import terminal
 from rlm_jax.errors import UserError
-from rlm_jax.recipes import reporting
 from rlm_jax.report import plots, report, tables
 
 
@@ -21,7 +20,7 @@ def rows(runs: list[str]) -> list[tables.Row]:
     found = []
     for run in runs:
         name, _, workdir = run.rpartition("=")
-        row = reporting.row(report.read(pathlib.Path(workdir) / "report.json"))
+        row = tables.row_of_text(report.read(pathlib.Path(workdir) / "report.json"))
         found.append(row._replace(system=name) if name else row)
     return found
 

@@ -21,7 +21,7 @@ from rlm_jax.methods.lm import LMConfig
 from rlm_jax.methods.lm import lm as build_lm
 from rlm_jax.methods.trime import TrimeConfig
 from rlm_jax.models.decoder import DecoderConfig
-from rlm_jax.recipes import language_model, reporting, runs
+from rlm_jax.recipes import language_model, runs
 from rlm_jax.recipes.language_models import knn_lm, lm, token_search, trime
 from rlm_jax.recipes.runs import Recipe, Run, recipe
 from rlm_jax.report import plots, report, tables
@@ -148,7 +148,7 @@ def _compare(
 ) -> Mapping[str, report.Report]:
     """One table and the plots that need several runs; `summary.json` keeps it all."""
     rows = [
-        reporting.row(made)._replace(system=NAMES[name])
+        tables.row_of_text(made)._replace(system=NAMES[name])
         for name, made in reports.items()
     ]
     report.write(run.workdir / "summary.json", dict(reports))

@@ -8,8 +8,8 @@ The language model and the retriever are named as in experiments.in_context. Eve
 
 from experiments import launch, presets
 from rlm_jax.recipes.with_passages.documents import DocumentsConfig
-from rlm_jax.recipes.with_passages.ensemble import Config, EnsembleConfig
-from rlm_jax.recipes.with_passages.replug import run
+from rlm_jax.recipes.with_passages.ensemble import EnsembleConfig
+from rlm_jax.recipes.with_passages.replug import Config, run
 from rlm_jax.retrievers.encoder_towers import TextConfig
 
 

@@ -14,7 +14,7 @@ import dataclasses
 
 from experiments import launch, presets
 from rlm_jax.recipes.chunks.retro import Config, run
-from rlm_jax.recipes.chunks.retro_data import DatabaseConfig
+from rlm_jax.retrievers.chunk_search import DatabaseConfig
 from rlm_jax.retrievers.dense import SearchConfig
 
 

@@ -32,7 +32,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {
         *("method", "ops.collectives", "processes", "storage", "terminal", "errors"),
     },
-    "evaluate": {"methods", "method", "ops", "retrieval", "storage", "errors"},
+    "evaluate": {
+        *("methods", "method", "ops", "processes", "retrieval", "storage", "errors"),
+    },
     "report": {"storage", "version", "errors"},
     "recipes": {
         *("data", "evaluate", "methods", "models", "ops", "pretrained", "report"),

@@ -282,9 +282,8 @@ def test_second_example_passes_the_suite_of_all_methods(searching, monkeypatch, 
 
 def test_second_example_equals_a_loop(searching):
     """The equation of its docstring in float64, with absent passages and padding."""
-    config = searching.MarginalConfig(
-        EncoderConfig(**systems.SIZES, max_length=8, dropout=0.0), temperature=0.5
-    )
+    sizes: dict[str, Any] = systems.SIZES | {"max_length": 8, "dropout": 0.0}
+    config = searching.MarginalConfig(EncoderConfig(**sizes), temperature=0.5)
     method, batch = searching.marginal(config), systems.candidates(0, 4)
     batch["present"][2] = False
     params = jax.jit(method.init)(jax.random.key(0))

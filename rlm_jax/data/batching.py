@@ -309,9 +309,9 @@ def _batches(
         starts, stops = spans(seed, epoch)
         segment = np.arange(batch_size, dtype=np.int32)
         segment = segment if rows is None else segment[rows]
-        chosen = index * batch_size + segment
-        positions = starts[chosen, None] + np.arange(length + 1)
-        keep = positions[:, :-1] < stops[chosen, None]
+        segments = index * batch_size + segment
+        positions = starts[segments, None] + np.arange(length + 1)
+        keep = positions[:, :-1] < stops[segments, None]
         window = split.tokens[np.minimum(positions, last)].astype(np.int32)
         return {
             "tokens": np.where(keep, window[:, :-1], 0),

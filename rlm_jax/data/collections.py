@@ -17,7 +17,7 @@ class CollectionConfig:
 
     passages: str = "stdlib"  # stdlib, beir:FOLDER, dpr:FILE or jsonl:PATH
     questions: str = ""  # likewise; empty: as passages
-    split: str = "test"  # of the questions; in experiments.encode empty: none
+    split: str = "test"  # of the questions; empty, where they may be left out: none
 
 
 class Collection(NamedTuple):
@@ -28,11 +28,12 @@ class Collection(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
+        """Of passages and questions together."""
         return f"{self.passages.fingerprint[:16]}-{self.questions.fingerprint[:16]}"
 
     @property
     def texts(self) -> list[str]:
-        """Of the questions."""
+        """The questions as text."""
         return [question.text for question in self.questions.questions]
 
 

@@ -75,9 +75,9 @@ def crops(
         kept = tokens[rng.random(size) >= deletion][: length - 2]
         return np.concatenate([[cls_id], kept, [sep_id]])
 
-    def make(seed: int, epoch: int, chosen: np.ndarray, rows: np.ndarray) -> Batch:
+    def make(seed: int, epoch: int, examples: np.ndarray, rows: np.ndarray) -> Batch:
         sides: tuple[list, list] = [], []
-        for example in chosen[rows]:
+        for example in examples[rows]:
             rng = np.random.default_rng((seed, epoch, example))
             for side in sides:
                 side.append(draw(rng, starts[example], stops[example]))
@@ -134,22 +134,22 @@ def pairs(
         drawn = np.full(1 + hard_negatives, -1, np.int64)
         drawn[0] = rng.choice(positives[question])
         if hard_negatives and negatives is not None:
-            found = negatives[question]
-            found = rng.permutation(found[found >= 0])[:hard_negatives]
-            drawn[1 : 1 + len(found)] = found
+            hard = negatives[question]
+            hard = rng.permutation(hard[hard >= 0])[:hard_negatives]
+            drawn[1 : 1 + len(hard)] = hard
         return drawn
 
-    def make(seed: int, epoch: int, chosen: np.ndarray, rows: np.ndarray) -> Batch:
+    def make(seed: int, epoch: int, examples: np.ndarray, rows: np.ndarray) -> Batch:
         # Numbers are drawn for the whole global batch: a row's known positives are
         # those that any of its rows brings.
-        passage = np.stack([draw(seed, epoch, question) for question in chosen])
+        passage = np.stack([draw(seed, epoch, question) for question in examples])
         own = passage[rows]
         texts = lookup(np.where(own < 0, own[:, :1], own).reshape(-1))
         passage_side = padded("passage", texts, passage_length, pad_id)
         return {
             **padded(
                 "question",
-                [questions[question] for question in chosen[rows]],
+                [questions[question] for question in examples[rows]],
                 question_length,
                 pad_id,
             ),
@@ -159,7 +159,7 @@ def pairs(
             },
             "passage": own.astype(np.int32),
             "known": _known(
-                own[:, 0], [positives[q] for q in chosen[rows]], passage, known
+                own[:, 0], [positives[q] for q in examples[rows]], passage, known
             ),
             "weight": np.ones(len(rows), np.float32),
         }
@@ -170,12 +170,12 @@ def pairs(
 def _known(own, positives, passages, size):
     """int32 [B, P]: each row's positives among ``passages`` besides its own, or -1."""
     present = np.unique(passages)
-    found = np.full((len(own), size), -1, np.int32)
+    known = np.full((len(own), size), -1, np.int32)
     for row, (first, all_of_it) in enumerate(zip(own, positives, strict=True)):
         others = np.intersect1d(all_of_it, present)
         others = others[others != first][:size]
-        found[row, : len(others)] = others
-    return found
+        known[row, : len(others)] = others
+    return known
 
 
 def _windows(offsets: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
@@ -203,9 +203,9 @@ def _batches(make, num_examples: int, batch_size: int, noun: str) -> Batches:
 
     def batch_at(seed: int, step: int, *, rows: Rows | None = None) -> Batch:
         epoch, index = divmod(step, num_batches)
-        chosen = order(seed, epoch)[index * batch_size : (index + 1) * batch_size]
+        examples = order(seed, epoch)[index * batch_size : (index + 1) * batch_size]
         numbers = np.arange(batch_size)
-        return make(seed, epoch, chosen, numbers if rows is None else numbers[rows])
+        return make(seed, epoch, examples, numbers if rows is None else numbers[rows])
 
     return Batches(batch_at, num_examples, num_batches)
 
@@ -247,8 +247,8 @@ def _check_pairs(questions, positives, negatives, hard_negatives) -> None:
             f"{'none' if negatives is None else len(negatives)}; "
             "give as many of each."
         )
-    for number, found in enumerate(positives):
-        if not len(found):
+    for number, rows in enumerate(positives):
+        if not len(rows):
             raise UserError(
                 f"Question {number} has no positive passage; leave it out of training."
             )

@@ -35,14 +35,14 @@ def extract() -> Iterator[Documented]:
     Raises:
       UserError: the standard library has no source files.
     """
-    found = False
+    empty = True
     for document in sources.stdlib_documents():
         if document.name.startswith("pydoc_data."):
             continue
         for documented in of_module(document.name, document.text):
-            found = True
+            empty = False
             yield documented
-    if not found:
+    if empty:
         raise UserError(
             "This Python's standard library has no source files to read: use passages "
             "of your own, such as jsonl:FILE."

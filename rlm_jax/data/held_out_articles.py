@@ -39,7 +39,7 @@ def split(passages: Iterable[Passage]) -> dict[str, list[Passage]]:
 
     A held-out article is one text: what was taken out of it, in its order.
     """
-    found: dict[str, list[Passage]] = {"valid": [], "test": [], "store": []}
+    by_split: dict[str, list[Passage]] = {"valid": [], "test": [], "store": []}
     articles = itertools.groupby(passages, key=lambda passage: passage.title)
     for number, (title, group) in enumerate(articles):
         every = list(group)
@@ -47,10 +47,10 @@ def split(passages: Iterable[Passage]) -> dict[str, list[Passage]]:
         name = "valid" if number % EVERY_ARTICLE == VALIDATION else "test"
         if kept:
             text = "".join(f"{passage.text}\n" for passage in kept)
-            found[name].append(Passage(title, f"{title} (held out)", text))
+            by_split[name].append(Passage(title, f"{title} (held out)", text))
         del every[HELD_OUT::EVERY]
-        found["store"] += every
-    return found
+        by_split["store"] += every
+    return by_split
 
 
 def pieces(passages: Iterable[Passage], num_words: int) -> Iterator[Passage]:
@@ -94,25 +94,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--words", type=int, help="at most, in a passage of the store; all without"
     )
-    chosen = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        found = split(passage_files.jsonl(chosen.articles)[1])
-        if not (found["valid"] and found["test"]):
+        by_split = split(passage_files.jsonl(options.articles)[1])
+        if not (by_split["valid"] and by_split["test"]):
             raise UserError(
-                f"{chosen.articles} holds too few articles of {HELD_OUT + 1} passages "
+                f"{options.articles} holds too few articles of {HELD_OUT + 1} passages "
                 f"or more; it takes {EVERY_ARTICLE} of them."
             )
-        if chosen.words is not None and chosen.words < 1:
-            raise UserError(f"--words is {chosen.words}; choose 1 or more.")
+        if options.words is not None and options.words < 1:
+            raise UserError(f"--words is {options.words}; choose 1 or more.")
         evaluated = [
-            passage.text for name in ("valid", "test") for passage in found[name]
+            passage.text for name in ("valid", "test") for passage in by_split[name]
         ]
-        shared = overlap.overlapping((x.text for x in texts(chosen.text)), evaluated)
-        if chosen.words is not None:
-            shows = overlap.overlapping((x.text for x in found["store"]), evaluated)
-            kept = itertools.compress(found["store"], ~shows)
-            found["store"] = list(pieces(kept, chosen.words))
-            if not found["store"]:
+        shared = overlap.overlapping((x.text for x in texts(options.text)), evaluated)
+        if options.words is not None:
+            shows = overlap.overlapping((x.text for x in by_split["store"]), evaluated)
+            kept = itertools.compress(by_split["store"], ~shows)
+            by_split["store"] = list(pieces(kept, options.words))
+            if not by_split["store"]:
                 raise UserError(
                     "Every passage of the store shares 13 words in a row with a "
                     "held-out one; name other articles."
@@ -122,20 +122,20 @@ def main(arguments: list[str] | None = None) -> int:
                 "Every training text shares 13 words in a row with a held-out passage; "
                 "name other corpora with --text."
             )
-        (chosen.out / "text").mkdir(parents=True)
+        (options.out / "text").mkdir(parents=True)
         sizes = {
             "train": write(
-                chosen.out / "text/train.jsonl",
-                itertools.compress(texts(chosen.text), ~shared),
+                options.out / "text/train.jsonl",
+                itertools.compress(texts(options.text), ~shared),
             )
         }
         for name in ("valid", "test"):
-            sizes[name] = write(chosen.out / f"text/{name}.jsonl", found[name])
-        sizes["store"] = write(chosen.out / "store.jsonl", found["store"])
+            sizes[name] = write(options.out / f"text/{name}.jsonl", by_split[name])
+        sizes["store"] = write(options.out / "store.jsonl", by_split["store"])
     except UserError as error:
         parser.error(str(error))
     except FileExistsError:
-        parser.error(f"There is something in {chosen.out} already; name a new folder.")
+        parser.error(f"There is something in {options.out} already; name a new folder.")
     for name, size in sizes.items():
         terminal.say(f"{name}: {size:,} characters")
     terminal.say(

@@ -75,8 +75,8 @@ def with_neighbours(
         chunks = first[:, None] + np.arange(at.shape[1] // chunk_length)
         # A last segment may reach beyond the stream, where there are no chunks.
         inside = (chunks < num_chunks)[..., None]
-        found = ids[np.minimum(chunks, num_chunks - 1), :k]
-        neighbours, mask = lookup(np.where(inside, found, -1))
+        rows_of_chunks = ids[np.minimum(chunks, num_chunks - 1), :k]
+        neighbours, mask = lookup(np.where(inside, rows_of_chunks, -1))
         return {
             **batch,
             "tokens": np.asarray(split.tokens[at], np.int32),

@@ -42,13 +42,13 @@ def overlapping(
       UserError: n is below 1.
     """
     shared = _distinct(evaluated, n)
-    found = [np.zeros(0, bool)]
+    shares = [np.zeros(0, bool)]
     for hashes, counts in _blocks(passages, n):
         # Where a text's n-grams are empty, so is the difference of the two sums.
         ends = np.cumsum(counts)
         sums = np.concatenate([[0], np.cumsum(_among(hashes, shared))])
-        found.append(sums[ends] > sums[ends - counts])
-    return np.concatenate(found)
+        shares.append(sums[ends] > sums[ends - counts])
+    return np.concatenate(shares)
 
 
 def near_duplicates(
@@ -113,13 +113,13 @@ def _largest_jaccard(
       grams, owners: the n-grams of the others, ascending, and whose each one is.
       sizes: how many n-grams each of the others has.
     """
-    found = own[_among(own, grams)]
+    common = own[_among(own, grams)]
     # No other text shares more than all of them do: most documents end here.
-    bound = len(found) / max(len(own), 1)
-    if not len(found) or bound < enough:
+    bound = len(common) / max(len(own), 1)
+    if not len(common) or bound < enough:
         return bound
-    low = np.searchsorted(grams, found, "left")
-    high = np.searchsorted(grams, found, "right")
+    low = np.searchsorted(grams, common, "left")
+    high = np.searchsorted(grams, common, "right")
     shared = np.bincount(owners[_ranges(low, high - low)], minlength=len(sizes))
     return float((shared / (len(own) + sizes - shared)).max())
 
@@ -146,9 +146,9 @@ def _blocks(texts: Iterable[str], n: int) -> Iterator[tuple[np.ndarray, np.ndarr
     counts: list[int] = []
     size = 0
     for text in texts:
-        found = words(text)
-        block += found
-        counts.append(len(found))
+        text_words = words(text)
+        block += text_words
+        counts.append(len(text_words))
         size += len(text) + 1
         if size >= _BLOCK:
             yield _ngrams(block, np.array(counts), n)

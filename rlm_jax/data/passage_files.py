@@ -51,19 +51,19 @@ def jsonl(path: Path) -> tuple[Any, Iterator[Passage]]:
     """A file of JSON lines, or the files of a folder in the order of their names."""
     if not path.is_dir():
         return files.digest(path), _jsonl_passages(path, "")
-    found = sorted(
+    paths = sorted(
         p for p in path.iterdir() if p.name.endswith((".jsonl", ".jsonl.gz"))
     )
     # A file beside its own compressed copy is one collection, not two.
-    found = [p for p in found if p.suffix != ".gz" or p.with_suffix("") not in found]
-    if not found:
+    paths = [p for p in paths if p.suffix != ".gz" or p.with_suffix("") not in paths]
+    if not paths:
         raise UserError(f"The folder {path} holds no .jsonl or .jsonl.gz files.")
-    stems = [p.name.removesuffix(".gz").removesuffix(".jsonl") for p in found]
-    content = [[s, files.digest(p)] for s, p in zip(stems, found, strict=True)]
-    prefixes = [f"{stem}/" if len(found) > 1 else "" for stem in stems]
+    stems = [p.name.removesuffix(".gz").removesuffix(".jsonl") for p in paths]
+    content = [[s, files.digest(p)] for s, p in zip(stems, paths, strict=True)]
+    prefixes = [f"{stem}/" if len(paths) > 1 else "" for stem in stems]
     return content, (
         passage
-        for file, prefix in zip(found, prefixes, strict=True)
+        for file, prefix in zip(paths, prefixes, strict=True)
         for passage in _jsonl_passages(file, prefix)
     )
 

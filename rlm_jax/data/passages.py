@@ -188,9 +188,9 @@ def _joined(parts: Sequence[Passages]) -> Iterator[Passage]:
             yield passage._replace(id=prefix + passage.id)
 
 
-def _intersect(some: np.ndarray, ascending: np.ndarray) -> bool:
-    places = np.searchsorted(ascending, some)
-    return bool((ascending[np.minimum(places, len(ascending) - 1)] == some).any())
+def _intersect(hashes: np.ndarray, ascending: np.ndarray) -> bool:
+    places = np.searchsorted(ascending, hashes)
+    return bool((ascending[np.minimum(places, len(ascending) - 1)] == hashes).any())
 
 
 def write(

@@ -123,10 +123,10 @@ def _dpr_training(path: Path) -> Iterator[Record]:
 
 
 def _contexts(record: dict, name: str) -> list:
-    found = record.get(name) or []
-    if not isinstance(found, list):
+    contexts = record.get(name) or []
+    if not isinstance(contexts, list):
         raise _Malformed(f'"{name}" is no list')
-    return found
+    return contexts
 
 
 def _dpr_questions(path: Path) -> Iterator[Record]:

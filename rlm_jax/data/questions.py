@@ -143,16 +143,16 @@ def resolve(questions: Questions, passages: Passages | None = None) -> Pairs:
         rows = carried.rows_of(ids)
         rows = np.where(rows >= 0, rows + len(passages or ()), -1).astype(np.int32)
     if passages is not None:
-        own = passages.rows_of(ids)
-        rows = np.where(own >= 0, own, rows).astype(np.int32)
+        first = passages.rows_of(ids)
+        rows = np.where(first >= 0, first, rows).astype(np.int32)
     positives, negatives, start = [], [], 0
     for grades in judged:
-        found = rows[start : start + len(grades)]
+        own = rows[start : start + len(grades)]
         values = np.fromiter(grades.values(), np.int64, len(grades))
         start += len(grades)
         best = np.argsort(-values, kind="stable")
-        positives.append(found[best][(found >= 0)[best] & (values > 0)[best]])
-        negatives.append(found[(found >= 0) & (values <= 0)])
+        positives.append(own[best][(own >= 0)[best] & (values > 0)[best]])
+        negatives.append(own[(own >= 0) & (values <= 0)])
     if not any(map(len, positives)):
         raise UserError(
             "None of the questions has a passage that answers it in "
@@ -160,6 +160,33 @@ def resolve(questions: Questions, passages: Passages | None = None) -> Pairs:
             "passages that the questions were judged on."
         )
     return Pairs(pool, tuple(positives), tuple(negatives), int((rows < 0).sum()))
+
+
+class Answerable(NamedTuple):
+    """Questions that each have a passage which answers them."""
+
+    texts: list[str]
+    answers: list[tuple[str, ...]]  # of each question; there may be none
+    pairs: Pairs
+    num_left_out: int  # questions without such a passage
+    fingerprint: str  # of questions and passages
+
+
+def answerable(questions: Questions, passages: Passages | None = None) -> Answerable:
+    """Those of the questions that have a passage, `resolve`d: others teach nothing."""
+    pairs = resolve(questions, passages)
+    kept = [i for i, rows in enumerate(pairs.positives) if len(rows)]
+    pool = passages.fingerprint[:16] if passages else "own"
+    return Answerable(
+        [questions.questions[i].text for i in kept],
+        [questions.questions[i].answers for i in kept],
+        pairs._replace(
+            positives=tuple(pairs.positives[i] for i in kept),
+            negatives=tuple(pairs.negatives[i] for i in kept),
+        ),
+        len(questions) - len(kept),
+        f"{questions.fingerprint[:16]}-{pool}",
+    )
 
 
 # --- in the cache --------------------------------------------------------------------

@@ -126,20 +126,20 @@ def _from_files(
     path: Path, suffixes: tuple[str, ...], read: _Reader, pieces: _Pieces
 ) -> Source:
     """Finds the files of each split, or cuts them off the end of the only one."""
-    found = _find_splits(path, suffixes)
+    by_split = _find_splits(path, suffixes)
     identity = [
         [split, _stem(file), files.digest(file)]
-        for split in found
-        for file in found[split]
+        for split in by_split
+        for file in by_split[split]
     ]
 
     def documents(split: str) -> Iterator[Document]:
-        for file in found[split]:
+        for file in by_split[split]:
             yield from read(_stem(file), file)
 
     key = cache.fingerprint(read.__name__, identity)
-    if len(found) > 1:
-        return Source(tuple(found), documents, key)
+    if len(by_split) > 1:
+        return Source(tuple(by_split), documents, key)
     return _cut(documents, pieces, key)
 
 
@@ -153,19 +153,19 @@ def _find_splits(path: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]
                 return siblings
         return {"train": [path]}
     files = _files(path, suffixes)
-    found = _by_name(files)
+    by_split = _by_name(files)
     for folder in sorted(p for p in path.iterdir() if p.is_dir()):
         split = _split_of(folder.name)
         if split and (inside := _files(folder, suffixes)):
-            found.setdefault(split, []).extend(inside)
-    if not found and files:
+            by_split.setdefault(split, []).extend(inside)
+    if not by_split and files:
         return {"train": files}
-    if "train" not in found:
+    if "train" not in by_split:
         raise UserError(
             f"The folder {path} holds no training text: name a file train{suffixes[0]}"
             f", or put {' or '.join(suffixes)} files there."
         )
-    return {name: found[name] for name in _SPLIT_NAMES if name in found}
+    return {name: by_split[name] for name in _SPLIT_NAMES if name in by_split}
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -176,13 +176,13 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def _by_name(files: list[Path]) -> dict[str, list[Path]]:
     """Files named after a split; "valid.raw" only where there is no plain "valid"."""
-    found: dict[str, list[Path]] = {}
+    by_split: dict[str, list[Path]] = {}
     for split in _SPLIT_NAMES:
         named = [f for f in files if _split_of(_stem(f)) == split]
         if named:
             plain = [f for f in named if not _stem(f).endswith(".raw")]
-            found[split] = plain or named
-    return found
+            by_split[split] = plain or named
+    return by_split
 
 
 def _split_of(stem: str) -> str | None:

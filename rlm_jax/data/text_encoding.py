@@ -141,12 +141,12 @@ def load(folder: str | os.PathLike) -> TextTokenizer:
     folder = Path(folder)
     try:
         if (folder / FILE).exists():
-            found = hugging_face.Tokenizer.from_file(str(folder / FILE))
+            library = hugging_face.Tokenizer.from_file(str(folder / FILE))
         elif (folder / "vocab.txt").exists():
             words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
             settings = folder / "tokenizer_config.json"
             told = json.loads(settings.read_text()) if settings.exists() else {}
-            found = _word_piece(
+            library = _word_piece(
                 {word: i for i, word in enumerate(words)},
                 lowercase=told.get("do_lower_case", True),
             )
@@ -161,7 +161,7 @@ def load(folder: str | os.PathLike) -> TextTokenizer:
             f"The tokenizer in {folder} cannot be read ({error}); copy or download it "
             "again."
         ) from error
-    return _wrap(found, folder)
+    return _wrap(library, folder)
 
 
 def parse(content: Any) -> TextTokenizer:
@@ -195,8 +195,8 @@ def train(texts: Iterable[str], *, vocab_size: int) -> TextTokenizer:
         counts.update(normaliser.normalize_str(text).split())
     if not counts:
         raise UserError("There is no text to train a tokenizer on; check the corpus.")
-    found = _word_piece(_vocabulary(counts, vocab_size), lowercase=True)
-    return _wrap(found, "the trained tokenizer")
+    library = _word_piece(_vocabulary(counts, vocab_size), lowercase=True)
+    return _wrap(library, "the trained tokenizer")
 
 
 def _vocabulary(counts: Mapping[str, int], vocab_size: int) -> dict[str, int]:
@@ -245,35 +245,35 @@ def _repeated(words: Iterable[str], counts: Mapping[str, int]) -> Iterator[str]:
 
 
 def _word_piece(vocabulary: dict[str, int], *, lowercase: bool):
-    found = hugging_face.Tokenizer(
+    tokenizer = hugging_face.Tokenizer(
         hugging_face.models.WordPiece(
             vocabulary, unk_token="[UNK]", max_input_chars_per_word=100
         )
     )
-    found.normalizer = hugging_face.normalizers.BertNormalizer(lowercase=lowercase)
-    found.pre_tokenizer = hugging_face.pre_tokenizers.BertPreTokenizer()
-    found.decoder = hugging_face.decoders.WordPiece(prefix=_PREFIX)
+    tokenizer.normalizer = hugging_face.normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = hugging_face.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = hugging_face.decoders.WordPiece(prefix=_PREFIX)
     missing = [word for word in _SPECIAL if word not in vocabulary]
     if missing:
         raise UserError(
             f"The vocabulary lacks {', '.join(missing)}; it is not BERT's WordPiece."
         )
-    found.add_special_tokens(list(_SPECIAL))
+    tokenizer.add_special_tokens(list(_SPECIAL))
     cls, sep = "[CLS]", "[SEP]"
-    found.post_processor = hugging_face.processors.TemplateProcessing(
+    tokenizer.post_processor = hugging_face.processors.TemplateProcessing(
         single=f"{cls} $A {sep}",
         pair=f"{cls} $A {sep} $B:1 {sep}:1",
         special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])],
     )
-    return found
+    return tokenizer
 
 
-def _wrap(found: Any, where: Any) -> TextTokenizer:
-    found.no_padding()
-    found.no_truncation()
+def _wrap(library: Any, where: Any) -> TextTokenizer:
+    library.no_padding()
+    library.no_truncation()
     marks = {}
     for mark, names in _NAMES.items():
-        ids = [i for i in map(found.token_to_id, names) if i is not None]
+        ids = [i for i in map(library.token_to_id, names) if i is not None]
         if not ids:
             raise UserError(
                 f"The tokenizer of {where} has no {' or '.join(names)}, which an "
@@ -281,8 +281,8 @@ def _wrap(found: Any, where: Any) -> TextTokenizer:
             )
         marks[f"{mark}_id"] = ids[0]
     return TextTokenizer(
-        vocab_size=found.get_vocab_size(with_added_tokens=True),
-        content=found.to_str(),
-        _tokenizer=found,
+        vocab_size=library.get_vocab_size(with_added_tokens=True),
+        content=library.to_str(),
+        _tokenizer=library,
         **marks,
     )

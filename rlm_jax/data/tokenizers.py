@@ -58,6 +58,12 @@ class Tokenizer:
         Path(path).write_text(json.dumps(record), encoding="utf-8")
 
 
+def piece(tokenizer: Tokenizer, token: int) -> str:
+    """One token as text; a word gets its space back."""
+    space = " " if tokenizer.kind == "word" else ""
+    return tokenizer.decode([token]) + space
+
+
 def load(path: str | os.PathLike) -> Tokenizer:
     """Reads what `Tokenizer.save` wrote.
 
@@ -218,8 +224,8 @@ def _train_bpe(corpus: Corpus, vocab_size: int) -> dict:
 
 
 def _train_word_piece(corpus: Corpus, vocab_size: int) -> dict:
-    made = text_encoding.train(_texts(corpus, "train"), vocab_size=vocab_size)
-    return json.loads(made.content)
+    tokenizer = text_encoding.train(_texts(corpus, "train"), vocab_size=vocab_size)
+    return json.loads(tokenizer.content)
 
 
 def _hugging_face(kind: str, content: dict) -> Tokenizer:

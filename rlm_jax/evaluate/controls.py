@@ -6,6 +6,8 @@
 
 import numpy as np
 
+from rlm_jax.method import Neighbours
+
 REAL, SHUFFLED, FOREIGN = "real", "shuffled", "foreign"
 
 
@@ -17,6 +19,12 @@ def shuffled_values(values: np.ndarray, seed: int = 0) -> np.ndarray:
 def foreign_positions(num_positions: int) -> np.ndarray:
     """For each position the one half a stream away, int64 [N]."""
     return (np.arange(num_positions) + num_positions // 2) % num_positions
+
+
+def shuffled_neighbours(neighbours: Neighbours) -> Neighbours:
+    """Each query is given the neighbours of another one, half the list away."""
+    turned = np.roll(np.arange(len(neighbours.ids)), len(neighbours.ids) // 2)
+    return Neighbours(neighbours.scores[turned], neighbours.ids[turned])
 
 
 def slot_sources(

@@ -14,7 +14,7 @@ section 3.2.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -262,6 +262,33 @@ def ensemble(
     return np.where(none, np.nan, np.asarray(mixed))
 
 
+def tune_temperature(
+    plain: np.ndarray,
+    at: Strides,
+    values: np.ndarray,
+    scores: np.ndarray,
+    rank_tokens: int,
+    *,
+    k: int,
+    temperatures: Sequence[float],
+) -> float:
+    """The temperature of `ensemble` under which a text is likeliest.
+
+    For validation data; never the tokens that are reported.
+
+    Args:
+      plain, at: as for `replaced`.
+      values, scores, rank_tokens, k: as for `ensemble`.
+      temperatures: to choose from; of equal ones the first.
+    """
+
+    def log_likelihood(temperature: float) -> float:
+        mixed = ensemble(values, scores, rank_tokens, k=k, temperature=temperature)
+        return float(np.sum(replaced(plain, at, mixed), dtype=np.float64))
+
+    return max(temperatures, key=log_likelihood)
+
+
 def log_weights(
     values: np.ndarray, scores: np.ndarray, *, k: int, temperature: float
 ) -> np.ndarray:
@@ -308,16 +335,16 @@ def _log_probs(log_probs, inputs, length, last, size):
     """float32 [rows, last]; every batch has one shape, so the model compiles once."""
     ids = np.zeros((size, length), np.int32)
     lengths = np.full(size, length, np.int32)
-    for row, found in enumerate(inputs):
-        ids[row, : len(found)] = found
-        lengths[row] = len(found)
-    found = np.asarray(log_probs(ids, lengths, last), np.float32)
-    if found.shape != (size, last):
+    for row, tokens in enumerate(inputs):
+        ids[row, : len(tokens)] = tokens
+        lengths[row] = len(tokens)
+    values = np.asarray(log_probs(ids, lengths, last), np.float32)
+    if values.shape != (size, last):
         raise UserError(
-            f"The language model gave log-probabilities of shape {found.shape} for "
+            f"The language model gave log-probabilities of shape {values.shape} for "
             f"{size} rows, asked for the last {last} tokens of each; give {size, last}."
         )
-    return found[: len(inputs)]
+    return values[: len(inputs)]
 
 
 def _finite(part):

@@ -104,6 +104,13 @@ def knn_log_probs(
     )
 
 
+def neighbour_weights(neighbours: NeighbourValues, temperature: float) -> np.ndarray:
+    """softmax(similarity / temperature) over the neighbours, [N, K]."""
+    logits = neighbours.similarities / temperature
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
 def mix(log_probs: np.ndarray, knn: np.ndarray, weight: float) -> np.ndarray:
     """`methods.knn_lm.mix`, float32 [N]."""
     return np.asarray(knn_lm.mix(log_probs, knn, weight))

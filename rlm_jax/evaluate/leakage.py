@@ -95,15 +95,15 @@ def leaked_shares(
     shares = np.zeros(len(chunks))
     block = max(1, _BLOCK_BYTES // (4 * k * 2 * m))
     for start in range(0, len(chunks), block):
-        some = chunks[start : start + block]
-        padded = np.full((len(some), 1, m), _NO_TOKEN, np.int64)
-        for row, tokens in zip(padded, some, strict=True):
+        part = chunks[start : start + block]
+        padded = np.full((len(part), 1, m), _NO_TOKEN, np.int64)
+        for row, tokens in zip(padded, part, strict=True):
             row[0, : len(tokens)] = tokens
-        padded = np.broadcast_to(padded, (len(some), k, m))
+        padded = np.broadcast_to(padded, (len(part), k, m))
         runs = longest_common_substring(padded, *lookup(ids[start : start + block]))
-        lengths = np.array([len(tokens) for tokens in some])
+        lengths = np.array([len(tokens) for tokens in part])
         shares[start : start + block] = runs.max(1) / lengths
-        advance(len(some))
+        advance(len(part))
     return shares
 
 
@@ -145,6 +145,27 @@ def chunk_bytes(
     if not decoded.sum():
         raise UserError("The chunks decode to no text; use the tokenizer they came of.")
     return decoded * (num_bytes / decoded.sum())
+
+
+def text_curve(
+    chunks: Chunks,
+    decode: Callable[[np.ndarray], str],
+    num_bytes: int,
+    shares: np.ndarray,
+    log_probs: Mapping[str, np.ndarray],
+) -> Curve:
+    """The `curve` of a text, from log p of its every token but the first.
+
+    Args:
+      chunks, decode, num_bytes: as for `chunk_bytes`.
+      shares: float [C], by `leaked_shares`.
+      log_probs: system -> float [N - 1], nats.
+    """
+    nll = {
+        system: chunk_nll(values, chunks.chunk_length)
+        for system, values in log_probs.items()
+    }
+    return curve(shares, nll, chunk_bytes(chunks, decode, num_bytes))
 
 
 def curve(

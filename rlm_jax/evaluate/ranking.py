@@ -63,15 +63,15 @@ def evaluate(
         if any(grade > 0 for grade in grades.values())
     }
     kept = {
-        question: dict(found) for question, found in run.items() if question in judged
+        question: dict(scores) for question, scores in run.items() if question in judged
     }
     if not kept:
         raise UserError(
             "No question of the run has a relevant passage among those judged; give "
             "the run and the judgements of the same questions."
         )
-    for question, found in kept.items():
-        if not all(map(math.isfinite, found.values())):
+    for question, scores in kept.items():
+        if not all(map(math.isfinite, scores.values())):
             raise UserError(
                 f"A score of the question '{question}' is not a finite number; check "
                 "what made the run."
@@ -128,8 +128,8 @@ def write_run(run: Run, path: str | os.PathLike, *, tag: str = "rlm_jax") -> Non
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(path) as partial, _text(path, partial, "wt") as file:
-            for question, found in run.items():
-                ranking = sorted(found.items(), key=lambda item: -item[1])
+            for question, scores in run.items():
+                ranking = sorted(scores.items(), key=lambda item: -item[1])
                 for rank, (passage, score) in enumerate(ranking, 1):
                     fields = _plain(question), "Q0", _plain(passage)
                     fields += str(rank), repr(float(score)), _plain(tag)

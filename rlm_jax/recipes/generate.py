@@ -29,10 +29,9 @@ from rlm_jax.models.generation import Sampling
 from rlm_jax.recipes import base_lm
 from rlm_jax.recipes.base_lm import Given
 from rlm_jax.recipes.language_model import DataConfig
-from rlm_jax.recipes.retrievers import search
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrieval.index import none_found
-from rlm_jax.retrievers import passage_search
+from rlm_jax.retrievers import passage_list, passage_search
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig
 from rlm_jax.retrievers.passage_search import BM25, PassageSearch
@@ -334,11 +333,7 @@ def used(retrievals: Sequence[Retrieval], passages: Passages) -> str:
         if before is not None and np.array_equal(ids, before):
             blocks.append(f"{head}: the same\n")
         else:
-            rows = [
-                (score, passages[row])
-                for score, row in zip(scores.tolist(), ids.tolist(), strict=True)
-                if row >= 0
-            ]
-            blocks.append(f"{head}:{search.shown(rows, 1).rstrip()}\n")
+            shown = passage_list.listed(passages, scores, ids, 1)
+            blocks.append(f"{head}:{shown.rstrip()}\n")
         before = ids
     return "".join(blocks) + "\n"

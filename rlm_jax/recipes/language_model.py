@@ -1,37 +1,20 @@
-"""What the launchers of language models share: text, batches, training, scores."""
+"""What the recipes of language models share: the text, the training, the scores."""
 
 import dataclasses
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from rlm_jax import method, processes, terminal
-from rlm_jax.data import batching, corpora, token_store, tokenizers
+from rlm_jax import processes, terminal
+from rlm_jax.data import corpora, tokenizers
+from rlm_jax.data.texts import STDLIB, DataConfig, Text, batches, head, in_tokens_of
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import perplexity
+from rlm_jax.evaluate.perplexity import Scored
 from rlm_jax.method import Method, Params
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.runs import Run
 from rlm_jax.train import checkpoint, dry_run, fit, loop
 from rlm_jax.train.optim import OptimConfig
-
-
-@dataclasses.dataclass
-class DataConfig:
-    """Which text, in which tokens, in which batches."""
-
-    # stdlib, text:PATH, jsonl:PATH or a TFDS name; empty: text and tokenizer of the run
-    # that this one starts from, else stdlib.
-    corpus: str = ""
-    tokenizer: str = "bpe"  # bytes, bpe, word or hf:PATH
-    vocab_size: int = 4096  # of bpe; word: 0 for all words
-    # shuffled, consecutive, same_document, similar, related, repeats, frequent_repeats
-    order: str = "shuffled"
-    batch_size: int = 16  # segments of a step, over all devices
-    length: int = 256  # tokens of a segment; of a row of them, in the order related
-    # consecutive and same_document: segments that follow; related: those of a row
-    segments_per_group: int = 16
 
 
 @dataclasses.dataclass
@@ -47,7 +30,7 @@ class EvaluateConfig:
 
 @dataclasses.dataclass
 class Experiment:
-    """A run, but for its method: a launcher adds the field ``method``."""
+    """A run, but for its method: a system's configuration adds the field ``method``."""
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
@@ -60,35 +43,6 @@ SAME = ("data", "method", "optim", "continue_from", *runs.DRAWS)
 """What all runs in one workdir have in common."""
 
 
-STDLIB = "stdlib"
-
-
-class Text(NamedTuple):
-    """A corpus in tokens."""
-
-    tokenizer: tokenizers.Tokenizer
-    store: token_store.TokenStore
-
-    @property
-    def fingerprint(self) -> str:
-        """Of text and tokenizer together."""
-        return self.store.fingerprint
-
-
-class Scored(NamedTuple):
-    """A split's tokens, scored, and the text's size in bytes and words."""
-
-    stream: perplexity.StreamScores
-    tokens: np.ndarray
-    num_bytes: int
-    num_words: int
-
-    def metrics(self, log_probs: np.ndarray) -> dict[str, float]:
-        return perplexity.text_metrics(
-            log_probs, num_bytes=self.num_bytes, num_words=self.num_words
-        )
-
-
 def load_text(config: DataConfig, workdir: pathlib.Path | None = None) -> Text:
     """The corpus, its tokenizer and its tokens; each is built once and cached.
 
@@ -99,12 +53,6 @@ def load_text(config: DataConfig, workdir: pathlib.Path | None = None) -> Text:
         return in_tokens_of(tokenizers.load(workdir / runs.TOKENIZER), config)
     tokenizer = tokenizers.build(config.tokenizer, corpus, vocab_size=config.vocab_size)
     return in_tokens_of(tokenizer, config)
-
-
-def in_tokens_of(tokenizer: tokenizers.Tokenizer, config: DataConfig) -> Text:
-    """The configured corpus in the tokens of a tokenizer that is given."""
-    corpus = corpora.load(config.corpus or STDLIB)
-    return Text(tokenizer, token_store.build(corpus, tokenizer))
 
 
 def inherited(data: DataConfig, source: str) -> DataConfig:
@@ -128,28 +76,6 @@ def with_vocabulary(config: Any, text: Text) -> Any:
     decoder = dataclasses.replace(config.method.decoder, vocab_size=size)
     method = dataclasses.replace(config.method, decoder=decoder)
     return dataclasses.replace(config, method=method)
-
-
-def batches(config: DataConfig, split: token_store.TokenSplit) -> method.Batches:
-    """The batches of a split in the configured order."""
-    size: dict[str, Any] = {"batch_size": config.batch_size, "length": config.length}
-    group = {"segments_per_group": config.segments_per_group}
-    orders = {
-        "shuffled": lambda: batching.shuffled(split, **size),
-        "consecutive": lambda: batching.consecutive(split, **size, **group),
-        "same_document": lambda: batching.same_document(split, **size, **group),
-        "similar": lambda: batching.similar(split, **size),
-        "related": lambda: batching.related(
-            split, **size, segments_per_row=config.segments_per_group
-        ),
-        "repeats": lambda: batching.repeats(split, **size),
-        "frequent_repeats": lambda: batching.frequent_repeats(split, **size),
-    }
-    if config.order not in orders:
-        raise UserError(
-            f"data.order is {config.order!r}; choose one of {', '.join(orders)}."
-        )
-    return orders[config.order]()
 
 
 def note_untrained(trained: int, length: int, rows: str) -> None:
@@ -267,37 +193,3 @@ def score_split(
         wrap=terminal.bar(f"scoring {name}", "batch"),
     )
     return Scored(stream, tokens, *size)
-
-
-def as_scored(
-    tokens: np.ndarray, log_probs: np.ndarray, size: tuple[int, int]
-) -> Scored:
-    """A text of which log p alone is known, float32 [N - 1], as reports want it.
-
-    ``size`` is its bytes and words.
-    """
-    targets = np.asarray(tokens[1:], np.int32)
-    none = np.zeros_like(log_probs)
-    keys = np.zeros((len(targets), 0), np.float32)
-    stream = perplexity.StreamScores(log_probs, none, keys, targets)
-    return Scored(stream, tokens, *size)
-
-
-def head(text: Text, name: str, limit: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """A split's first ``limit`` tokens, 0 = all, and their bytes and words."""
-    split = text.store.split(name)
-    tokens = split.tokens[: limit or len(split.tokens)]
-    return tokens, _size(text, split, tokens)
-
-
-def _size(text: Text, split: token_store.TokenSplit, tokens) -> tuple[int, int]:
-    """Bytes and words of a split's first tokens.
-
-    Where decoding is not exact (words lose their spaces), in proportion to it.
-    """
-    if len(tokens) == len(split.tokens):
-        return split.num_bytes, split.num_words
-    part, whole = (text.tokenizer.decode(x) for x in (tokens, split.tokens))
-    num_bytes = split.num_bytes * len(part.encode()) / len(whole.encode())
-    num_words = split.num_words * len(part.split()) / len(whole.split())
-    return round(num_bytes), round(num_words)

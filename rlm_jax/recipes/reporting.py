@@ -1,26 +1,37 @@
-"""How a launcher of a language model ends: report.json, a table, plots, a page."""
+"""How a language model's recipe ends: report.json, a table, plots, a page."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from rlm_jax import terminal
-from rlm_jax.recipes import language_model
+from rlm_jax.data import tokenizers
+from rlm_jax.data.texts import DataConfig, Text
+from rlm_jax.evaluate.perplexity import Scored
+from rlm_jax.recipes.language_model import EvaluateConfig
 from rlm_jax.recipes.runs import Run
 from rlm_jax.report import inspector, plots, report, tables, token_gain_plots
 from rlm_jax.train import metrics
 
-STRIP_TOKENS = 400
+
+class Evaluates(Protocol):
+    """The fields of a configuration that say what was evaluated, and how."""
+
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def evaluate(self) -> EvaluateConfig: ...
 
 
 def finish(
     run: Run,
-    config: language_model.Experiment,
-    text: language_model.Text,
-    scored: language_model.Scored,
+    config: Evaluates,
+    text: Text,
+    scored: Scored,
     log_probs: Mapping[str, np.ndarray],
     seconds: Mapping[str, float],
     *,
@@ -37,7 +48,7 @@ def finish(
       positions: for the neighbour inspector; none, no page.
     """
     figures = {name: scored.metrics(x) for name, x in log_probs.items()}
-    made = report.build(
+    result = report.build(
         system=run.system,
         preset=run.preset,
         corpus=config.data.corpus,
@@ -56,8 +67,8 @@ def finish(
             **(protocol or {}),
         },
     )
-    report.write(run.workdir / "report.json", made)
-    _plots(run, text, scored, log_probs, made)
+    report.write(run.workdir / "report.json", result)
+    _plots(run, text, scored, log_probs, result)
     if positions:
         inspector.write(
             run.workdir / "neighbours.html",
@@ -65,57 +76,31 @@ def finish(
             title=f"{run.system} on {config.data.corpus}, {run.preset}",
             caption=f"Predictions of the {split} split and what the memory answered.",
         )
-    terminal.say(tables.terminal([row(made)], title=f"\n{run.system}, {split} split"))
+    row = tables.row_of_text(result)
+    terminal.say(tables.terminal([row], title=f"\n{run.system}, {split} split"))
     terminal.say(f"report, plots and checkpoints: {run.workdir}")
-    return made
+    return result
 
 
-def row(made: Mapping[str, Any]) -> tables.Row:
-    """A report's row of a table, without the figures that say nothing.
-
-    Where tokens are words, per word is per token; and program text, which the embedded
-    corpus is, has no words to speak of. report.json keeps the figure.
-    """
-    whole = tables.row_of(made)
-    if made["corpus"] != "stdlib" and made["protocol"]["tokenizer"] != "word":
-        return whole
-    shown = {k: x for k, x in whole.metrics.items() if k != "word_perplexity"}
-    return whole._replace(metrics=shown)
-
-
-def _plots(run, text, scored, log_probs, made) -> None:
+def _plots(
+    run: Run,
+    text: Text,
+    scored: Scored,
+    log_probs: Mapping[str, np.ndarray],
+    result: report.Report,
+) -> None:
     folder = run.workdir / "plots"
     folder.mkdir(exist_ok=True)
     if (run.workdir / "metrics.jsonl").exists():
         records = metrics.read(run.workdir)
         plots.training_curves(folder / "training.png", {run.system: records})
-    if made["controls"]:
-        plots.control_bars(folder / "controls.png", [row(made)])
+    if result["controls"]:
+        plots.control_bars(folder / "controls.png", [tables.row_of_text(result)])
     if "off" in log_probs:
-        token_gains(folder, text, scored, log_probs)
-
-
-def token_gains(folder, text, scored, log_probs) -> None:
-    """Per token: where retrieval helped, as a histogram and as a strip of text."""
-    of_all = token_gain_plots.TokenGains(
-        scored.stream.targets, log_probs["off"], log_probs["real"]
-    )
-    token_gain_plots.gain_histogram(folder / "token_gain_plots.png", of_all)
-    # The stretch that gains most says most of how the memory works.
-    size = min(STRIP_TOKENS, len(scored.stream.targets))
-    gain = np.convolve(log_probs["real"] - log_probs["off"], np.ones(size), "valid")
-    start = int(gain.argmax())
-    where = slice(start, start + size)
-    pieces = [piece(text, t) for t in scored.stream.targets[where]]
-    token_gain_plots.gain_strip(
-        folder / "gains_text.png",
-        token_gain_plots.TokenGains(
-            pieces, log_probs["off"][where], log_probs["real"][where]
-        ),
-    )
-
-
-def piece(text: language_model.Text, token: int) -> str:
-    """One token as text; words get their space back."""
-    space = " " if text.tokenizer.kind == "word" else ""
-    return text.tokenizer.decode([token]) + space
+        token_gain_plots.of_text(
+            folder,
+            scored.stream.targets,
+            functools.partial(tokenizers.piece, text.tokenizer),
+            log_probs["off"],
+            log_probs["real"],
+        )

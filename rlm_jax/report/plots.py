@@ -172,12 +172,12 @@ def _series(
     records: Sequence[Mapping[str, Any]], split: str, key: str
 ) -> tuple[list[int], Sequence[float]]:
     """Steps and values; a figure that was not a number is null and is passed over."""
-    chosen = [
+    of_split = [
         record
         for record in records
         if record.get("split", "train") == split and record.get(key) is not None
     ]
-    return [r["step"] for r in chosen], [r[key] for r in chosen]
+    return [r["step"] for r in of_split], [r[key] for r in of_split]
 
 
 def _smoothed(values: Sequence[float]) -> np.ndarray:

@@ -125,13 +125,13 @@ def read(path: str | os.PathLike) -> Report:
 
 def versions() -> dict[str, str]:
     """Versions of Python, of rlm_jax and of the libraries that decide the numbers."""
-    found = {"python": platform.python_version(), "rlm_jax": __version__}
+    numbers = {"python": platform.python_version(), "rlm_jax": __version__}
     for library in LIBRARIES:
         try:
-            found[library] = importlib.metadata.version(library)
+            numbers[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def device() -> str:

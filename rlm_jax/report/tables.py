@@ -52,6 +52,45 @@ def row_of(report: Mapping[str, Any]) -> Row:
     return Row(report["system"], report["metrics"], report["controls"])
 
 
+def row_of_text(report: Mapping[str, Any]) -> Row:
+    """The row of a language model's report.json, without figures that say nothing.
+
+    Where tokens are words, the perplexity per word is the one per token; and program
+    text, which the embedded corpus is, has no words to speak of.
+    """
+    row = row_of(report)
+    if report["corpus"] != "stdlib" and report["protocol"].get("tokenizer") != "word":
+        return row
+    shown = {name: x for name, x in row.metrics.items() if name != "word_perplexity"}
+    return row._replace(metrics=shown)
+
+
+def row_of_ranking(report: Mapping[str, Any]) -> Row:
+    """The row of a retriever's report.json, of its metrics those in `METRICS`."""
+    row = row_of(report)
+    known = {name: x for name, x in row.metrics.items() if name in METRICS}
+    return row._replace(metrics=known or row.metrics)
+
+
+def curve_lines(
+    alphas: Sequence[float],
+    figures: Mapping[str, Sequence[float]],
+    counts: Sequence[int],
+) -> str:
+    """A leakage curve as lines of text, one for each alpha.
+
+    Args:
+      alphas: largest shares of a chunk that its neighbours hold.
+      figures: system -> bits per byte at each alpha.
+      counts: chunks behind each.
+    """
+    lines = ["bits per byte of the chunks with r(C) <= alpha:"]
+    for i, alpha in enumerate(alphas):
+        each = ", ".join(f"{name} {values[i]:.3f}" for name, values in figures.items())
+        lines.append(f"  {alpha:6.1%} ({counts[i]:,} chunks): {each}")
+    return "\n".join(lines)
+
+
 def metric_style(name: str) -> Metric:
     """How a metric is shown; an unknown one by its own name, larger being better."""
     return METRICS.get(name, Metric(name, 3, False))
@@ -59,16 +98,16 @@ def metric_style(name: str) -> Metric:
 
 def control_names(rows: Sequence[Row]) -> list[str]:
     """The controls that any row has, in the order of `CONTROLS`."""
-    found = dict.fromkeys(name for row in rows for name in row.controls)
-    known = [name for name in CONTROLS if name in found]
-    return known + [name for name in found if name not in CONTROLS]
+    names = dict.fromkeys(name for row in rows for name in row.controls)
+    known = [name for name in CONTROLS if name in names]
+    return known + [name for name in names if name not in CONTROLS]
 
 
 def metric_names(rows: Sequence[Row]) -> list[str]:
     """The metrics that any row has, in the order of `METRICS`."""
-    found = dict.fromkeys(name for row in rows for name in row.metrics)
-    known = [name for name in METRICS if name in found]
-    return known + [name for name in found if name not in METRICS]
+    names = dict.fromkeys(name for row in rows for name in row.metrics)
+    known = [name for name in METRICS if name in names]
+    return known + [name for name in names if name not in METRICS]
 
 
 def table(rows: Sequence[Row], *, metric: str | None = None) -> Table:

@@ -1,7 +1,8 @@
 """Plots of single tokens: where retrieval helped, and where it hurt."""
 
 import os
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from rlm_jax.errors import UserError
 from rlm_jax.report.plot_style import INK, PALETTE, canvas
 
 HELPED, HURT = PALETTE[0], PALETTE[5]
+STRIP_TOKENS = 400
 
 
 class TokenGains(NamedTuple):
@@ -21,6 +23,37 @@ class TokenGains(NamedTuple):
     """float [N]: log p of each token without retrieval, in nats."""
     with_retrieval: np.ndarray
     """float [N]: log p of each token with retrieval, in nats."""
+
+
+def of_text(
+    folder: pathlib.Path,
+    targets: np.ndarray,
+    piece: Callable[[int], str],
+    without: np.ndarray,
+    with_retrieval: np.ndarray,
+) -> None:
+    """Draw where retrieval helped, as a histogram and as a strip of text.
+
+    Args:
+      folder: of ``token_gain_plots.png`` and ``gains_text.png``.
+      targets: int32 [N], the text's tokens.
+      piece: a token as text.
+      without, with_retrieval: float [N], log p of each token.
+    """
+    unread = [""] * len(targets)  # the histogram shows no text
+    gain_histogram(
+        folder / "token_gain_plots.png", TokenGains(unread, without, with_retrieval)
+    )
+    # The stretch that gains most says most of how the memory works.
+    size = min(STRIP_TOKENS, len(targets))
+    gain = np.convolve(with_retrieval - without, np.ones(size), "valid")
+    start = int(gain.argmax())
+    stretch = slice(start, start + size)
+    pieces = [piece(int(token)) for token in targets[stretch]]
+    gain_strip(
+        folder / "gains_text.png",
+        TokenGains(pieces, without[stretch], with_retrieval[stretch]),
+    )
 
 
 def gain_histogram(

@@ -36,7 +36,7 @@ def check_kind(kind: str, field: str = "index") -> str:
     if kind not in KINDS:
         raise UserError(f"{field} is {kind!r}; choose one of {', '.join(KINDS)}.")
     if kind == "scann":
-        scann.check_installed()
+        scann.library()
     return kind
 
 
@@ -74,7 +74,6 @@ def choose(
     exact_below: int = EXACT_BELOW,
     directory: str | os.PathLike | None = None,
     target_recall: float = TARGET_RECALL,
-    k: int = 10,
     kept: str = "float32",
     queries: np.ndarray | None = None,
     shard_entries: int = SHARD_ENTRIES,
@@ -89,8 +88,7 @@ def choose(
       exact_below: number of entries from which "auto" takes ScaNN.
       directory: where the ScaNN index is kept from one run to the next; None puts it
         beside the datastore.
-      target_recall: share of the k nearest that ScaNN is tuned to find.
-      k: the number of neighbours that are wanted.
+      target_recall: share of the k nearest that ScaNN is tuned to find, whatever k.
       kept: what ScaNN scores the best candidates with, keys of "float32", "bfloat16" or
         "int8"; it is most of an index's memory.
       queries: float32 [N, D], what it is tuned on when it is built; see `scann.build`.
@@ -100,7 +98,7 @@ def choose(
     Raises:
       UserError: an unknown kind or metric, a target recall outside (0, 1], ScaNN is
         asked for and not installed, or the kept index is of another datastore, metric,
-        target, k or dtype.
+        target or dtype.
     """
     check_metric(metric)
     check_target(target_recall)
@@ -124,7 +122,6 @@ def choose(
             metric=metric,
             kept=kept,
             target_recall=target_recall,
-            k=k,
             queries=queries,
         )
         if isinstance(built, scann.ScannIndex):
@@ -135,11 +132,10 @@ def choose(
     else:
         index = scann.load(directory, datastore)
     checked_files.require_equal(
-        {"metric": metric, "target_recall": target_recall, "k": k, "kept": kept},
+        {"metric": metric, "target_recall": target_recall, "kept": kept},
         {
             "metric": index.metric,
             "target_recall": index.target_recall,
-            "k": index.tuned_k,
             "kept": index.kept,
         },
         directory,

@@ -100,8 +100,8 @@ class Chunks(Sequence[np.ndarray]):
     def touching(self, documents: np.ndarray) -> np.ndarray:
         """Which chunks touch any of some documents: bool [documents] to bool [N]."""
         # Of an empty document between two that a chunk touches there is nothing in it.
-        chosen = np.asarray(documents, bool) & (np.diff(self.document_offsets) > 0)
-        before = np.concatenate([[0], np.cumsum(chosen)])
+        marked = np.asarray(documents, bool) & (np.diff(self.document_offsets) > 0)
+        before = np.concatenate([[0], np.cumsum(marked)])
         return before[self.last_document + 1] > before[self.first_document]
 
     def _read(self, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
@@ -210,18 +210,18 @@ class _Joined:
         if isinstance(at, slice):
             before = self.starts[parts]
             return self._arrays[parts][at.start - before : at.stop - before]
-        found = np.empty(at.shape, np.int32)
+        tokens = np.empty(at.shape, np.int32)
         for part in np.unique(parts):
             there = parts == part
-            found[there] = self._arrays[part][at[there] - self.starts[part]]
-        return found
+            tokens[there] = self._arrays[part][at[there] - self.starts[part]]
+        return tokens
 
 
 def documents_of(document_offsets: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """The document of each position of a stream, int32 [...]."""
     # On the right: of documents that begin together all but the last are empty.
-    found = np.searchsorted(document_offsets, positions, side="right") - 1
-    return found.astype(np.int32)
+    documents = np.searchsorted(document_offsets, positions, side="right") - 1
+    return documents.astype(np.int32)
 
 
 def _chunks(tokens, offsets, chunk_length, starts, stops) -> Chunks:

@@ -237,8 +237,8 @@ def open(
     wanted = checked_files.as_json(identity or {})
     checked_files.require_equal(wanted, manifest["identity"], directory)
     if k is not None:
-        found = {"k": manifest["shape"][1]}
-        checked_files.require_equal({"k": k}, found, directory)
+        stored = {"k": manifest["shape"][1]}
+        checked_files.require_equal({"k": k}, stored, directory)
     _verify(directory, manifest)
     return ChunkNeighbours(_map(directory, manifest), manifest)
 
@@ -271,9 +271,9 @@ def nearest(
     rows = short if rows is None else rows
     scores, ids = none_found(len(queries), k)
     while len(short):
-        found = index.search(queries[short], min(depth, index.num_entries))
+        fetched = index.search(queries[short], min(depth, index.num_entries))
         keep = functools.partial(_stays, rows[short], filters)
-        scores[short], ids[short] = first_kept(found, keep, k)
+        scores[short], ids[short] = first_kept(fetched, keep, k)
         if depth >= min(max_depth, index.num_entries):
             break
         short = short[ids[short, -1] < 0]

@@ -142,8 +142,8 @@ class TextEncoder:
     def dim(self) -> int:
         """The width of a vector."""
         one = np.ones((1, 1), np.int32)
-        made = jax.eval_shape(self._embed, self._params, {"ids": one, "mask": one})
-        return made.shape[-1]
+        output = jax.eval_shape(self._embed, self._params, {"ids": one, "mask": one})
+        return output.shape[-1]
 
     def __call__(
         self,
@@ -163,18 +163,18 @@ class TextEncoder:
         lengths = np.array([len(row) for row in rows], np.int64)
         batches = plan(lengths, **self._sizes)
         vectors: np.ndarray | None = None
-        for some, made in self._made(batches, rows):
+        for numbers, of_batch in self._in_batches(batches, rows):
             if vectors is None:
-                vectors = np.empty((len(rows), made.shape[1]), np.float32)
-            vectors[some] = made[: len(some)]
-            advance(len(some))
+                vectors = np.empty((len(rows), of_batch.shape[1]), np.float32)
+            vectors[numbers] = of_batch[: len(numbers)]
+            advance(len(numbers))
         if vectors is None:
             raise UserError("There is no text to encode; check the corpus.")
         self.counts["tokens"] += int(lengths.sum())
         self.counts["slots"] += sum(b.num_rows * b.width for b in batches)
         return vectors
 
-    def _made(self, batches, rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _in_batches(self, batches, rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(rows, their vectors) of each batch; one computes while the last is read."""
         pending = None
         for batch in batches:
@@ -184,10 +184,10 @@ class TextEncoder:
                 num_rows=batch.num_rows,
                 width=batch.width,
             )
-            made = self._embed(self._params, processes.spread(padded))
+            vectors = self._embed(self._params, processes.spread(padded))
             if pending is not None:
                 yield pending[0], np.asarray(pending[1])
-            pending = batch.rows, made
+            pending = batch.rows, vectors
         if pending is not None:
             yield pending[0], np.asarray(pending[1])
 
@@ -252,8 +252,8 @@ def build(
     if len(shares) > 1:
         processes.wait("passages encoded")
         if index == 0:
-            made = [x.directory for x in shares if x.start < x.stop]
-            merge_datastores.join(made, directory)
+            folders = [x.directory for x in shares if x.start < x.stop]
+            merge_datastores.join(folders, directory)
         processes.wait("passages joined")
     return datastore.open(directory, identity=identity)
 

@@ -120,15 +120,15 @@ def encode_stream(
     num_rows = processes.whole_rows(batch_size)
     pending = None
     for i in wrap(range(0, len(rows), batch_size)):
-        some = rows[i : i + batch_size]
+        numbers = rows[i : i + batch_size]
         # The last batch repeats windows to keep its shape, and all do on many devices.
-        padded = np.resize(some, num_rows)
+        padded = np.resize(numbers, num_rows)
         batch = window_batch(tokens, spec, padded)
         out = fresh(params, *processes.spread((batch, spec.offset[padded])))
-        end = min(int(some[-1] + 1) * stride, spec.num_predictions)
+        end = min(int(numbers[-1] + 1) * stride, spec.num_predictions)
         if pending is not None:
             yield fetch(pending)
-        pending = out, end - int(some[0]) * stride
+        pending = out, end - int(numbers[0]) * stride
     if pending is not None:
         yield fetch(pending)
 
@@ -172,8 +172,8 @@ def build_datastore(
     identity |= {"entries": spec.num_predictions, "dtype": dtype}
     if directory.exists():
         return datastore.open(directory, identity=identity)
-    some = window_batch(tokens, spec, np.zeros(1, np.int32))
-    dim = jax.eval_shape(encode_keys, params, some).shape[-1]
+    one_window = window_batch(tokens, spec, np.zeros(1, np.int32))
+    dim = jax.eval_shape(encode_keys, params, one_window).shape[-1]
     writer = datastore.create(
         directory,
         dim=dim,

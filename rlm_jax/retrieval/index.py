@@ -76,23 +76,23 @@ def check_search(queries: np.ndarray, k: int, dim: int) -> np.ndarray:
 
 
 def first_kept(
-    found: Neighbours, keep: Callable[[np.ndarray], np.ndarray], k: int
+    neighbours: Neighbours, keep: Callable[[np.ndarray], np.ndarray], k: int
 ) -> Neighbours:
     """The best k of each query's neighbours that may stay: over-fetch, then drop.
 
     Args:
-      found: [N, K].
+      neighbours: [N, K].
       keep: ids int32 [N, K] -> bool [N, K]; what it says of absent ones, which it sees
         as 0, does not matter.
       k: how many are left, -1 and minus infinity where they are too few.
     """
-    kept = (found.ids >= 0) & keep(np.maximum(found.ids, 0))
+    kept = (neighbours.ids >= 0) & keep(np.maximum(neighbours.ids, 0))
     order = np.argsort(~kept, axis=1, kind="stable")[:, :k]
     scores, ids = none_found(len(kept), k)
     width = order.shape[1]
-    kept, best = (np.take_along_axis(x, order, axis=1) for x in (kept, found.ids))
+    kept, best = (np.take_along_axis(x, order, axis=1) for x in (kept, neighbours.ids))
     ids[:, :width] = np.where(kept, best, -1)
-    best = np.take_along_axis(found.scores, order, axis=1)
+    best = np.take_along_axis(neighbours.scores, order, axis=1)
     scores[:, :width] = np.where(kept, best, -np.inf)
     return Neighbours(scores, ids)
 
@@ -111,8 +111,8 @@ def recall(approximate: Neighbours, exact: Neighbours) -> float:
       exact: the truth, ids [N, K']; ids of -1 are not counted.
     """
     wanted = exact.ids >= 0
-    found = [
+    hits = [
         np.isin(truth, ids)
         for truth, ids in zip(exact.ids, approximate.ids, strict=True)
     ]
-    return float(np.stack(found)[wanted].mean()) if wanted.any() else 1.0
+    return float(np.stack(hits)[wanted].mean()) if wanted.any() else 1.0

@@ -57,21 +57,21 @@ def mine(
             f"{num} negatives cannot come from a search of depth {depth}; choose 1 or "
             "more, and a depth of at least as many."
         )
-    most = max((len(found) for found in positives), default=0)
+    most = max((len(passages) for passages in positives), default=0)
     depth = depth or max(num + most, 100)
     negatives = np.full((len(queries), num), -1, np.int32)
     for start in range(0, len(queries), _BLOCK):
         ids = search(queries[start : start + _BLOCK], depth).ids
-        for question, found in enumerate(ids, start):
-            kept = _negatives(question, found, positives[question], num, excluded)
+        for question, passages in enumerate(ids, start):
+            kept = _negatives(question, passages, positives[question], num, excluded)
             negatives[question, : len(kept)] = kept
     return negatives
 
 
-def _negatives(question, found, positives, num, excluded):
+def _negatives(question, ranked, positives, num, excluded):
     kept: list[int] = []
     answers = {int(passage) for passage in positives}
-    for passage in found.tolist():
+    for passage in ranked.tolist():
         if len(kept) == num:
             break
         if passage < 0 or passage in answers:

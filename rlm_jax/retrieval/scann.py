@@ -1,13 +1,16 @@
 """Approximate search by ScaNN: partitions, anisotropic hashing, exact reordering.
 
 Source: Guo et al. 2020, "Accelerating Large-Scale Inference with Anisotropic Vector
-Quantization"; for inner products every key has a second leaf, after Sun et al. 2023,
-"SOAR: Improved Indexing for Approximate Nearest Neighbor Search". The keys are held in
-memory as float32 while the index is built, and as `Parameters.kept` while it is used.
+Quantization"; every key has a second leaf, after Sun et al. 2023,
+"SOAR: Improved Indexing for Approximate Nearest Neighbor Search". Keys are turned
+before they are hashed (`rotation`), and how much is searched is tuned for several k's
+(`effort`). The keys are held in memory as float32 while the index is built, and as
+`Parameters.kept` while it is used.
 """
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -17,8 +20,10 @@ import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
-from rlm_jax.retrieval import exact
+from rlm_jax.retrieval import effort, exact
+from rlm_jax.retrieval import rotation as rotations
 from rlm_jax.retrieval.datastore import Datastore
+from rlm_jax.retrieval.effort import Effort
 from rlm_jax.retrieval.index import (
     TARGET_RECALL,
     Index,
@@ -28,26 +33,25 @@ from rlm_jax.retrieval.index import (
     none_found,
     recall,
 )
+from rlm_jax.retrieval.rotation import Rotation
 from rlm_jax.storage import checked_files
 
-_FORMAT = "rlm_jax scann 2"
+_FORMAT = "rlm_jax scann 3"
 _DISTANCES = {"ip": "dot_product", "l2": "squared_l2"}
-
 
 # What reordering keeps of each key -> bytes of a number.
 KEPT = {"float32": 4, "bfloat16": 2, "int8": 1}
-_FEWEST = 30  # candidates that are scored exactly, however small k is
-_SAMPLE = 1000  # queries on which an index is tuned
-_ENOUGH = 30  # given queries that are tuned on alone
+_COPIES = 2  # leaves that a key stands in
+_READ = 65_536  # keys read from the datastore at a time
+_DEPTH_OF_ALL = 10  # neighbours by which a comparison with every key is judged
 
 
 class Parameters(NamedTuple):
     """How ScaNN partitions and searches; no leaves is a comparison with every key."""
 
     num_leaves: int
-    leaves_to_search: int
-    reorder_factor: int  # candidates that are scored exactly, per neighbour asked for
-    kept: str = "float32"  # the keys they are scored with: float32, bfloat16 or int8
+    efforts: Sequence[Effort] = ()  # by rising k; at least one where there are leaves
+    kept: str = "float32"  # the keys of the reordering: float32, bfloat16 or int8
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,10 @@ class ScannIndex:
     """An approximate index; `build` makes one, `load` reads one that was saved.
 
     Attributes:
+      rotation: what its keys went through; None where they are not hashed.
       first: row of the datastore that is this index's first entry.
-      target_recall: what it was tuned for, the share of the ``tuned_k`` nearest; None
+      target_recall: what it was tuned for, the share of the nearest that is found; None
         for an index whose parameters were given.
-      recall: what was measured for that.
       seconds: how long it took to build.
     """
 
@@ -68,10 +72,9 @@ class ScannIndex:
     parameters: Parameters
     datastore_checksum: str
     searcher: Any
+    rotation: Rotation | None = None
     first: int = 0
     target_recall: float | None = None
-    tuned_k: int | None = None
-    recall: float | None = None
     seconds: float = 0.0
 
     @property
@@ -94,22 +97,33 @@ class ScannIndex:
         queries = check_search(queries, k, self.dim)
         if not len(queries):
             return none_found(0, k)
-        limits = {}
+        num_leaves, efforts, _ = self.parameters
+        spent = Effort(k, 0, 0)
+        if num_leaves:
+            spent = effort.for_k(
+                efforts, k, num_leaves=num_leaves, num_entries=self.num_entries
+            )
+        return self.search_with(queries, spent)
+
+    def search_with(self, queries: np.ndarray, spent: Effort) -> Neighbours:
+        """`search` of checked queries with an effort of one's own."""
+        limits, turned = {}, queries
         if self.parameters.num_leaves:
-            num_leaves, to_search, factor, _ = self.parameters
-            # A large k must not run out of candidates in the leaves that are visited.
-            enough = -(-4 * k * num_leaves // self.num_entries)
-            limits["leaves_to_search"] = min(num_leaves, max(to_search, enough))
-            reorder = min(self.num_entries, max(_FEWEST, factor * k))
-            limits["pre_reorder_num_neighbors"] = reorder
-        found, scores = self.searcher.search_batched_parallel(
-            queries, final_num_neighbors=k, **limits
+            limits["leaves_to_search"] = spent.leaves
+            limits["pre_reorder_num_neighbors"] = spent.candidates
+        if self.rotation is not None:
+            turned = rotations.turn_queries(self.rotation, queries)
+        rows, scores = self.searcher.search_batched_parallel(
+            turned, final_num_neighbors=spent.k, **limits
         )
         absent = np.isnan(scores)
-        scores = -scores if self.metric == "l2" else scores
+        if self.rotation is not None:
+            scores = rotations.scores(self.rotation, scores, queries)
+        elif self.metric == "l2":
+            scores = -scores
         return Neighbours(
             np.where(absent, -np.inf, scores).astype(np.float32),
-            np.where(absent, -1, found.astype(np.int32) + self.first),
+            np.where(absent, -1, rows.astype(np.int32) + self.first),
         )
 
 
@@ -120,9 +134,9 @@ def choose_parameters(num_entries: int) -> Parameters:
     root of those.
     """
     if num_entries < 4096:
-        return Parameters(0, 0, 0)
+        return Parameters(0)
     num_leaves = round(2 * num_entries**0.5)
-    return Parameters(num_leaves, round(num_leaves**0.5 / 2), 3)
+    return Parameters(num_leaves, [Effort(1, round(num_leaves**0.5 / 2), 0)])
 
 
 def build(
@@ -132,16 +146,16 @@ def build(
     parameters: Parameters | None = None,
     kept: str = "float32",
     target_recall: float = TARGET_RECALL,
-    k: int = 10,
     queries: np.ndarray | None = None,
     rows: tuple[int, int] | None = None,
 ) -> ScannIndex:
     """Trains an index on a datastore's keys and tunes how it is searched.
 
     Tuning holds the index to exact search over the same keys, on a sample of 1,000
-    queries. Without ``queries`` the sample is keys of the datastore, drawn with a fixed
-    seed and each moved by three quarters of the difference of two others, which makes
-    them a little harder to search than the questions of real passages.
+    queries, for each k of `effort.KS`; a search for another k does what lies between.
+    Without ``queries`` the sample is keys of the datastore, drawn with a fixed seed and
+    each moved by three quarters of the difference of two others, which makes them a
+    little harder to search than the questions of real passages.
 
     Args:
       datastore: what is searched; its keys are read as float32.
@@ -150,8 +164,7 @@ def build(
         tunes them.
       kept: what reordering keeps of each key, "float32", "bfloat16" or "int8"; with
         ``parameters`` it is theirs.
-      target_recall: share of the k nearest to be found.
-      k: the number of neighbours at which that is measured.
+      target_recall: share of the k nearest to be found, whatever k.
       queries: float32 [N, D], what to tune on: real ones, if there are any.
       rows: the first row and the one after the last; None takes all.
 
@@ -159,12 +172,12 @@ def build(
       UserError: an unknown metric or dtype, a target outside (0, 1], queries that do
         not fit, or ScaNN is not installed.
     """
-    library = _import_scann()
+    module = library()
     first, stop = rows or (0, datastore.num_entries)
     tuned = parameters is None
     if parameters is None:
         parameters = choose_parameters(stop - first)._replace(kept=kept)
-    distance = _DISTANCES[check_metric(metric)]
+    check_metric(metric)
     check_target(target_recall)
     if parameters.kept not in KEPT:
         raise UserError(
@@ -172,24 +185,38 @@ def build(
             f"{tuple(KEPT)}."
         )
     if queries is not None:
-        queries = check_search(queries, k, datastore.dim)
+        queries = check_search(queries, 1, datastore.dim)
     start = time.perf_counter()
-    keys = datastore.keys(first, stop)
+    dim = datastore.dim
+    width = rotations.width(dim, metric) if parameters.num_leaves else dim
+    turned = np.empty((stop - first, width), np.float32)
+    keys = turned[:, :dim]
+    for i in range(first, stop, _READ):
+        until = min(i + _READ, stop)
+        keys[i - first : until - first] = datastore.keys(i, until)
     truth = None
     if tuned:
         # Before ScaNN has a copy of the keys, so that the peak of memory is its own.
-        queries = sample_queries(datastore, queries)
-        truth = exact.build(keys, metric=metric, resident_bytes=0).search(queries, k)
+        queries = effort.sample_queries(datastore, queries)
+        depth = effort.KS[-1] if parameters.num_leaves else _DEPTH_OF_ALL
+        truth = exact.build(keys, metric=metric, resident_bytes=0).search(
+            queries, min(depth, stop - first)
+        )
         truth = truth._replace(ids=np.where(truth.ids < 0, -1, truth.ids + first))
-    searcher = _train(library, keys, distance, parameters)
-    del keys
+    rotation = None
+    if parameters.num_leaves:
+        rotation = rotations.of_keys(keys, metric)
+        rotations.turn_keys(rotation, turned)
+    searcher = _train(module, turned, metric, parameters)
+    del keys, turned
     index = ScannIndex(
         metric,
-        datastore.dim,
+        dim,
         stop - first,
         parameters,
         datastore.checksum,
         searcher,
+        rotation,
         first,
     )
     if truth is not None and queries is not None:
@@ -197,77 +224,51 @@ def build(
     return replace(index, seconds=round(time.perf_counter() - start, 3))
 
 
-def sample_queries(datastore: Datastore, queries: np.ndarray | None) -> np.ndarray:
-    """About 1,000 queries [N, D] to tune on: of those given, or moved keys if few are.
-
-    Drawn with a fixed seed; see `build`.
-    """
-    rng = np.random.default_rng(0)
-    given = np.zeros((0, datastore.dim), np.float32)
-    if queries is not None:
-        given = queries[rng.permutation(len(queries))[:_SAMPLE]]
-    # A handful of questions would say little of the recall of others.
-    if len(given) >= _ENOUGH:
-        return given
-    some = min(_SAMPLE, datastore.num_entries)
-    ids = rng.integers(0, datastore.num_entries, (3, some))
-    keys, plus, minus = datastore.gather_keys(ids)
-    return np.concatenate([given, keys + np.float32(0.75) * (plus - minus)])
-
-
 def _train(
-    library: ModuleType, keys: np.ndarray, distance: str, parameters: Parameters
+    module: ModuleType, keys: np.ndarray, metric: str, parameters: Parameters
 ) -> Any:
-    kinds = library.scann_builder.ReorderType
-    kept = kinds[parameters.kept.upper()]
-    builder = library.builder(keys, 10, distance)
+    kept = module.scann_builder.ReorderType[parameters.kept.upper()]
     if not parameters.num_leaves:
+        builder = module.builder(keys, 10, _DISTANCES[metric])
         return builder.score_brute_force(kept).build()
-    inner = distance == _DISTANCES["ip"]
-    # A second leaf, and weighting the error along the key, are right for inner products
-    # alone.
-    builder = (
+    # Turned keys are compared by inner products, whatever the metric.
+    builder = module.builder(keys, 10, _DISTANCES["ip"])
+    return (
         builder.tree(
             parameters.num_leaves,
-            parameters.leaves_to_search,
+            parameters.efforts[0].leaves,
             training_sample_size=min(len(keys), 250_000),
-            soar_lambda=1.5 if inner else None,
+            soar_lambda=1.5,
         )
-        .score_ah(2, anisotropic_quantization_threshold=0.2 if inner else float("nan"))
+        .score_ah(2, anisotropic_quantization_threshold=0.2)
         .reorder(100, kept)
+        .build()
     )
-    return builder.build()
 
 
 def _tune(
     index: ScannIndex, queries: np.ndarray, truth: Neighbours, target: float
 ) -> ScannIndex:
-    """Searches more leaves, or reorders more, until the target holds.
-
-    Each step does one of the two, the one that gains more; neither needs training.
-    """
-    k = truth.ids.shape[1]
-
-    def measured(leaves: int, factor: int) -> ScannIndex:
-        changed = index.parameters._replace(
-            leaves_to_search=leaves, reorder_factor=factor
+    """The index with efforts that reach the target; nothing is trained again."""
+    num_leaves, efforts, kept = index.parameters
+    if num_leaves:
+        efforts = effort.tune(
+            index.search_with,
+            queries,
+            truth,
+            target,
+            first_leaves=efforts[0].leaves,
+            num_leaves=num_leaves,
+            num_entries=index.num_entries,
+            copies=_COPIES,
+            lossy=kept != "float32",
         )
-        tried = replace(index, parameters=changed)
-        return replace(tried, recall=recall(tried.search(queries, k), truth))
-
-    num_leaves, leaves, factor, _ = index.parameters
-    best = measured(leaves, factor)
-    while (best.recall or 0) < target:
-        _, leaves, factor, _ = best.parameters
-        steps = []
-        if leaves < num_leaves:
-            steps.append((min(num_leaves, -(-5 * leaves // 4)), factor))
-        if num_leaves and factor * k < index.num_entries:
-            steps.append((leaves, 2 * factor))
-        if not steps:
-            break
-        best = max((measured(*step) for step in steps), key=lambda one: one.recall or 0)
-    return replace(best, target_recall=target, tuned_k=k)
+    else:
+        spent = Effort(truth.ids.shape[1], 0, index.num_entries)
+        measured = recall(index.search_with(queries, spent), truth)
+        efforts = (spent._replace(recall=measured),)
+    parameters = Parameters(num_leaves, efforts, kept)
+    return replace(index, parameters=parameters, target_recall=target)
 
 
 def report(index: ScannIndex) -> dict[str, Any]:
@@ -275,24 +276,25 @@ def report(index: ScannIndex) -> dict[str, Any]:
 
     Returns:
       entries; bytes in memory, of the hashed keys with the leaves' centres and of the
-      keys kept for reordering; seconds to build; target recall, the k it was tuned at,
-      and the recall measured (None where parameters were given).
+      keys kept for reordering; seconds to build; target recall, and for each k that it
+      was tuned for the recall measured (none where parameters were given).
     """
     parameters = index.parameters
     hashed = 0
     if parameters.num_leaves:
-        # Four bits for two dimensions; with SOAR a key stands in two leaves.
-        places = 2 if index.metric == "ip" else 1
-        hashed = places * index.num_entries * -(-index.dim // 4)
-        hashed += 4 * parameters.num_leaves * index.dim
+        # Four bits for two dimensions.
+        width = rotations.width(index.dim, index.metric)
+        hashed = _COPIES * index.num_entries * -(-width // 4)
+        hashed += 4 * parameters.num_leaves * width
     return {
         "entries": index.num_entries,
         "hashed_bytes": hashed,
         "kept_bytes": index.num_entries * index.dim * KEPT[parameters.kept],
         "build_seconds": index.seconds,
         "target_recall": index.target_recall,
-        "k": index.tuned_k,
-        "recall": index.recall,
+        "recall": {
+            one.k: one.recall for one in parameters.efforts if one.recall is not None
+        },
     }
 
 
@@ -306,12 +308,12 @@ def save(index: ScannIndex, directory: str | os.PathLike) -> None:
         "metric": index.metric,
         "dim": index.dim,
         "num_entries": index.num_entries,
-        "parameters": list(index.parameters),
+        "num_leaves": index.parameters.num_leaves,
+        "efforts": [list(one) for one in index.parameters.efforts],
+        "kept": index.kept,
         "datastore": index.datastore_checksum,
         "first": index.first,
         "target_recall": index.target_recall,
-        "tuned_k": index.tuned_k,
-        "recall": index.recall,
         "seconds": index.seconds,
     }
 
@@ -322,6 +324,8 @@ def save(index: ScannIndex, directory: str | os.PathLike) -> None:
             raise UserError(
                 f"ScaNN cannot write {folder} ({error}); free some space there."
             ) from error
+        if index.rotation is not None:
+            rotations.write(index.rotation, folder)
 
     checked_files.publish(Path(directory), _FORMAT, fields, write)
 
@@ -349,17 +353,21 @@ def load(
     # ScaNN would unpickle a file of its own that we never write, so nothing may be
     # there that the manifest does not name.
     checked_files.verify_files(directory, manifest, checksums=verify)
+    num_leaves, dim = manifest["num_leaves"], manifest["dim"]
     return ScannIndex(
         manifest["metric"],
-        manifest["dim"],
+        dim,
         manifest["num_entries"],
-        Parameters(*manifest["parameters"]),
+        Parameters(
+            num_leaves,
+            tuple(Effort(*one) for one in manifest["efforts"]),
+            manifest["kept"],
+        ),
         manifest["datastore"],
-        _import_scann().load_searcher(str(directory), assets_backcompat_shim=False),
+        library().load_searcher(str(directory), assets_backcompat_shim=False),
+        rotations.read(directory, dim, manifest["metric"]) if num_leaves else None,
         manifest["first"],
         manifest["target_recall"],
-        manifest["tuned_k"],
-        manifest["recall"],
         manifest["seconds"],
     )
 
@@ -372,18 +380,14 @@ def measure_recall(index: Index, exact: Index, queries: np.ndarray, k: int) -> f
 def installed() -> bool:
     """Whether ScaNN can be imported."""
     try:
-        _import_scann()
+        library()
     except UserError:
         return False
     return True
 
 
-def check_installed() -> None:
-    """Raises a UserError where ScaNN cannot be imported."""
-    _import_scann()
-
-
-def _import_scann() -> ModuleType:
+def library() -> ModuleType:
+    """ScaNN, or a UserError where it cannot be imported."""
     try:
         from scann.scann_ops.py import scann_ops_pybind
     except ImportError as error:

@@ -29,7 +29,7 @@ from rlm_jax.retrieval.index import (
 )
 from rlm_jax.storage import atomic, checked_files
 
-_FORMAT = "rlm_jax sharded scann 1"
+_FORMAT = "rlm_jax sharded scann 2"
 
 # Keys of width 768 as float32, and the copy that ScaNN makes, take 25 GB at this size.
 SHARD_ENTRIES = 4_000_000
@@ -52,7 +52,6 @@ class Sharded:
     reports: tuple[dict[str, Any], ...]
     resident: tuple[scann.ScannIndex, ...] | None
     target_recall: float
-    tuned_k: int
 
     @property
     def dim(self) -> int:
@@ -85,9 +84,9 @@ class Sharded:
                 one = self.resident[number]
             else:
                 one = scann.load(folder, self.datastore, verify=False)
-            found = one.search(queries, k)
+            neighbours = one.search(queries, k)
             del one  # before the next is loaded
-            best = found if best is None else _merge(best, found, k)
+            best = neighbours if best is None else _merge(best, neighbours, k)
         assert best is not None  # a datastore has entries
         return best
 
@@ -99,7 +98,6 @@ def build(
     metric: str = "l2",
     kept: str = "float32",
     target_recall: float = TARGET_RECALL,
-    k: int = 10,
     queries: np.ndarray | None = None,
     shard_entries: int = SHARD_ENTRIES,
     memory_bytes: int | None = None,
@@ -111,9 +109,8 @@ def build(
       directory: where the indexes are kept.
       metric: "l2" (negated squared distance) or "ip" (inner product).
       kept: what reordering keeps of each key, "float32", "bfloat16" or "int8".
-      target_recall: share of the k nearest that each index is tuned to find among its
+      target_recall: share of the nearest that each index is tuned to find among its
         own rows; what all find together is not less, up to chance.
-      k: the number of neighbours at which that is measured.
       queries: what to tune on; see `scann.build`.
       shard_entries: the most entries of an index; rows are shared out evenly.
       memory_bytes: see `load`.
@@ -136,7 +133,6 @@ def build(
         "metric": check_metric(metric),
         "kept": kept,
         "target_recall": target_recall,
-        "tuned_k": k,
         "bounds": bounds,
     }
     checked_files.refuse_existing(directory)
@@ -156,7 +152,6 @@ def build(
                 metric=metric,
                 kept=kept,
                 target_recall=target_recall,
-                k=k,
                 queries=queries,
                 rows=(bounds[number], bounds[number + 1]),
             )
@@ -217,24 +212,26 @@ def load(
         tuple(reports),
         tuple(indexes) if total <= memory_bytes else None,
         manifest["target_recall"],
-        manifest["tuned_k"],
     )
 
 
 def report(index: Sharded) -> dict[str, Any]:
     """What the indexes cost and give together, as `scann.report` tells it of one.
 
-    The recall is the mean of the indexes' own, weighted by entries. Beside it stand the
-    number of indexes and whether they are in memory together.
+    The recall for each k is the mean of the indexes' own, weighted by entries. Beside
+    it stand the number of indexes and whether they are in memory together.
     """
     reports = index.reports
     sums = ("entries", "hashed_bytes", "kept_bytes", "build_seconds")
     return {
         **{field: sum(one[field] for one in reports) for field in sums},
         "target_recall": index.target_recall,
-        "k": index.tuned_k,
-        "recall": sum(one["recall"] * one["entries"] for one in reports)
-        / index.num_entries,
+        "recall": {
+            k: sum(one["recall"][k] * one["entries"] for one in reports)
+            / index.num_entries
+            for k in reports[0]["recall"]
+            if all(k in one["recall"] for one in reports)
+        },
         "shards": len(reports),
         "resident": index.resident is not None,
     }

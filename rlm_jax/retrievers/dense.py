@@ -1,4 +1,4 @@
-"""Dense retrieval: texts to vectors by an encoder, and questions to passages."""
+"""Dense retrieval: an encoder makes vectors of texts, an index finds passages."""
 
 import dataclasses
 import pathlib
@@ -11,13 +11,7 @@ from rlm_jax.data.passages import Passage
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 from rlm_jax.models.encoder import embedder
-from rlm_jax.retrieval import (
-    auto_index,
-    datastore,
-    encode_passages,
-    index,
-    scann,
-)
+from rlm_jax.retrieval import auto_index, datastore, encode_passages, index, scann
 from rlm_jax.retrieval.index import TARGET_RECALL
 from rlm_jax.retrievers import encoder_towers
 from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
@@ -29,7 +23,7 @@ class SearchConfig:
 
     k: int = 100  # passages a question
     index: str = "auto"  # auto (by the number of passages), exact or scann
-    target_recall: float = TARGET_RECALL  # of ScaNN's ten nearest
+    target_recall: float = TARGET_RECALL  # share of the nearest that ScaNN finds
     kept: str = "float32"  # what ScaNN scores its best with: float32, bfloat16 or int8
     dtype: str = "float32"  # of the stored vectors: float32, float16 or int8
     batch_tokens: int = 8192  # of an encoder's batch, padding included
@@ -46,7 +40,7 @@ def encode_collection(
     alone: bool = True,
     shard_size: int = encode_passages.SHARD_SIZE,
 ) -> tuple[datastore.Datastore, dict[str, float]]:
-    """The passages' vectors on disk, built, continued or opened; and the padding.
+    """The passages' vectors on disk (built, continued or opened), and the padding.
 
     Args:
       fingerprint: of the passages.
@@ -104,12 +98,12 @@ def open_index(
     queries: np.ndarray | None = None,
     *,
     metric: str = "ip",
-    k: int = 10,
 ) -> index.Index:
     """The configured index; a ScaNN index stays beside the store.
 
-    A new one is tuned to find the ``k`` nearest, of ``queries``, float32 [N, D], where
-    they are given.
+    Args:
+      queries: float32 [N, D], on which a new ScaNN index is tuned; None, its own keys.
+      k: neighbours that it is tuned to find.
     """
     check_search(search)
     return auto_index.choose(
@@ -117,14 +111,13 @@ def open_index(
         metric,
         kind=search.index,
         target_recall=search.target_recall,
-        k=k,
         kept=search.kept,
         queries=queries,
     )
 
 
 def check_search(search: SearchConfig, field: str = "search") -> None:
-    """Raises UserError for what a search would be refused for after the encoding."""
+    """Raises UserError for a field that the search would refuse after the encoding."""
     auto_index.check_kind(search.index, f"{field}.index")
     if search.kept not in scann.KEPT:
         raise UserError(
@@ -156,16 +149,17 @@ def searcher(
 ) -> Callable[[Sequence[str], int], Neighbours]:
     """(texts, k) -> passages, for many calls: the index is opened once, and no bar.
 
-    ``keep`` says which tokens of a question that is too long are read (first or last).
-    ``max_rows`` is as for `TextEncoder`: 1 for questions that come one at a time, whose
-    few shapes are compiled once.
+    Args:
+      max_rows: as for `TextEncoder`; 1 for questions that come one at a time, whose
+        few shapes are compiled once.
+      keep: which tokens are read of a question that is too long, first or last.
     """
-    found = open_index(store, search)
+    opened = open_index(store, search)
     length = encoder_towers.cut(text, questions.config).question_length
     encoder = encoder_of(questions, search, length, max_rows=max_rows)
 
     def answer(texts: Sequence[str], k: int) -> Neighbours:
         rows = questions.tokenizer.encode(list(texts), max_length=length, keep=keep)
-        return found.search(encoder(rows), k)
+        return opened.search(encoder(rows), k)
 
     return answer

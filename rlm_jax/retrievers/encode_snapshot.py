@@ -17,7 +17,7 @@ import sys
 import threading
 from typing import Any
 
-from rlm_jax import terminal
+from rlm_jax import processes, terminal
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
 from rlm_jax.errors import UserError
@@ -94,8 +94,9 @@ def encode(
         alone=alone,
         shard_size=job.shard_size,
     )
-    # An approximate index takes time to build and stays beside the vectors.
-    dense.open_index(store, job.search)
+    if processes.is_first():
+        # An approximate index takes time to build and stays beside the vectors.
+        dense.open_index(store, job.search)
 
 
 def run(partial: pathlib.Path) -> None:

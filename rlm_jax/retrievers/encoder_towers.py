@@ -1,4 +1,4 @@
-"""Encoders with all that they need to read text, from and to folders."""
+"""Encoders with their tokenizers, from and to folders."""
 
 import dataclasses
 import functools
@@ -8,17 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlm_jax import pretrained
+from rlm_jax import pretrained, processes
 from rlm_jax.data import text_encoding
 from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.data.text_encoding import TextTokenizer
 from rlm_jax.errors import UserError
 from rlm_jax.method import Params
 from rlm_jax.models.encoder import EncoderConfig, embedder
-from rlm_jax.retrieval import (
-    encode_passages,
-    encode_stream,
-)
+from rlm_jax.retrieval import encode_passages, encode_stream
 from rlm_jax.storage import cache
 
 TITLES = ("join", "pair", "none")
@@ -55,11 +52,23 @@ class Tower(NamedTuple):
         return encoder(self.tokenizer.encode(list(texts), max_length=length))
 
 
+class Towers(NamedTuple):
+    """The two encoders of a dense retriever, which may be one."""
+
+    question: Tower
+    passage: Tower
+
+
 def load(folder: str | pathlib.Path, wanted: EncoderConfig | None = None) -> Tower:
     """An encoder in Hugging Face's layout: a published one, or that of a run's workdir.
 
-    Of ``wanted`` it takes what a folder cannot say (dropout, dtype, remat), and pooling
-    and normalisation where it does not.
+    Args:
+      folder: the encoder's, or the run's.
+      wanted: gives what no folder says (dropout, dtype, remat), and pooling and
+        normalisation where the folder does not say them.
+
+    Raises:
+      UserError: no encoder is there, or the run has two.
     """
     folder, own = pathlib.Path(folder), pathlib.Path(folder) / "encoder"
     if (own / "config.json").is_file():
@@ -82,8 +91,21 @@ def save(folder: pathlib.Path, tower: Tower) -> None:
     pretrained.save_encoder(folder, tower.config, tower.params, tower.tokenizer)
 
 
-def train_tokenizer(passages: Passages, vocab_size: int) -> TextTokenizer:
-    """An uncased WordPiece vocabulary of a collection, made once and cached."""
+def keep_tokenizer(folder: pathlib.Path, tokenizer: TextTokenizer) -> None:
+    """Leaves a copy of a run's tokenizer in its folder, for `train_tokenizer`."""
+    if processes.is_first() and not (folder / text_encoding.FILE).exists():
+        tokenizer.save(folder)
+
+
+def train_tokenizer(
+    passages: Passages, vocab_size: int, own: pathlib.Path | None = None
+) -> TextTokenizer:
+    """An uncased WordPiece vocabulary of a collection, made once and cached.
+
+    A run that goes on takes the copy that it keeps in the folder ``own``.
+    """
+    if own is not None and (own / text_encoding.FILE).is_file():
+        return text_encoding.load(own)
     key = cache.fingerprint(text_encoding.TRAINER, passages.fingerprint, vocab_size)
     folder = cache.root() / "tokenizers" / key[:32]
 
@@ -94,29 +116,38 @@ def train_tokenizer(passages: Passages, vocab_size: int) -> TextTokenizer:
     return text_encoding.load(cache.once(folder, build))
 
 
+def fitted_to(
+    config: EncoderConfig, tokenizer: TextTokenizer, **changes: Any
+) -> EncoderConfig:
+    """The sizes of an encoder from scratch, with a tokenizer's vocabulary."""
+    return dataclasses.replace(
+        config, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id, **changes
+    )
+
+
 def passage_rows(
     tokenizer: TextTokenizer, text: TextConfig
 ) -> Callable[[Sequence[Passage]], list[np.ndarray]]:
-    """Some passages -> their tokens, int32 [n] each, cut at ``passage_length``."""
+    """Passages -> the tokens of each, int32 [n], cut at ``passage_length``."""
     if text.titles not in TITLES:
         raise UserError(
             f"text.titles is {text.titles!r}; choose one of {', '.join(TITLES)}."
         )
     encode_texts = functools.partial(tokenizer.encode, max_length=text.passage_length)
 
-    def rows(some: Sequence[Passage]) -> list[np.ndarray]:
+    def rows(passages: Sequence[Passage]) -> list[np.ndarray]:
         if text.titles == "pair":
-            return encode_texts([p.title for p in some], [p.text for p in some])
+            return encode_texts([p.title for p in passages], [p.text for p in passages])
         join = text.titles == "join"
-        return encode_texts([p.joined if join else p.text for p in some])
+        return encode_texts([p.joined if join else p.text for p in passages])
 
     return rows
 
 
 def fingerprints(tower: Tower) -> dict[str, Any]:
-    """What vectors of a tower depend on, in a few words."""
+    """All that the vectors of a tower depend on, as plain JSON."""
     config = dataclasses.asdict(tower.config)
-    for name in ("dropout", "remat", "dtype"):  # they change at most its rounding
+    for name in ("dropout", "remat", "dtype"):  # they change at most the rounding
         del config[name]
     return {
         "encoder": encode_stream.fingerprint(tower.params),

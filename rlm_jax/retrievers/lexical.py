@@ -5,9 +5,7 @@ from collections.abc import Sequence
 
 from rlm_jax.data.passages import Passages
 from rlm_jax.method import Neighbours
-from rlm_jax.retrieval import (
-    bm25,
-)
+from rlm_jax.retrieval import bm25
 
 
 def search(
@@ -18,8 +16,8 @@ def search(
     config: bm25.BM25Config | None = None,
 ) -> Neighbours:
     """The passages with the largest BM25 scores; the index stays in ``folder``."""
-    found = open_index(passages, folder, config or bm25.BM25Config())
-    return found.search(texts, k, progress=True)
+    index = open_index(passages, folder, config or bm25.BM25Config())
+    return index.search(texts, k, progress=True)
 
 
 def open_index(

@@ -1,9 +1,9 @@
-"""A collection that a language model is given documents of: searchable and readable."""
+"""Passages that a language model is given to read, and the search for them."""
 
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,15 +12,35 @@ from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.method import Neighbours
 from rlm_jax.retrieval import index
 from rlm_jax.retrieval.bm25 import BM25Config
-from rlm_jax.retrieval.datastore import Datastore
 from rlm_jax.retrievers import dense, encoder_towers, lexical
-from rlm_jax.retrievers.encoder_towers import Tower
+from rlm_jax.retrievers.dense import SearchConfig
+from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
 
 BM25 = "bm25"
 
 
+class Documents(Protocol):
+    """Which retriever finds documents, and how much of each is read."""
+
+    @property
+    def retriever(self) -> str: ...  # "bm25" or the folder of an encoder
+    @property
+    def length(self) -> int: ...  # tokens of a document, at most
+
+
+class SearchesPassages(Protocol):
+    """The fields of a configuration by which passages are searched and read."""
+
+    @property
+    def documents(self) -> Documents: ...
+    @property
+    def text(self) -> TextConfig: ...
+    @property
+    def search(self) -> SearchConfig: ...
+
+
 class PassageSearch(NamedTuple):
-    """A collection, made searchable and readable for a language model."""
+    """A collection that can be searched, and that a language model can read."""
 
     passages: Passages
     search: Callable[[Sequence[str], int], Neighbours]
@@ -28,7 +48,7 @@ class PassageSearch(NamedTuple):
 
 
 def load(
-    config: Any,
+    config: SearchesPassages,
     passages: Passages,
     tokenizer: Tokenizer,
     folder: pathlib.Path,
@@ -39,7 +59,6 @@ def load(
     """The passages with the configured retriever, or with ``tower``.
 
     Args:
-      config: has ``text`` and ``search``, and ``documents`` with retriever and length.
       folder: keeps the index.
       max_rows: as for `dense.searcher`.
     """
@@ -49,39 +68,25 @@ def load(
         return PassageSearch(passages, by_words.search, tokens)
     tower = tower or encoder_towers.load(config.documents.retriever)
     key = encoder_towers.fingerprints(tower)["encoder"][:8]
-    store = encoded(config, passages, tower, folder / f"vectors-{key}")
-    # Of what asks, the words before the stride matter most.
-    find = dense.searcher(
-        tower, store, config.text, config.search, max_rows=max_rows, keep="last"
-    )
-    return PassageSearch(passages, find, tokens)
-
-
-def encoded(
-    config: Any,
-    passages: Passages,
-    tower: Tower,
-    folder: pathlib.Path,
-    *,
-    alone: bool = True,
-) -> Datastore:
-    """The passages' vectors, in ``folder``; ``alone`` is as in `encode_collection`."""
     store, _ = dense.encode_collection(
         tower,
         passages,
         passages.fingerprint,
         config.text,
         config.search,
-        folder,
-        alone=alone,
+        folder / f"vectors-{key}",
     )
-    return store
+    # The last words of a question stand right before the stride: they matter most.
+    find = dense.searcher(
+        tower, store, config.text, config.search, max_rows=max_rows, keep="last"
+    )
+    return PassageSearch(passages, find, tokens)
 
 
 def document_tokens(
-    config: Any, passages: Passages, tokenizer: Tokenizer
+    config: SearchesPassages, passages: Passages, tokenizer: Tokenizer
 ) -> Callable[[int], np.ndarray]:
-    """Passage -> its title and text as the language model reads them, cut."""
+    """Passage -> the first tokens of its title and text, as the model reads them."""
     length = config.documents.length
 
     @functools.lru_cache(maxsize=1 << 16)
@@ -95,19 +100,20 @@ def document_tokens(
 
 
 def find(
-    questions: Sequence[str], shelf: PassageSearch, out: np.ndarray, num: int
+    questions: Sequence[str], searcher: PassageSearch, out: np.ndarray, num: int
 ) -> Neighbours:
     """The best ``num`` passages of each question but those that ``out`` marks."""
-    return index.first_kept(
-        search_deep(questions, shelf, num), lambda ids: ~out[ids], num
-    )
+    deep = search_deep(questions, searcher, num)
+    return index.first_kept(deep, lambda ids: ~out[ids], num)
 
 
-def search_deep(questions: Sequence[str], shelf: PassageSearch, num: int) -> Neighbours:
-    """More passages of each question than ``num``, some of which may not do."""
-    return shelf.search(questions, depth(num, len(shelf.passages)))
+def search_deep(
+    questions: Sequence[str], searcher: PassageSearch, num: int
+) -> Neighbours:
+    """More passages of each question than ``num``, some of which may be left out."""
+    return searcher.search(questions, depth(num, len(searcher.passages)))
 
 
 def depth(num: int, num_passages: int) -> int:
-    """How many passages are searched for ``num``, some of which may not do."""
+    """How many passages are searched for ``num``, some of which may be left out."""
     return min(max(100, 4 * num), num_passages)

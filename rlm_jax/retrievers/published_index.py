@@ -1,4 +1,4 @@
-"""How a run is searched: what recipes write down for whoever searches it later."""
+"""How a run is searched: recipes write it down, and `open_run` reads it later."""
 
 import dataclasses
 import json
@@ -13,26 +13,29 @@ from rlm_jax.method import Neighbours
 from rlm_jax.retrieval import bm25, datastore
 from rlm_jax.retrievers import dense, encoder_towers, lexical
 from rlm_jax.retrievers.dense import SearchConfig
-from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
+from rlm_jax.retrievers.encoder_towers import TextConfig, Tower, Towers
 from rlm_jax.storage import atomic, checked_files
 
 FILE = "searcher.json"
 
 
 def publish(
-    workdir: pathlib.Path, passages: Passages, searcher: dict[str, Any]
+    workdir: pathlib.Path, passages: Passages, retriever: dict[str, Any]
 ) -> None:
     """Writes down how the workdir is searched, for `open_run`.
 
     Args:
-      searcher: {"bm25": configuration}, or what `publish_dense` gives.
+      retriever: {"bm25": configuration}, or what `publish_dense` gives.
+
+    Raises:
+      UserError: the file cannot be written.
     """
     kind, colon, path = passages.name.partition(":")
     record = {
         # A run may be asked from another folder than it was made in.
         "passages": f"{kind}:{pathlib.Path(path).resolve()}" if colon else kind,
         "fingerprint": passages.fingerprint,
-        **searcher,
+        **retriever,
     }
     with checked_files.full_disk_named(workdir, "what is whole is kept"):
         atomic.write_json(workdir / FILE, record)
@@ -41,28 +44,59 @@ def publish(
 def publish_dense(
     workdir: pathlib.Path,
     passages: Passages,
-    config: Any,
+    text: TextConfig,
+    search: SearchConfig,
     *,
     encoder: str,
     questions: Tower,
     vectors: str,
 ) -> None:
-    """The same for a datastore of vectors and the encoder of questions.
+    """Writes down how a datastore of vectors in the workdir is searched.
 
     Args:
-      config: has ``text`` and ``search``.
+      text: how questions and passages became tokens.
+      search: how they were encoded and are searched.
       encoder: folder of the questions' encoder, in the workdir or elsewhere.
       questions: that encoder.
       vectors: the datastore's folder in the workdir.
     """
-    searcher = {
+    retriever = {
         "encoder": encoder,
         "questions": encoder_towers.fingerprints(questions),
         "vectors": vectors,
-        "text": dataclasses.asdict(config.text),
-        "search": dataclasses.asdict(config.search),
+        "text": dataclasses.asdict(text),
+        "search": dataclasses.asdict(search),
     }
-    publish(workdir, passages, searcher)
+    publish(workdir, passages, retriever)
+
+
+def keep_trained(
+    workdir: pathlib.Path,
+    passages: Passages,
+    text: TextConfig,
+    search: SearchConfig,
+    towers: Towers,
+    vectors: str,
+) -> None:
+    """Leaves a trained retriever in the workdir, to be searched and loaded with.
+
+    The passages' encoder goes to ``encoder``, and another one of the questions to
+    ``question_encoder``; arguments as for `publish_dense`.
+    """
+    encoder_towers.save(workdir / "encoder", towers.passage)
+    encoder = "encoder"
+    if towers.question is not towers.passage:
+        encoder = "question_encoder"
+        encoder_towers.save(workdir / encoder, towers.question)
+    publish_dense(
+        workdir,
+        passages,
+        text,
+        search,
+        encoder=encoder,
+        questions=towers.question,
+        vectors=vectors,
+    )
 
 
 class Retriever(NamedTuple):
@@ -74,10 +108,10 @@ class Retriever(NamedTuple):
 
 
 def open_run(workdir: pathlib.Path) -> Retriever:
-    """What a run has made searchable.
+    """The collection that a run has made searchable.
 
     Raises:
-      UserError: nothing was, or the passages are others today.
+      UserError: the workdir holds no such run, or its passages have changed.
     """
     try:
         record = json.loads((workdir / FILE).read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -95,8 +95,12 @@ def lay_out(config: RefreshConfig, steps: int) -> list[Round]:
     return synchronous(steps, every, config.queries_every)
 
 
-Policy = Callable[[int, KeysEvery, int], list[Round]]
-"""(steps of the run, `KeysEvery`, queries_every) -> its rounds, in order."""
+class Policy(Protocol):
+    """Lays out the rounds of a run, in order."""
+
+    def __call__(
+        self, steps: int, keys_every: KeysEvery, queries_every: int = 0, /
+    ) -> list[Round]: ...
 
 
 def synchronous(

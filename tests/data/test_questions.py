@@ -228,3 +228,25 @@ def test_damage_is_found(tmp_path, file):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="delete the folder"):
         load(f"dpr:{tmp_path}/nq.json", tmp_path)
+
+
+def test_only_questions_with_a_passage_teach(tmp_path):
+    write(tmp_path / "train.json", json.dumps(DPR))
+    loaded = load(f"dpr:{tmp_path}/train.json", tmp_path)
+    asked = questions.answerable(loaded)
+    assert asked.texts == ["who?", "whom?"] and asked.num_left_out == 1
+    assert asked.answers == [("she",), ("[her]", "{")]
+    pairs = asked.pairs
+    texts = [[pairs.pool[i].text for i in rows] for rows in pairs.positives]
+    assert texts == [["she did"], ["he did"]]
+    assert [len(rows) for rows in pairs.negatives] == [2, 0]
+    assert asked.fingerprint == f"{loaded.fingerprint[:16]}-own"
+    pool = collection(tmp_path, ["7", "8"])
+    with_pool = questions.answerable(loaded, pool)
+    assert with_pool.fingerprint == (
+        f"{loaded.fingerprint[:16]}-{pool.fingerprint[:16]}"
+    )
+    texts = [
+        [with_pool.pairs.pool[i].text for i in r] for r in with_pool.pairs.positives
+    ]
+    assert texts == [["text of 7"], ["text of 8"]]

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlm_jax.evaluate import controls
+from rlm_jax.method import Neighbours
 
 memories = st.tuples(
     st.integers(1, 60),  # positions of the stream
@@ -91,3 +92,13 @@ def test_foreign_never_holds_the_running_segment(memory):
 def test_an_unknown_control_is_named():
     with pytest.raises(ValueError, match="'none' is not real, shuffled or foreign"):
         controls.slot_sources("none", np.arange(3), 0, 3, None)
+
+
+@pytest.mark.parametrize("count", [1, 6, 7])
+def test_shuffled_neighbours_are_those_of_another_query(count):
+    ids = np.arange(count, dtype=np.int32)[:, None]
+    shuffled = controls.shuffled_neighbours(Neighbours(ids.astype(np.float32), ids))
+    np.testing.assert_array_equal(shuffled.scores, shuffled.ids)
+    assert sorted(shuffled.ids[:, 0].tolist()) == list(range(count))
+    moved = (ids - shuffled.ids) % count
+    assert (moved == count // 2).all()

@@ -236,6 +236,39 @@ def test_the_ensemble_of_one_is_the_first(text, collection):
     assert np.isfinite(whole).all()
 
 
+@pytest.mark.parametrize("useful", ["first", "last"])
+def test_the_temperature_is_the_one_under_which_the_text_is_likeliest(text, useful):
+    """Documents of which one has the text's words: its score is the best, or worst."""
+    at = in_context.strides(len(text), window=40, stride=4, query_length=8)
+    shape = len(at.end), 3
+    values = np.log(np.random.default_rng(0).uniform(0.1, 0.2, (*shape, 7)))
+    good = 0 if useful == "first" else 2
+    values[:, good] = np.log(0.6)
+    values[0] = np.nan
+    scores = np.broadcast_to(np.array([3.0, 2.0, 1.0]), shape)
+    plain = np.full(len(text) - 1, -2.0, np.float32)
+
+    def tuned(temperatures):
+        return in_context.tune_temperature(
+            plain, at, values, scores, 3, k=3, temperatures=temperatures
+        )
+
+    def log_likelihood(temperature):
+        weights = np.exp(scores[0] / temperature)
+        weights = weights / weights.sum()
+        total = -2.0 * (at.end[0] - 1)
+        for row, low, high in zip(values[1:], at.first[1:], at.end[1:], strict=True):
+            mixed = np.log((weights[:, None] * np.exp(row[:, 3:])).sum(0))
+            total += mixed[4 - (high - low) :].sum()
+        return total
+
+    grid = (0.1, 1.0, 10.0)
+    best = max(grid, key=log_likelihood)
+    assert best == (0.1 if useful == "first" else 10.0)
+    assert tuned(grid) == tuned(grid[::-1]) == best
+    assert tuned((2.0,)) == 2.0
+
+
 def test_the_oracle_is_never_worse(text, collection):
     protocol = Protocol(
         window=40, stride=4, query_length=8, document_length=10, rank_tokens=3, reuse=1,

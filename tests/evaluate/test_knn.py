@@ -103,3 +103,13 @@ def test_an_empty_grid_is_named():
     log_probs, found, targets = planted(0.1, 1.0)
     with pytest.raises(UserError, match="grid .* is empty"):
         knn.tune(log_probs, found, targets, ks=[], temperatures=[1.0], weights=[0.1])
+
+
+def test_weights_are_the_softmax_of_the_similarities():
+    similarities = np.random.default_rng(3).normal(size=(N, K)).astype(np.float32)
+    similarities[0, 2:] = -np.inf
+    neighbours = knn.NeighbourValues(similarities, np.zeros((N, K), np.int32))
+    weights = knn.neighbour_weights(neighbours, 0.5)
+    for row, values in zip(weights, similarities.astype(np.float64), strict=True):
+        powers = [np.exp(value / 0.5) for value in values]
+        np.testing.assert_allclose(row, np.array(powers) / sum(powers), rtol=1e-5)

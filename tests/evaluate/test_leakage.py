@@ -134,10 +134,12 @@ def test_at_100_percent_the_curve_is_the_plain_figure():
     chunks, database = make_chunks(tokens), make_chunks(random.integers(97, 123, 99))
     ids = random.integers(0, len(database), (len(chunks), 2)).astype(np.int32)
     log_probs = np.log(random.random(202)).astype(np.float32)
-    found = leakage.curve(
+    found = leakage.text_curve(
+        chunks,
+        lambda t: bytes(t.astype(np.uint8)).decode(),
+        230,
         leakage.leaked_shares(chunks, ids, database.values),
-        {"lm": leakage.chunk_nll(log_probs, M)},
-        leakage.chunk_bytes(chunks, lambda t: bytes(t.astype(np.uint8)).decode(), 230),
+        {"lm": log_probs},
     )
     plain = perplexity.text_metrics(log_probs, num_words=40, num_bytes=230)
     assert found.alphas[-1] == 1 and found.num_chunks[-1] == len(chunks)

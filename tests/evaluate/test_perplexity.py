@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from rlm_jax.evaluate import perplexity
+from rlm_jax.method import Batches
 from tests.methods import systems
 
 
@@ -84,3 +85,40 @@ def test_metrics_are_summed_in_float64():
 def test_a_text_without_words_still_has_figures():
     got = perplexity.text_metrics(np.full(2000, -5, "f"), num_words=0, num_bytes=9)
     assert np.isfinite(list(got.values())).all()
+
+
+def test_batches_give_what_the_stream_does(model, tokens):
+    """The windows of a text as batches, whose masks say what is scored."""
+    method = systems.method("lm")
+    _, params = model
+    windows = [(0, 8, 0), (4, 12, 8), (6, 14, 12)]  # begin, end, first scored
+
+    def batch_at(seed, step, *, rows=None):
+        begin, end, first = windows[step]
+        position = np.arange(begin, end)
+        return {
+            "tokens": tokens[None, begin:end],
+            "targets": tokens[None, begin + 1 : end + 1],
+            "mask": (position >= first).astype(np.int32)[None],
+        }
+
+    batches = Batches(batch_at, len(windows), len(windows))
+    log_probs = perplexity.target_log_probs(method)
+    got = perplexity.score_batches(log_probs, params, batches)
+    wanted = np.empty(14)
+    for begin, end, first in windows:
+        scores = direct(model, tokens[begin : end + 1])
+        part = scores.target_score - scores.log_normaliser
+        wanted[first:end] = part[first - begin :]
+    assert got.shape == (14,)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_log_probs_alone_stand_as_a_scored_text(tokens):
+    log_probs = np.log(np.linspace(0.1, 0.9, 14)).astype(np.float32)
+    scored = perplexity.as_scored(tokens, log_probs, (30, 7))
+    np.testing.assert_array_equal(scored.stream.log_probs, log_probs)
+    np.testing.assert_array_equal(scored.stream.targets, tokens[1:])
+    assert scored.stream.keys.shape == (14, 0)
+    wanted = perplexity.text_metrics(log_probs, num_words=7, num_bytes=30)
+    assert scored.metrics(log_probs) == wanted

@@ -4,13 +4,11 @@ import json
 import math
 import shutil
 
-import numpy as np
 import pytest
 
 from experiments import compare, demo, knn_lm, lm, trime
-from rlm_jax.data.token_store import TokenSplit
 from rlm_jax.errors import UserError
-from rlm_jax.recipes import language_model, runs
+from rlm_jax.recipes import runs
 from rlm_jax.report import report
 from rlm_jax.train import checkpoint, dry_run
 from tests.experiments import shrunken
@@ -129,16 +127,6 @@ def test_a_report_counts_only_for_its_own_configuration(demonstration, corpus):
     assert runs.finished(run, config, "another text") is None
     config.train.steps = 3
     assert runs.finished(run, config, theirs["fingerprint"]) is None
-
-
-def test_repeated_tokens_are_distinct_or_as_frequent_as_in_the_text():
-    text = TokenSplit(np.arange(640) % 20 // 9, np.array([0, 640]), 0, 0)  # three kinds
-    config = language_model.DataConfig(batch_size=4, length=32, order="repeats")
-    with pytest.raises(UserError, match="has 3"):
-        language_model.batches(config, text)
-    config.order = "frequent_repeats"
-    row = language_model.batches(config, text).batch_at(0, 0)["tokens"][0]
-    assert 1 < len(np.unique(row)) <= 3
 
 
 def test_several_runs_in_one_table(demonstration, tmp_path, capsys):

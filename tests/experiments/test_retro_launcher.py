@@ -129,7 +129,7 @@ def test_neighbours_are_of_other_documents_and_of_none_that_is_copied(trained, t
     config = small(retro.tiny(), text)
     loaded = language_model.load_text(config.data)
     split = loaded.store.split("train")
-    chunks = retro_data.stream(config, split)
+    chunks = retro_data.stream(split, M)
     ids = np.memmap(trained / "database/neighbours-train/neighbours.ids", "<i4")
     ids = ids.reshape(-1, 2)
     assert len(ids) == len(chunks)
@@ -309,7 +309,7 @@ def test_the_presets_fit(text, cache, tmp_path, monkeypatch, capsys):
 def test_the_head_of_a_split_is_in_whole_documents_and_chunks(text, cache):
     config = small(retro.tiny(), text)
     loaded = language_model.load_text(config.data)
-    part = retro_evaluation.head(config, loaded, "test")
+    part = retro_evaluation.head(loaded, "test", 513, M)
     assert len(part.split.tokens) == 513
     assert part.split.document_offsets[-1] == 513
     assert len(part.chunks) == 513 // M + 1

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from rlm_jax.errors import UserError
-from rlm_jax.recipes.chunks import retro_data
 from rlm_jax.recipes.language_models import token_search
 from rlm_jax.retrieval import auto_index, datastore, exact
-from rlm_jax.retrievers import dense
+from rlm_jax.retrievers import chunk_search, dense
 
 
 @pytest.fixture
@@ -33,10 +32,11 @@ def of_passages(store, kind):
 
 def of_chunks(store, kind):
     search = dense.SearchConfig(index=kind)
-    config = retro_data.DatabaseConfig(search=search)
-    late, identity = retro_data._index(config, store)
+    config = chunk_search.DatabaseConfig(search=search)
+    late, identity = chunk_search.open_late(config, store)
     assert identity == {"index": "exact", "metric": "l2"}
-    return late._open()
+    late.search(np.zeros((1, 4), np.float32), 1)
+    return late._open()  # type: ignore
 
 
 @pytest.mark.parametrize("open_index", [of_tokens, of_passages, of_chunks])

@@ -57,3 +57,36 @@ def test_markdown_escapes_and_aligns():
 
 def test_no_rows():
     assert "system" in tables.terminal([])
+
+
+def test_a_perplexity_per_word_that_says_nothing_is_left_out():
+    figures = {"perplexity": 20.0, "word_perplexity": 90.0}
+    report = {"system": "lm", "metrics": figures, "controls": {}}
+    for corpus, tokenizer, shown in (
+        ("text:folder", "bpe", True),
+        ("text:folder", "word", False),  # it is the perplexity per token
+        ("stdlib", "bpe", False),
+    ):
+        row = tables.row_of_text(
+            report | {"corpus": corpus, "protocol": {"tokenizer": tokenizer}}
+        )
+        assert ("word_perplexity" in row.metrics) == shown
+        assert row.metrics["perplexity"] == 20.0
+
+
+def test_a_rankings_row_has_the_measures_that_tables_know():
+    report = {"system": "bm25", "metrics": {"recall@1": 0.1, "ndcg@10": 0.5}}
+    report["controls"] = {}
+    assert tables.row_of_ranking(report).metrics == {"ndcg@10": 0.5}
+    report["metrics"] = {"passages": 4.0}
+    assert tables.row_of_ranking(report).metrics == {"passages": 4.0}
+
+
+def test_a_leakage_curve_has_a_line_for_each_alpha():
+    figures = {"RETRO": [1.25, 1.0], "plain LM": [1.5, 1.125]}
+    first, *lines = tables.curve_lines([0.125, 1.0], figures, [7, 1234]).splitlines()
+    assert "r(C) <= alpha" in first
+    assert lines == [
+        "   12.5% (7 chunks): RETRO 1.250, plain LM 1.500",
+        "  100.0% (1,234 chunks): RETRO 1.000, plain LM 1.125",
+    ]

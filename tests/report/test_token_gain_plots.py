@@ -48,6 +48,19 @@ def test_histogram_counts_every_token_once(tmp_path, drawn):
     assert "50% of 8 tokens gain" in histogram.get_title(loc="left")
 
 
+def test_a_text_shows_the_stretch_that_gains_most(tmp_path, drawn, monkeypatch):
+    monkeypatch.setattr(token_gain_plots, "STRIP_TOKENS", 3)
+    without = np.full(8, -3.0)
+    gain = np.array([0.0, 0.5, -2.0, 0.25, 1.0, 2.0, -3.0, 0.0])
+    token_gain_plots.of_text(
+        tmp_path, np.arange(8), lambda token: f"<{token}>", without, without + gain
+    )
+    histogram, strip = drawn
+    assert sum(bar.get_width() for bar in histogram.axes[1].patches) == 8
+    shown = "".join(text.get_text() for text in strip.axes[0].texts)
+    assert shown == "<3><4><5>"
+
+
 def test_images_are_written(tmp_path):
     for draw in (token_gain_plots.gain_strip, token_gain_plots.gain_histogram):
         path = tmp_path / f"{draw.__name__}.png"

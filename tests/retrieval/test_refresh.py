@@ -26,6 +26,7 @@ class Corpus:
         """As the trainer does: begins, encodes what the snapshot says, publishes."""
 
         def snapshot(there):
+            assert params is not None
             np.save(there / "scale.npy", params["scale"])
 
         partial = refresh.begin(folder, step, IDENTITY | identity, params, snapshot)

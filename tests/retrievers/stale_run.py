@@ -14,6 +14,7 @@ import time
 import jax
 import numpy as np
 
+from rlm_jax import processes
 from rlm_jax.data import contrastive
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.methods import replug_lsr
@@ -152,5 +153,6 @@ def _note_generations(folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
+    processes.initialise()
     here = pathlib.Path(sys.argv[1])
     run(here / "run", CONFIGS[sys.argv[2]], here.parent, delay=float(sys.argv[3]))

@@ -7,9 +7,11 @@ import pathlib
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -119,6 +121,37 @@ def test_candidates_follow_training_while_keys_stay(shared, tmp_path):
     assert list(generations) == ["step_0"] and len(traces) == 1
 
 
+@pytest.mark.multi
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["synchronous", "overlapped"])
+def test_two_processes_share_what_the_first_finds(shared, straight, policy):
+    theirs = metrics.read(straight(policy))
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    folder = shared / f"two_{policy}"
+    processes = [
+        start(
+            folder, policy, 0.0, JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(number),
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=500)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], said
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    ours = metrics.read(folder / "run")
+    for name in ("loss", "agreement"):  # of the same questions and candidates
+        assert ours[0][name] == pytest.approx(theirs[0][name], rel=1e-4)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    generations = json.loads((folder / "run/generations.json").read_text())
+    assert list(generations) == ["step_0", "step_4", "step_8"]
+
+
 def test_a_run_that_is_made_longer_inside_a_round(shared, tmp_path):
     for steps in (6, 7, 12):
         config = with_refresh("synchronous", (8,), 4, steps=steps)
@@ -128,14 +161,14 @@ def test_a_run_that_is_made_longer_inside_a_round(shared, tmp_path):
     assert list(generations) == ["step_0", "step_8"]
 
 
-def start(folder, policy, delay):
+def start(folder, policy, delay, **environment):
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "tests.retrievers.stale_run", folder),
             *(policy, str(delay)),
         ],
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
         stderr=subprocess.PIPE,
     )
 
@@ -268,7 +301,7 @@ def test_a_worker_has_cores_and_variables_of_its_own(tmp_path, monkeypatch):
     partial = tmp_path / "step_4.partial"
     worker = Worker(WorkerConfig(environment=("COLOUR=a=b",)))
     worker.start(partial)
-    process = worker._process
+    process: Any = worker._process
     worker.start(partial)
     assert process is worker._process
     log = tmp_path / "worker.log"
@@ -280,7 +313,7 @@ def test_a_worker_has_cores_and_variables_of_its_own(tmp_path, monkeypatch):
     assert process.wait(30) == 1
     worker.close()
     worker.start(partial)
-    process = worker._process
+    process: Any = worker._process
     worker.close()
     assert process.returncode == -signal.SIGKILL
 

@@ -176,7 +176,7 @@ def test_what_is_not_trainable_does_not_decay():
 PARTS = {"kernel": constant(optimizer="sgd", learning_rate=0.5)}
 
 
-def moved(transform, steps=2):
+def moved(transform, steps=2) -> Any:
     """The parameters after some steps, and the tests' two gradients in turn."""
     params, state = PARAMS, transform.init(PARAMS)
     for gradient in (GRADIENTS * steps)[:steps]:
@@ -191,7 +191,7 @@ def test_parts_move_as_each_would_alone():
     kernel = moved(optimizer(PARTS["kernel"], 10))["kernel"]
     np.testing.assert_array_equal(both["kernel"], kernel)
     # The rest is clipped by its own norm, not by that of all.
-    bias = {"bias": PARAMS["bias"]}
+    bias: Any = {"bias": PARAMS["bias"]}
     transform = optimizer(base, 10)
     state = transform.init(bias)
     for gradient in GRADIENTS:

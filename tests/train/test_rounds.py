@@ -183,12 +183,16 @@ def recorded(events, kept=None):
         events.append(("batches", turn))
         return toy.batch_at
 
+    def keep(steps, saved):
+        if kept is not None:
+            kept.append((steps, saved))
+
     return Refresher(
         start,
         finish=lambda step: events.append(("finish", step)),
         search=search,
         batch_at=batch_at,
-        keep=lambda steps, saved: kept is None or kept.append((steps, saved)),
+        keep=keep,
     )
 
 

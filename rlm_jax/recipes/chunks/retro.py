@@ -1,13 +1,11 @@
 """RETRO: a language model trained against a frozen retriever.
 
-    python -m experiments.retro --preset tiny --workdir runs/retro
-
 The training text, cut into chunks, is encoded and searched once; every chunk then has
-its neighbours for good. ``--config.init_from=MODEL --config.method.trained=retrieval``
-teaches a trained decoder to read them (RETRO-fitting), and
-``--config.warm_start=True`` lets what reads begin as copies of its layers.
-``--config.baseline=WORKDIR`` scores a plain language model on the same chunks.
-``--config.prompt=TEXT`` continues a text in place of the evaluation.
+its neighbours for good. A run from scratch trains everything. With ``init_from`` and
+``method.trained`` "retrieval", a trained decoder is taught to read neighbours
+(RETRO-fitting); with ``warm_start`` what reads them begins as copies of its layers. A
+``baseline`` is scored on the same chunks. Where a ``prompt`` is given, it is continued
+in place of the evaluation.
 """
 
 import dataclasses
@@ -16,42 +14,19 @@ import jax
 import numpy as np
 
 from rlm_jax import processes, terminal
+from rlm_jax.data import texts
+from rlm_jax.data.texts import Text
 from rlm_jax.errors import UserError
 from rlm_jax.method import Method, Params
 from rlm_jax.methods import retro
 from rlm_jax.models.decoder import check_length
-from rlm_jax.models.generation import Sampling
 from rlm_jax.recipes import base_lm, language_model, runs
 from rlm_jax.recipes.base_lm import Decoding, Given
 from rlm_jax.recipes.chunks import retro_data, retro_evaluation
-from rlm_jax.recipes.chunks.retro_data import Database, DatabaseConfig
-from rlm_jax.recipes.language_model import DataConfig, EvaluateConfig, Text
+from rlm_jax.recipes.chunks.config import Config, check
 from rlm_jax.recipes.runs import Run, recipe
+from rlm_jax.retrievers.chunk_search import Database
 from rlm_jax.train import dry_run, fit
-from rlm_jax.train.loop import TrainConfig
-from rlm_jax.train.optim import OptimConfig
-
-
-@dataclasses.dataclass
-class Config:
-    """A run of RETRO."""
-
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    method: retro.RetroConfig = dataclasses.field(default_factory=retro.RetroConfig)
-    database: DatabaseConfig = dataclasses.field(default_factory=DatabaseConfig)
-    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
-    init_from: str = ""  # workdir or Hugging Face folder of the decoder it begins with
-    warm_start: bool = False  # what reads neighbours begins as copies of its layers
-    baseline: str = ""  # workdir of a language model, scored on the same chunks
-    # Neighbours at evaluation, told beside method.k; those up to database.search.k.
-    ks: tuple[int, ...] = (1, 5, 10)
-    prompt: str = ""  # a text to continue; then nothing is evaluated
-    new_tokens: int = 128  # of its continuation
-    temperature: float = 0.7  # 0: the most likely token
-    retrieve: bool = True  # neighbours for it; off: RETRO's decoder alone
-
 
 SAME = (
     *("data", "method", "database", "optim", "init_from", "warm_start"),
@@ -62,7 +37,7 @@ SAME = (
 @recipe("retro")
 def run(config: Config, here: Run):
     """Find neighbours, train, score the test split with its controls, report."""
-    _check(config)
+    check(config)
     phases = runs.Phases()
     given = None
     with phases("data"):
@@ -100,30 +75,6 @@ def run(config: Config, here: Run):
     )
 
 
-def _check(config: Config) -> None:
-    """What else would be found out only after the training."""
-    retro_data.check(config)
-    if config.method.trained == "retrieval" and not config.init_from:
-        raise UserError(
-            "method.trained is 'retrieval', which leaves the decoder as it is; name a "
-            "trained one with --config.init_from."
-        )
-    if config.warm_start and not config.init_from:
-        raise UserError(
-            "warm_start copies a trained decoder's layers; name one with "
-            "--config.init_from."
-        )
-    kept = config.database.search.k
-    if config.ks and not 1 <= min(config.ks) <= max(config.ks) <= kept:
-        raise UserError(
-            f"ks are {config.ks}, and a test chunk keeps {kept} neighbours; choose "
-            "from 1 to that, or raise database.search.k."
-        )
-    Sampling(temperature=config.temperature)
-    if config.new_tokens < 1:
-        raise UserError(f"new_tokens is {config.new_tokens}; choose 1 or more.")
-
-
 def _baseline(config: Config, text: Text) -> Decoding:
     stored = runs.configuration(config.baseline, text.fingerprint)
     if stored["system"] not in ("lm", "knn_lm"):
@@ -138,14 +89,14 @@ def _baseline(config: Config, text: Text) -> Decoding:
 
 
 def _check_text(config: Config, text: Text) -> None:
-    """What of the text would be found out only after the search for neighbours."""
+    """Raises UserError for a text that the training would refuse, before the search."""
     data, decoder = config.data, config.method.decoder
     window = config.evaluate.window
     check_length(decoder, data.length, "data.length")
     check_length(decoder, window, "evaluate.window")
     language_model.note_untrained(data.length, window, "windows at evaluation")
     for name in ("train", "validation"):
-        language_model.batches(data, text.store.split(name))
+        texts.batches(data, text.store.split(name))
 
 
 def _describe(method: Method, config: Config, text: Text) -> None:
@@ -155,10 +106,10 @@ def _describe(method: Method, config: Config, text: Text) -> None:
     for name, split in text.store.splits.items():
         num = len(split.tokens)
         terminal.say(f"{name}: {num:,} tokens, {-(-num // m):,} chunks of {m}")
-    chunks = retro_data.stream(config, text.store.split("train"))
+    chunks = retro_data.stream(text.store.split("train"), m)
     none = np.broadcast_to(np.int32(-1), (len(chunks), config.method.k))
-    some = retro_data.batches(config, text, "train", chunks, none)
-    dry_run.describe(method, some, config)
+    batches = retro_data.batches(config, text, "train", chunks, none)
+    dry_run.describe(method, batches, config)
 
 
 def _train(
@@ -169,7 +120,7 @@ def _train(
     given: Given | None,
     run: runs.Run,
 ) -> Params:
-    """Train to ``train.steps``, resuming from the workdir; on the host."""
+    """Train to ``train.steps``, resuming from the workdir; the parameters."""
     of_split = {
         name: retro_data.batches(
             config, text, name, database.chunks, database.neighbours[name].ids

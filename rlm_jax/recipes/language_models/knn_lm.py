@@ -7,10 +7,12 @@ of a run whose decoder is taken as it is (of any launcher here, and of any size)
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
 from rlm_jax.evaluate import knn
+from rlm_jax.evaluate.token_search import by_control
 from rlm_jax.methods import knn_lm, lm
 from rlm_jax.recipes import base_lm, inspection, language_model, reporting, runs
 from rlm_jax.recipes.language_models import token_search
@@ -72,9 +74,16 @@ def run(config: Config, here: Run):
         base_lm.publish(here, config.method.decoder, params, text.tokenizer)
     with phases("datastore"):
         keys = token_search.build(method, params, config, config.datastore, text, here)
+    states = functools.partial(
+        token_search.validation_states, method, params, config, text
+    )
     with phases("index"):
         searched = token_search.open_index(
-            keys, config.datastore, k=config.method.k, metric=config.method.metric
+            keys,
+            config.datastore,
+            k=config.method.k,
+            metric=config.method.metric,
+            queries=states,
         )
     return evaluate(config, here, phases, text, method, params, searched)
 
@@ -102,10 +111,9 @@ def evaluate(config: Config, run, phases, text, method, params, searched):
 
     with phases("controls"):
         log_probs = {"off": test.stream.log_probs} | {
-            name: mixed(x)
-            for name, x in token_search.by_control(found, ids, searched.keys).items()
+            name: mixed(x) for name, x in by_control(found, ids, searched.keys).items()
         }
-        approximation = token_search.held_to_exact(test, searched, store, mixed)
+        approximation = token_search.compared_with_exact(test, searched, store, mixed)
     return reporting.finish(
         run,
         config,

@@ -4,10 +4,12 @@ python -m experiments.trime --preset tiny --workdir runs/trime
 """
 
 import dataclasses
+import functools
 
 from rlm_jax.evaluate import knn, token_memory
 from rlm_jax.evaluate.perplexity import StreamScores
 from rlm_jax.evaluate.token_memory import TokenMemory
+from rlm_jax.evaluate.token_search import by_control
 from rlm_jax.methods import lm, trime
 from rlm_jax.ops.memory import LogSums
 from rlm_jax.recipes import base_lm, inspection, language_model, reporting, runs
@@ -63,6 +65,9 @@ def run(config: Config, here: Run):
         return evaluate(config, here, phases, text, method, params, None)
     with phases("datastore"):
         keys = token_search.build(method, params, config, config.datastore, text, here)
+    states = functools.partial(
+        token_search.validation_states, method, params, config, text
+    )
     with phases("index"):
         # Queries over sqrt(D): the inner products are then the memory's logits.
         searched = token_search.open_index(
@@ -71,6 +76,7 @@ def run(config: Config, here: Run):
             k=config.memory.k,
             metric="ip",
             scale=keys.dim**-0.5,
+            queries=states,
         )
     return evaluate(config, here, phases, text, method, params, searched)
 
@@ -133,7 +139,7 @@ def _with_datastore(config: Config, phases, validation, test, memory, searched):
         test_found, ids = token_search.look_up(test, searched, store)
     with phases("controls"):
         stream = test.stream
-        neighbours = token_search.by_control(test_found, ids, searched.keys)
+        neighbours = by_control(test_found, ids, searched.keys)
         log_probs = token_memory.log_probs_by_control(
             stream, memory, neighbours, external_temperature=temperature
         )
@@ -155,11 +161,12 @@ def _with_datastore(config: Config, phases, validation, test, memory, searched):
             both = token_memory.joint_log_probs(first, inside, outside)
             return _interpolated(both, some, first.targets, mixture)
 
+        approximation = token_search.compared_with_exact(test, searched, store, joint)
         protocol = {
             "k": searched.k,
             "external_temperature": temperature,
             "datastore_entries": searched.keys.num_entries,
-            "approximation": token_search.held_to_exact(test, searched, store, joint),
+            "approximation": approximation,
             "interpolation": mixture and mixture._asdict(),
         }
     return memory, log_probs, protocol

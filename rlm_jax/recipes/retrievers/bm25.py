@@ -1,7 +1,4 @@
-"""BM25: the retriever that every other one is measured against.
-
-python -m experiments.bm25 --preset tiny --workdir runs/bm25
-"""
+"""BM25: the retriever that every other one is measured against."""
 
 import dataclasses
 
@@ -38,15 +35,16 @@ def run(config: Config, here: Run):
         index = lexical.open_index(
             collection.passages, here.workdir / "bm25", config.bm25
         )
-    how = {"bm25": dataclasses.asdict(config.bm25)}
-    published_index.publish(here.workdir, collection.passages, how)
+    published_index.publish(
+        here.workdir, collection.passages, {"bm25": dataclasses.asdict(config.bm25)}
+    )
     with phases("search"):
-        found = index.search(collection.texts, config.k, progress=True)
+        neighbours = index.search(collection.texts, config.k, progress=True)
     return ranking_report.finish(
         here,
         collection,
         config.collection,
-        {ranking_report.REAL: found},
+        {ranking_report.REAL: neighbours},
         config.judge,
         phases.seconds,
         protocol=dataclasses.asdict(config.bm25),

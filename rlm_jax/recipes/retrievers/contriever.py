@@ -1,7 +1,4 @@
-"""Contriever: a retriever trained on text alone, judged on questions it never saw.
-
-python -m experiments.contriever --preset tiny --workdir runs/contriever
-"""
+"""Contriever: a retriever trained on text alone, judged on questions it never saw."""
 
 import dataclasses
 import functools
@@ -17,16 +14,19 @@ from rlm_jax.data import (
     token_store,
     tokenizers,
 )
+from rlm_jax.data.text_encoding import TextTokenizer
+from rlm_jax.data.token_store import TokenSplit
 from rlm_jax.errors import UserError
-from rlm_jax.method import Method
+from rlm_jax.method import Batches, Method, Params
 from rlm_jax.methods import contriever
 from rlm_jax.methods.contriever import ContrieverConfig, InBatchConfig
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.retrievers import ranking_report
-from rlm_jax.recipes.retrievers.ranking_report import Experiment, Towers
+from rlm_jax.recipes.retrievers.ranking_report import Experiment
 from rlm_jax.recipes.runs import Run, recipe
+from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import encoder_towers
-from rlm_jax.retrievers.encoder_towers import Tower
+from rlm_jax.retrievers.encoder_towers import Tower, Towers
 from rlm_jax.train import dry_run, fit
 
 
@@ -52,7 +52,10 @@ class Config(Experiment):
     negatives: str = "queue"  # queue (MoCo) or batch
 
 
-SAME = ("crops", "method", "negatives", "init_from", "batch_size", "optim")
+SAME = (
+    *("crops", "method", "negatives", "init_from", "batch_size", "optim"),
+    *runs.DRAWS,
+)
 
 
 @recipe("contriever")
@@ -61,16 +64,26 @@ def run(config: Config, here: Run):
     phases = runs.Phases()
     with phases("data"):
         corpus = corpora.load(config.crops.corpus)
-        tokenizer = tokenizers.build(
-            config.crops.tokenizer, corpus, vocab_size=config.crops.vocab_size
+        own = here.workdir / runs.TOKENIZER
+        tokenizer = (
+            tokenizers.read_hugging_face(own)
+            if own.exists()
+            else tokenizers.build(
+                config.crops.tokenizer, corpus, vocab_size=config.crops.vocab_size
+            )
         )
         store = token_store.build(corpus, tokenizer)
         collection = collections.load(config.collection)
-    runs.claim(here, config, store.fingerprint, same=SAME)
-    reader = text_encoding.parse(tokenizer.content)
-    config, initial = _encoder(config, reader)
+    encoder_tokenizer = text_encoding.parse(tokenizer.content)
+    config, initial = _encoder(config, encoder_tokenizer)
+    identity = {"tokenizer": encoder_tokenizer.fingerprint}
+    if initial is not None:
+        identity["encoder"] = encode_stream.fingerprint(initial)
+    runs.claim(here, config, store.fingerprint, same=SAME, identity=identity)
+    if not here.dry_run:
+        encoder_towers.keep_tokenizer(here.workdir, encoder_tokenizer)
     method = _method(config)
-    batches = functools.partial(_crops, config.crops, reader)
+    batches = functools.partial(_crops, config.crops, encoder_tokenizer)
     training = batches(store.split("train"), config.batch_size)
     if here.dry_run:
         collections.describe(collection)
@@ -88,27 +101,27 @@ def run(config: Config, here: Run):
     if initial is None:
         initial = method.init(jax.random.key(config.train.seed))
     towers = {}
-    for name, some in ((ranking_report.REAL, params), ("init", initial)):
-        tower = Tower(config.method.encoder, some, reader)
+    for name, each in ((ranking_report.REAL, params), ("init", initial)):
+        tower = Tower(config.method.encoder, each, encoder_tokenizer)
         towers[name] = Towers(tower, tower)
     return ranking_report.evaluate(
         config, here, collection, towers, phases, curves={"Contriever": here.workdir}
     )
 
 
-def _encoder(config: Config, reader: text_encoding.TextTokenizer):
+def _encoder(config: Config, tokenizer: TextTokenizer) -> tuple[Config, Params | None]:
     """The configuration with its encoder's sizes, and the parameters to start from."""
     encoder, initial = config.method.encoder, None
-    changes = {"vocab_size": reader.vocab_size, "pad_id": reader.pad_id}
     if config.init_from:
         tower = encoder_towers.load(config.init_from, encoder)
-        if tower.tokenizer.fingerprint != reader.fingerprint:
+        if tower.tokenizer.fingerprint != tokenizer.fingerprint:
             raise UserError(
                 f"The encoder {config.init_from} reads with another tokenizer; give "
                 f"--config.crops.tokenizer=hf:{config.init_from}/tokenizer.json."
             )
-        encoder, initial, changes = tower.config, tower.params, {}
-    encoder = dataclasses.replace(encoder, **changes)
+        encoder, initial = tower.config, tower.params
+    else:
+        encoder = encoder_towers.fitted_to(encoder, tokenizer)
     pretrained.check_layout(encoder)  # before it is trained, not after
     method = dataclasses.replace(config.method, encoder=encoder)
     return dataclasses.replace(config, method=method), initial
@@ -129,12 +142,14 @@ def _method(config: Config) -> Method:
     return makers[config.negatives]()
 
 
-def _crops(config: CropsConfig, reader, split, batch_size):
+def _crops(
+    config: CropsConfig, tokenizer: TextTokenizer, split: TokenSplit, batch_size: int
+) -> Batches:
     return contrastive.crops(
         split,
-        cls_id=reader.cls_id,
-        sep_id=reader.sep_id,
-        pad_id=reader.pad_id,
+        cls_id=tokenizer.cls_id,
+        sep_id=tokenizer.sep_id,
+        pad_id=tokenizer.pad_id,
         batch_size=batch_size,
         window=config.window,
         crop=(config.smallest, config.largest),

@@ -1,13 +1,10 @@
 """A collection through an encoder: vectors on disk, an index, and its ranking judged.
 
-python -m experiments.encode --workdir runs/encoded --config.encoder=FOLDER
-  --config.collection.passages=beir:FOLDER
-
 The encoder is a folder in Hugging Face's layout (config.json, model.safetensors,
-tokenizer.json or vocab.txt): a published one, or a run's ``encoder``. With
---config.collection.split the questions of that split are asked and judged. What was
-killed goes on when it is started again. Several processes (JAX_COORDINATOR_ADDRESS,
-JAX_NUM_PROCESSES, JAX_PROCESS_ID) on one file system share the encoding.
+tokenizer.json or vocab.txt): a published one, or a run's ``encoder``. Where
+``collection.split`` is named, the questions of that split are asked and judged. A
+killed run goes on when it is started again. Several processes on one file system share
+the encoding.
 """
 
 import dataclasses
@@ -31,7 +28,7 @@ from rlm_jax.retrievers.encoder_towers import TextConfig
 
 @dataclasses.dataclass
 class Config:
-    """What is encoded, by what."""
+    """Which collection is encoded, and by which encoder."""
 
     encoder: str = ""  # folder of the passages' encoder
     question_encoder: str = ""  # of the questions'; empty: the same
@@ -56,7 +53,16 @@ def run(config: Config, here: Run):
         if config.question_encoder:
             asking = encoder_towers.load(config.question_encoder)
     identity = f"{passages.fingerprint[:16]}-{encode_stream.fingerprint(tower.params)}"
-    runs.claim(here, config, identity, same=("text",))
+    runs.claim(
+        here,
+        config,
+        identity,
+        same=("text",),
+        identity={
+            "tokenizer": tower.tokenizer.fingerprint,
+            "question_encoder": encode_stream.fingerprint(asking.params),
+        },
+    )
     if here.dry_run:
         terminal.say(
             f"{len(passages):,} passages, vectors of "
@@ -74,12 +80,13 @@ def run(config: Config, here: Run):
             alone=False,
         )
     runs.leave_to_first()
-    own = pathlib.Path(config.question_encoder or config.encoder).resolve()
+    asks = pathlib.Path(config.question_encoder or config.encoder).resolve()
     published_index.publish_dense(
         here.workdir,
         passages,
-        config,
-        encoder=str(own),
+        config.text,
+        config.search,
+        encoder=str(asks),
         questions=asking,
         vectors="datastore",
     )
@@ -92,21 +99,21 @@ def run(config: Config, here: Run):
     if config.collection.split:
         collection = collections.load(config.collection)
         with phases("search"):
-            found = dense.search(
+            neighbours = dense.search(
                 asking, store, collection.texts, config.text, config.search
             )
         return ranking_report.judged(
             here,
             config,
             collection,
-            found,
+            neighbours,
             phases,
             curves={},
             protocol={"encoder": config.encoder, **facts},
         )
     with phases("index"):
         index = dense.open_index(store, config.search)
-    made = report.build(
+    result = report.build(
         system=here.system,
         preset=here.preset,
         corpus=config.collection.passages,
@@ -121,6 +128,6 @@ def run(config: Config, here: Run):
             **dataclasses.asdict(config.search),
         },
     )
-    report.write(here.workdir / "report.json", made)
+    report.write(here.workdir / "report.json", result)
     terminal.say(f"ask: python -m experiments.search --workdir {here.workdir}")
-    return made
+    return result

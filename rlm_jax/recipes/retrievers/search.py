@@ -1,21 +1,16 @@
 """Ask a collection: type a question, see the passages with their scores.
 
-python -m experiments.search --workdir runs/dpr
-
-The workdir is that of a run of experiments.bm25, .dpr, .contriever or .encode. An empty
-line ends; questions may come through a pipe, one a line.
+The workdir is that of a run of BM25, DPR, Contriever or an encoding. An empty line
+ends; questions may come through a pipe, one a line.
 """
 
 import dataclasses
-import shutil
 import sys
-import textwrap
 
 from rlm_jax import terminal
-from rlm_jax.data.passages import Passage
 from rlm_jax.errors import UserError
 from rlm_jax.recipes.runs import Run, recipe
-from rlm_jax.retrievers import published_index
+from rlm_jax.retrievers import passage_list, published_index
 
 
 @dataclasses.dataclass
@@ -36,30 +31,6 @@ def run(config: Config, here: Run) -> None:
     if here.dry_run:
         return
     for question in terminal.asked():
-        found = search([question], config.k)
-        rows = [
-            (score, passages[row])
-            for score, row in zip(
-                found.scores[0].tolist(), found.ids[0].tolist(), strict=True
-            )
-            if row >= 0
-        ]
-        sys.stdout.write(shown(rows, config.lines))
+        (scores,), (ids,) = search([question], config.k)
+        sys.stdout.write(passage_list.listed(passages, scores, ids, config.lines))
         sys.stdout.flush()
-
-
-def shown(found: list[tuple[float, Passage]], lines: int) -> str:
-    """The passages as text, best first, in the terminal's width."""
-    if not found:
-        return "\nnothing was found; BM25 needs a word in common\n\n"
-    width = min(100, shutil.get_terminal_size().columns)
-    blocks = []
-    for number, (score, passage) in enumerate(found, 1):
-        head = f"{number:2d}. {score:.3f}  {passage.id}"
-        if passage.title:
-            head += f"  ·  {passage.title}"
-        wrapped = textwrap.wrap(" ".join(passage.text.split()), width - 4)
-        if len(wrapped) > lines:
-            wrapped = [*wrapped[: lines - 1], f"{wrapped[lines - 1][: width - 6]} …"]
-        blocks.append("\n".join([head, *(f"    {line}" for line in wrapped)]))
-    return "\n" + "\n".join(blocks) + "\n\n"

@@ -1,4 +1,4 @@
-"""What launchers of language models with documents share: collections to candidates."""
+"""What recipes of language models with documents share: from collection to scores."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -7,9 +7,11 @@ import numpy as np
 
 from rlm_jax import processes, terminal
 from rlm_jax.data import passages as passages_lib
+from rlm_jax.data import texts
 from rlm_jax.data.passages import Passages
+from rlm_jax.data.texts import Text
 from rlm_jax.errors import UserError
-from rlm_jax.evaluate import in_context
+from rlm_jax.evaluate import controls, in_context
 from rlm_jax.evaluate.in_context import Protocol, Strides
 from rlm_jax.method import Neighbours
 from rlm_jax.methods import in_context as ralm
@@ -17,12 +19,9 @@ from rlm_jax.methods import lm
 from rlm_jax.models.decoder import check_length
 from rlm_jax.recipes import base_lm, language_model, runs
 from rlm_jax.recipes.base_lm import Given
-from rlm_jax.recipes.language_model import Text
-from rlm_jax.recipes.retrievers import ranking_report
 from rlm_jax.recipes.runs import Run
-from rlm_jax.recipes.with_passages import contamination
 from rlm_jax.retrieval.index import none_found
-from rlm_jax.retrievers import passage_search
+from rlm_jax.retrievers import contamination, passage_search
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig
 from rlm_jax.retrievers.passage_search import PassageSearch
@@ -114,7 +113,7 @@ def prepare(
         )
         if tune_tokens:
             _require(config, text, "validation", tune_tokens, "ensemble.tune_tokens")
-        out = contamination.excluded(config, passages, text, "test")
+        out = excluded(config, passages, text, "test")
     config = start.claim(run, same=(*SAME, *same))
     trained = model.length if model else config.data.length
     length = protocol(config).row_length
@@ -155,7 +154,7 @@ def _describe(config: Any, text: Text, passages: Passages) -> None:
     terminal.say(
         f"{len(passages):,} passages of {lengths.mean():,.0f} bytes on average"
     )
-    tokens, _ = language_model.head(text, "test", config.evaluate.max_tokens)
+    tokens, _ = texts.head(text, "test", config.evaluate.max_tokens)
     strides = -(-len(tokens) // config.evaluate.stride)
     terminal.say(
         f"{len(tokens):,} tokens in {strides:,} strides: up to "
@@ -168,6 +167,20 @@ def collection(config: Experiment) -> Passages:
     """The configured passages."""
     return passages_lib.load(
         config.documents.passages or f"corpus:{config.data.corpus}"
+    )
+
+
+def excluded(
+    config: Experiment, passages: Passages, text: Text, name: str
+) -> contamination.Excluded:
+    """The passages that may not be given to a split."""
+    return contamination.excluded_passages(
+        passages,
+        config.data.corpus,
+        name,
+        text.store.split(name).document_names,
+        num_words=config.documents.overlap,
+        own_titles=config.documents.own_titles,
     )
 
 
@@ -192,7 +205,7 @@ def protocol(config: Experiment) -> Protocol:
 
 def part(config: Experiment, text: Text, name: str, limit: int) -> Part:
     """A split's first ``limit`` tokens, 0 = all, in the protocol's strides."""
-    (tokens, size), chosen = language_model.head(text, name, limit), protocol(config)
+    (tokens, size), chosen = texts.head(text, name, limit), protocol(config)
     at = in_context.strides(
         len(tokens),
         window=chosen.window,
@@ -220,7 +233,7 @@ def questions(text: Text, tokens: np.ndarray, at: Strides) -> list[str]:
 def shuffled(found: Neighbours) -> Neighbours:
     """Every stride is given what was found for another, half the text away."""
     return _after_the_first(
-        ranking_report.shuffled(Neighbours(found.scores[1:], found.ids[1:]))
+        controls.shuffled_neighbours(Neighbours(found.scores[1:], found.ids[1:]))
     )
 
 

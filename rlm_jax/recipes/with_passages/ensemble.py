@@ -8,12 +8,12 @@ import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
-from rlm_jax.evaluate.perplexity import text_metrics
+from rlm_jax.evaluate.perplexity import as_scored
 from rlm_jax.methods import in_context as ralm
-from rlm_jax.recipes import inspection, language_model, reporting, runs
-from rlm_jax.recipes.with_passages import contamination, documents
+from rlm_jax.recipes import inspection, reporting, runs
+from rlm_jax.recipes.with_passages import documents
 from rlm_jax.report import report
-from rlm_jax.retrievers import passage_search
+from rlm_jax.retrievers.passage_search import PassageSearch
 
 
 @dataclasses.dataclass
@@ -28,7 +28,7 @@ class EnsembleConfig:
 
 @dataclasses.dataclass
 class Config(documents.Experiment):
-    """A run of REPLUG."""
+    """A run over an ensemble of documents."""
 
     ensemble: EnsembleConfig = dataclasses.field(default_factory=EnsembleConfig)
 
@@ -37,114 +37,109 @@ def evaluate(
     run: runs.Run,
     phases: runs.Phases,
     setting: documents.Setting,
-    shelf: passage_search.PassageSearch,
-    before: Mapping[str, passage_search.PassageSearch],
+    searcher: PassageSearch,
+    before: Mapping[str, PassageSearch],
     facts: Mapping[str, Any],
 ) -> report.Report:
-    """REPLUG over a library, beside its controls and other libraries; the report.
+    """REPLUG over a collection, beside its controls and other retrievers; the report.
 
     Args:
       before: control -> the same collection with another retriever.
       facts: for the report's protocol.
     """
-    config, model, text, _, why = setting
+    config, model, text, _, excluded = setting
     num, rank_tokens = config.documents.num, config.documents.rank_tokens
     with phases("tune"):
-        temperatures = tuned(setting, {"real": shelf, **before})
+        temperatures = tuned(setting, {"real": searcher, **before})
     with phases("retrieve"):
-        some = documents.part(config, text, "test", config.evaluate.max_tokens)
-        found = documents.ask(config, text, some, shelf, why.out)
+        part = documents.part(config, text, "test", config.evaluate.max_tokens)
+        neighbours = documents.ask(config, text, part, searcher, excluded.out)
     with phases("score"):
-        plain = documents.plain(config, model, some)
-        values = documents.scores(config, model, some, shelf, found)
+        plain = documents.plain(config, model, part)
+        values = documents.scores(config, model, part, searcher, neighbours)
 
-    def whole(chosen: np.ndarray) -> np.ndarray:
-        return in_context.replaced(plain, some.at, chosen)
-
-    def mixed(values, scores, k=num, name="real") -> np.ndarray:
+    def mixed(
+        values: np.ndarray, scores: np.ndarray, k: int = num, name: str = "real"
+    ) -> np.ndarray:
         t = temperatures[name]
-        return whole(
-            in_context.ensemble(values, scores, rank_tokens, k=k, temperature=t)
+        of_strides = in_context.ensemble(
+            values, scores, rank_tokens, k=k, temperature=t
         )
+        return in_context.replaced(plain, part.at, of_strides)
 
-    log_probs = {"real": mixed(values, found.scores)}
+    log_probs = {"real": mixed(values, neighbours.scores)}
     with phases("controls"):
         for name, other in before.items():
-            theirs = documents.ask(config, text, some, other, why.out)
-            each = documents.scores(config, model, some, other, theirs)
+            theirs = documents.ask(config, text, part, other, excluded.out)
+            each = documents.scores(config, model, part, other, theirs)
             log_probs[name] = mixed(each, theirs.scores, name=name)
-        others = documents.shuffled(found)
-        foreign = documents.scores(config, model, some, shelf, others)
+        others = documents.shuffled(neighbours)
+        foreign = documents.scores(config, model, part, searcher, others)
         log_probs["shuffled"] = mixed(foreign, others.scores)
-        log_probs["answer"] = whole(documents.answered(config, model, some))
+        answered = documents.answered(config, model, part)
+        log_probs["answer"] = in_context.replaced(plain, part.at, answered)
+    oracle = ralm.oracle(values, rank_tokens)
     log_probs |= {
-        "oracle": whole(ralm.oracle(values, rank_tokens)),
+        "oracle": in_context.replaced(plain, part.at, oracle),
         "off": plain,
         **{
-            f"k={k}": mixed(values, found.scores, k)
+            f"k={k}": mixed(values, neighbours.scores, k)
             for k in config.ensemble.ks
             if k < num
         },
     }
     weights = in_context.log_weights(
-        values, found.scores, k=num, temperature=temperatures["real"]
+        values, neighbours.scores, k=num, temperature=temperatures["real"]
     )
     return reporting.finish(
         run,
         config,
         text,
-        language_model.as_scored(some.tokens, plain, some.size),
+        as_scored(part.tokens, plain, part.size),
         log_probs,
         phases.seconds,
         protocol={
             "temperatures": temperatures,
-            **documents.facts(some, found, why, shelf, config),
+            **documents.facts(part, neighbours, excluded, searcher, config),
             **facts,
         },
         positions=inspection.of_documents(
-            text, some, found, log_probs, np.exp(weights), shelf
+            text, part, neighbours, log_probs, np.exp(weights), searcher
         ),
     )
 
 
 def tuned(
-    setting: documents.Setting, shelves: Mapping[str, passage_search.PassageSearch]
+    setting: documents.Setting, searchers: Mapping[str, PassageSearch]
 ) -> dict[str, float]:
-    """Each library's best temperature on the head of the validation split."""
+    """Each retriever's best temperature on the head of the validation split."""
     config, model, text, passages, _ = setting
-    limit, chosen = tune_tokens(config), config.ensemble
+    limit, temperatures = tune_tokens(config), config.ensemble.temperatures
     if not limit:
-        return {name: chosen.temperatures[0] for name in shelves}
-    out = contamination.excluded(config, passages, text, "validation").out
-    some = documents.part(config, text, "validation", limit)
-    plain = documents.plain(config, model, some)
-    num_bytes, num_words = some.size
+        return {name: temperatures[0] for name in searchers}
+    out = documents.excluded(config, passages, text, "validation").out
+    part = documents.part(config, text, "validation", limit)
+    plain = documents.plain(config, model, part)
 
-    def best(shelf: passage_search.PassageSearch) -> float:
-        found = documents.ask(config, text, some, shelf, out)
-        values = documents.scores(config, model, some, shelf, found)
+    def best(searcher: PassageSearch) -> float:
+        neighbours = documents.ask(config, text, part, searcher, out)
+        return in_context.tune_temperature(
+            plain,
+            part.at,
+            documents.scores(config, model, part, searcher, neighbours),
+            neighbours.scores,
+            config.documents.rank_tokens,
+            k=config.documents.num,
+            temperatures=temperatures,
+        )
 
-        def bits(temperature: float) -> float:
-            mixed = in_context.ensemble(
-                values,
-                found.scores,
-                config.documents.rank_tokens,
-                k=config.documents.num,
-                temperature=temperature,
-            )
-            whole = in_context.replaced(plain, some.at, mixed)
-            made = text_metrics(whole, num_bytes=num_bytes, num_words=num_words)
-            return made["bits_per_byte"]
-
-        return min(chosen.temperatures, key=bits)
-
-    return {name: best(shelf) for name, shelf in shelves.items()}
+    return {name: best(searcher) for name, searcher in searchers.items()}
 
 
 def tune_tokens(config: Config) -> int:
     """Tokens of the validation split on which the temperature is chosen; 0: none."""
-    chosen = config.ensemble
-    return chosen.tune_tokens if len(chosen.temperatures) > 1 else 0
+    several = len(config.ensemble.temperatures) > 1
+    return config.ensemble.tune_tokens if several else 0
 
 
 def check(config: EnsembleConfig) -> None:

@@ -1,10 +1,7 @@
 """In-context RALM: a language model reads a retrieved document before each stride.
 
-    python -m experiments.in_context --preset tiny --workdir runs/in_context
-
-trains a small language model first, unless ``--config.model`` names one: the workdir of
-a run, a folder in Hugging Face's layout (GPT-2, Llama), or call:MODULE:FUNCTION.
-Documents come by BM25 or, with ``--config.documents.retriever=FOLDER``, by an encoder.
+Where ``model`` is empty, a small language model is trained first. Documents are found
+by BM25 or by an encoder, as ``documents.retriever`` says.
 """
 
 import dataclasses
@@ -13,9 +10,10 @@ import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
+from rlm_jax.evaluate.perplexity import as_scored
 from rlm_jax.method import Neighbours
 from rlm_jax.methods import in_context as ralm
-from rlm_jax.recipes import inspection, language_model, reporting, runs
+from rlm_jax.recipes import inspection, reporting, runs
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.recipes.with_passages import documents, reranking
 from rlm_jax.retrievers import passage_search
@@ -51,43 +49,44 @@ def run(config: Config, here: Run):
     setting = documents.prepare(config, here, phases)
     if setting is None:
         return None
-    config, model, text, passages, why = setting
+    config, model, text, passages, excluded = setting
     if config.choice != "trained":
         runs.leave_to_first()
     with phases("index"):
-        shelf = passage_search.load(config, passages, text.tokenizer, here.workdir)
+        searcher = passage_search.load(config, passages, text.tokenizer, here.workdir)
     if config.choice == "trained":
         with phases("reranker"):
             ranker = reranking.train(
-                config.reranker, config, setting, shelf, here.workdir / "reranker"
+                config.reranker, config, setting, searcher, here.workdir / "reranker"
             )
     limit, rank_tokens = config.evaluate.max_tokens, config.documents.rank_tokens
     with phases("retrieve"):
-        some = documents.part(config, text, "test", limit)
-        found = documents.ask(config, text, some, shelf, why.out)
+        part = documents.part(config, text, "test", limit)
+        neighbours = documents.ask(config, text, part, searcher, excluded.out)
     with phases("score"):
-        plain = documents.plain(config, model, some)
-        values = documents.scores(config, model, some, shelf, found)
+        plain = documents.plain(config, model, part)
+        values = documents.scores(config, model, part, searcher, neighbours)
     with phases("controls"):
-        others = documents.shuffled(found)
+        others = documents.shuffled(neighbours)
         if config.choice == "first":
             others = Neighbours(*(x[:, :1] for x in others))
-        foreign = documents.scores(config, model, some, shelf, others)
-        answered = documents.answered(config, model, some)
+        foreign = documents.scores(config, model, part, searcher, others)
+        answered = documents.answered(config, model, part)
 
-    def judged(values: np.ndarray, found: Neighbours) -> np.ndarray:
-        """What the choice goes by, [S, K]."""
+    def judged(values: np.ndarray, neighbours: Neighbours) -> np.ndarray:
+        """The scores by which one document is chosen, [S, K]."""
         if config.choice == "trained":
             with phases("reranker"):
                 return reranking.scores(
-                    config.reranker, config.search, ranker, setting, shelf, some, found
+                    config.reranker, config.search, ranker, setting, part, neighbours
                 )
         if config.choice == "reranked":
             return ralm.likelihood_before(values, rank_tokens)
-        return np.broadcast_to(-np.arange(found.ids.shape[1]), found.ids.shape)
+        shape = neighbours.ids.shape
+        return np.broadcast_to(-np.arange(shape[1]), shape)
 
-    by = judged(values, found)
-    chosen = {
+    scores = judged(values, neighbours)
+    by_choice = {
         "first": ralm.first(values, rank_tokens),
         "reranked": ralm.reranked(values, rank_tokens),
         "oracle": ralm.oracle(values, rank_tokens),
@@ -96,22 +95,24 @@ def run(config: Config, here: Run):
         "shuffled": ralm.ranked_by(foreign, judged(foreign, others), rank_tokens),
     }
     if config.choice == "trained":
-        chosen["trained"] = ralm.ranked_by(values, by, rank_tokens)
+        by_choice["trained"] = ralm.ranked_by(values, scores, rank_tokens)
     log_probs = {
-        name: in_context.replaced(plain, some.at, x) for name, x in chosen.items()
+        name: in_context.replaced(plain, part.at, x) for name, x in by_choice.items()
     }
     log_probs = {"real": log_probs.pop(config.choice), **log_probs, "off": plain}
-    weights = np.eye(found.ids.shape[1])[ralm.best(values, by)]
+    weights = np.eye(neighbours.ids.shape[1])[ralm.best(values, scores)]
     return reporting.finish(
         here,
         config,
         text,
-        language_model.as_scored(some.tokens, plain, some.size),
+        as_scored(part.tokens, plain, part.size),
         log_probs,
         phases.seconds,
         protocol={
             "choice": config.choice,
-            **documents.facts(some, found, why, shelf, config),
+            **documents.facts(part, neighbours, excluded, searcher, config),
         },
-        positions=inspection.of_documents(text, some, found, log_probs, weights, shelf),
+        positions=inspection.of_documents(
+            text, part, neighbours, log_probs, weights, searcher
+        ),
     )

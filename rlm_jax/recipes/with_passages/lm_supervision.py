@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlm_jax.data.texts import Text
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.in_context import Strides
 from rlm_jax.method import Neighbours
 from rlm_jax.methods import in_context as ralm
 from rlm_jax.recipes.base_lm import Given
-from rlm_jax.recipes.language_model import Text
-from rlm_jax.recipes.with_passages import contamination, documents
-from rlm_jax.retrieval import index
+from rlm_jax.recipes.with_passages import documents
+from rlm_jax.retrieval import encode_stream, index
+from rlm_jax.retrievers import contamination
+from rlm_jax.retrievers.encoder_towers import Tower
 
 
 class Examples(NamedTuple):
@@ -61,7 +63,7 @@ def examples(
     ]
     found = index.first_kept(
         Neighbours(np.zeros(candidates.shape, np.float32), candidates),
-        lambda ids: ~own.among(at, windows, ids),
+        lambda ids: ~own.among((at.first, at.end - 1), windows, ids),
         num,
     )
     if not (found.ids >= 0).any():
@@ -81,17 +83,19 @@ def examples(
 
 def own_documents(setting: documents.Setting) -> contamination.OwnDocuments:
     """Of the training text, by which its places are told from their passages."""
+    split = setting.text.store.split("train")
     num_words = setting.config.documents.overlap
-    return contamination.OwnDocuments(
-        setting.passages, setting.text, "train", num_words
-    )
+    return contamination.OwnDocuments(setting.passages, split, num_words)
 
 
-def identity(setting: documents.Setting, trained: Any) -> dict[str, Any]:
+def identity(
+    setting: documents.Setting, trained: Any, initial: Tower
+) -> dict[str, Any]:
     """What a model that learns from examples depends on, but for how long it learns.
 
     Args:
       trained: its configuration, with the field ``train``.
+      initial: the encoder as it starts.
     """
     config = setting.config
     fields = dataclasses.asdict(trained)
@@ -100,6 +104,10 @@ def identity(setting: documents.Setting, trained: Any) -> dict[str, Any]:
         **fields,
         "seed": train["seed"],
         "accumulate": train["accumulate"],
+        "encoder": encode_stream.fingerprint(initial.params),
+        "tokenizer": initial.tokenizer.fingerprint,
+        "search": dataclasses.asdict(config.search),
+        "training_text": setting.text.fingerprint,
         "model": setting.model.fingerprint,
         "passages": setting.passages.fingerprint,
         "documents": dataclasses.asdict(config.documents),

@@ -1,10 +1,9 @@
 """REPLUG: a language model's distributions after each of k documents, mixed.
 
-    python -m experiments.replug --preset tiny --workdir runs/replug
-
-The language model and the retriever are named as in experiments.in_context. Every k of
-``ks`` is told beside the configured one, from the same passes.
+Every k of ``ensemble.ks`` is told beside the configured one, from the same passes.
 """
+
+import dataclasses
 
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.runs import Run, recipe
@@ -12,8 +11,13 @@ from rlm_jax.recipes.with_passages import documents, ensemble
 from rlm_jax.retrievers import passage_search
 
 
+@dataclasses.dataclass
+class Config(ensemble.Config):
+    """A run of REPLUG."""
+
+
 @recipe("replug")
-def run(config: ensemble.Config, here: Run):
+def run(config: Config, here: Run):
     """Retrieve for every stride of the test split, score, mix, report."""
     ensemble.check(config.ensemble)
     phases = runs.Phases()
@@ -24,7 +28,7 @@ def run(config: ensemble.Config, here: Run):
         return None
     runs.leave_to_first()
     with phases("index"):
-        shelf = passage_search.load(
+        searcher = passage_search.load(
             setting.config, setting.passages, setting.text.tokenizer, here.workdir
         )
-    return ensemble.evaluate(here, phases, setting, shelf, {}, {})
+    return ensemble.evaluate(here, phases, setting, searcher, {}, {})

@@ -11,11 +11,13 @@ encoder as it was before (``init``).
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import numpy as np
 
 from rlm_jax.data import contrastive
+from rlm_jax.data.passages import Passages
 from rlm_jax.method import Batch
 from rlm_jax.methods import replug_lsr
 from rlm_jax.methods.replug_lsr import REPLUGLSRConfig
@@ -71,7 +73,7 @@ def run(config: Config, here: Run):
         return None
     config, _, text, passages, _ = setting
     with phases("retriever"):
-        initial = _initial(config, passages)
+        initial = _initial(config, passages, here.workdir / "retriever")
         trained, ages = _train(config, here, setting, initial)
     runs.leave_to_first()
     encoder_towers.save(here.workdir / "encoder", trained)
@@ -90,12 +92,14 @@ def run(config: Config, here: Run):
     )
 
 
-def _initial(config: Config, passages) -> Tower:
+def _initial(config: Config, passages: Passages, folder: pathlib.Path) -> Tower:
     """The encoder that learns, as it starts."""
     wanted = config.retriever.method.encoder
     if config.init_from:
         return encoder_towers.load(config.init_from, wanted)
-    reader = encoder_towers.train_tokenizer(passages, config.retriever.vocab_size)
+    reader = encoder_towers.train_tokenizer(
+        passages, config.retriever.vocab_size, folder
+    )
     encoder = dataclasses.replace(
         wanted, vocab_size=reader.vocab_size, pad_id=reader.pad_id
     )
@@ -111,9 +115,10 @@ def _train(
 ) -> tuple[Tower, list[dict[str, float]]]:
     """(the trained encoder, what each refresh found of the index before it)."""
     trained, folder = config.retriever, run.workdir / "retriever"
-    identity = lm_supervision.identity(setting, trained)
+    identity = lm_supervision.identity(setting, trained, initial)
     del identity["worker"]  # where the passages are encoded, not what comes of it
     runs.claim_part(folder, identity)
+    encoder_towers.keep_tokenizer(folder, initial.tokenizer)
     params, refreshes = stale_training.train(
         replug_lsr.replug_lsr(
             dataclasses.replace(trained.method, encoder=initial.config)

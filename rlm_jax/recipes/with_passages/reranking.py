@@ -1,4 +1,4 @@
-"""In-context RALM's trained reranker: from what a language model says of documents."""
+"""In-context RALM's reranker, trained on what a language model says of documents."""
 
 import dataclasses
 import pathlib
@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from rlm_jax.data import contrastive
+from rlm_jax.data.passages import Passages
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Neighbours
 from rlm_jax.methods import reranker
@@ -16,7 +17,8 @@ from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.with_passages import documents, lm_supervision
 from rlm_jax.recipes.with_passages.documents import Part, Setting
-from rlm_jax.retrievers import dense, encoder_towers, passage_search
+from rlm_jax.retrievers import cross_encoder, encoder_towers, passage_search
+from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.passage_search import PassageSearch
 from rlm_jax.train import fit, parallel
@@ -26,8 +28,9 @@ from rlm_jax.train.optim import OptimConfig
 
 @dataclasses.dataclass
 class TrainingConfig:
-    """A cross-encoder over the end of the text and a document; ``documents.num`` each.
+    """How the reranker is trained: a cross-encoder of the text's end and a document.
 
+    A place of the text has ``documents.num`` documents.
     Its encoder's pooling and projection are the reranker's own: [CLS], one score.
     """
 
@@ -46,10 +49,10 @@ def train(
     config: TrainingConfig,
     experiment: documents.Experiment,
     setting: Setting,
-    shelf: PassageSearch,
+    searcher: PassageSearch,
     workdir: pathlib.Path,
 ) -> Tower:
-    """Trained on the training split, for `scores`; a rerun goes on in ``workdir``.
+    """The reranker, trained on the training split; a rerun goes on in ``workdir``.
 
     Raises:
       UserError: there are several processes.
@@ -59,31 +62,33 @@ def train(
             "The reranker is trained by one process; start one, which uses all of its "
             "devices."
         )
-    runs.claim_part(workdir, lm_supervision.identity(setting, config))
-    tower = _initial(config, setting)
-    method = reranker.reranker(RerankerConfig(tower.config, k=experiment.documents.num))
+    tower = _initial(config, setting.passages, workdir)
+    runs.claim_part(workdir, lm_supervision.identity(setting, config, tower))
+    encoder_towers.keep_tokenizer(workdir, tower.tokenizer)
+    num, length = experiment.documents.num, _length(config, tower)
+    method = reranker.reranker(RerankerConfig(tower.config, k=num))
     own = lm_supervision.own_documents(setting)
     mine = parallel.local_rows(config.batch_size, accumulate=config.train.accumulate)
 
     def batch_at(step: int) -> Batch:
         seed, size = config.train.seed, config.batch_size
         places = lm_supervision.draw(experiment, setting.text, seed, step, size)[mine]
-        num = experiment.documents.num
         asked = lm_supervision.questions(experiment, setting.text, places)
-        found = passage_search.search_deep(asked, shelf, num)
-        made = lm_supervision.examples(
-            experiment, setting.model, setting.text, shelf.tokens, own, places,
-            found.ids, num,
+        candidates = passage_search.search_deep(asked, searcher, num).ids
+        examples = lm_supervision.examples(
+            experiment, setting.model, setting.text, searcher.tokens, own, places,
+            candidates, num,
         )  # fmt: skip
-        length = _length(config, tower)
-        shape = (*made.found.ids.shape, length)
-        rows = pairs(config, tower, made.questions, shelf, made.found)
+        ids = examples.found.ids
+        rows = cross_encoder.pairs(
+            tower, examples.questions, setting.passages, ids, length
+        )
         padded = contrastive.padded("pair", rows, length, tower.tokenizer.pad_id)
         return {
-            "ids": padded["pair_ids"].reshape(shape),
-            "mask": padded["pair_mask"].reshape(shape),
-            "lm_scores": made.log_likelihoods,
-            "present": made.present,
+            "ids": padded["pair_ids"].reshape(*ids.shape, length),
+            "mask": padded["pair_mask"].reshape(*ids.shape, length),
+            "lm_scores": examples.log_likelihoods,
+            "present": examples.present,
             "weight": np.ones(len(places), np.float32),
         }
 
@@ -100,52 +105,35 @@ def train(
 
 def scores(
     config: TrainingConfig,
-    search: dense.SearchConfig,
+    search: SearchConfig,
     tower: Tower,
     setting: Setting,
-    shelf: PassageSearch,
-    some: Part,
-    found: Neighbours,
+    part: Part,
+    neighbours: Neighbours,
 ) -> np.ndarray:
     """f(x, d) of each stride's documents, float32 [S, K]; -inf where absent."""
-    questions = documents.questions(setting.text, some.tokens, some.at)
-    rows = pairs(config, tower, questions, shelf, found)
-    encoder = dense.encoder_of(tower, search, _length(config, tower))
-    values = encoder(rows).reshape(found.ids.shape)
-    return np.where(found.ids >= 0, values, -np.inf)
-
-
-def pairs(
-    config: TrainingConfig,
-    tower: Tower,
-    questions: list[str],
-    shelf: PassageSearch,
-    found: Neighbours,
-) -> list[np.ndarray]:
-    """[CLS] question [SEP] document [SEP] of every place and document, in order."""
-    texts = [shelf.passages[max(row, 0)].joined for row in found.ids.reshape(-1)]
-    repeated = [question for question in questions for _ in range(found.ids.shape[1])]
+    questions = documents.questions(setting.text, part.tokens, part.at)
     length = _length(config, tower)
-    return tower.tokenizer.encode(repeated, texts, max_length=length)
+    return cross_encoder.scores(
+        tower, questions, setting.passages, neighbours, search, length
+    )
 
 
 def _length(config: TrainingConfig, tower: Tower) -> int:
     return min(config.length, tower.config.max_length)
 
 
-def _initial(config: TrainingConfig, setting: Setting) -> Tower:
+def _initial(config: TrainingConfig, passages: Passages, folder: pathlib.Path) -> Tower:
     """The reranker as it starts: an encoder, and a score from scratch."""
     ends = {"pooling": "cls", "projection": 1, "normalise": False}
+    if config.init_from:
+        given = encoder_towers.load(config.init_from, config.encoder)
+        tokenizer, encoder = given.tokenizer, dataclasses.replace(given.config, **ends)
+        body = {name: x for name, x in given.params.items() if name != "projection"}
+    else:
+        tokenizer = encoder_towers.train_tokenizer(passages, config.vocab_size, folder)
+        encoder = encoder_towers.fitted_to(config.encoder, tokenizer, **ends)
+        body = {}
     key = jax.random.key(config.train.seed)
-    if not config.init_from:
-        reader = encoder_towers.train_tokenizer(setting.passages, config.vocab_size)
-        encoder = dataclasses.replace(
-            config.encoder, vocab_size=reader.vocab_size, pad_id=reader.pad_id, **ends
-        )
-        params = reranker.reranker(RerankerConfig(encoder)).init(key)
-        return Tower(encoder, jax.device_get(params), reader)
-    tower = encoder_towers.load(config.init_from, config.encoder)
-    encoder = dataclasses.replace(tower.config, **ends)
     fresh = jax.device_get(reranker.reranker(RerankerConfig(encoder)).init(key))
-    body = {name: x for name, x in tower.params.items() if name != "projection"}
-    return Tower(encoder, {**fresh, **body}, tower.tokenizer)
+    return Tower(encoder, {**fresh, **body}, tokenizer)

@@ -1,0 +1,92 @@
+"""A corpus in tokens and in batches, by configuration."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rlm_jax.data import batching, corpora, token_store
+from rlm_jax.data.tokenizers import Tokenizer
+from rlm_jax.errors import UserError
+from rlm_jax.method import Batches
+
+STDLIB = "stdlib"
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Which text, in which tokens, in which batches."""
+
+    # stdlib, text:PATH, jsonl:PATH or a TFDS name; empty: text and tokenizer of the run
+    # that this one starts from, else stdlib.
+    corpus: str = ""
+    tokenizer: str = "bpe"  # bytes, bpe, word or hf:PATH
+    vocab_size: int = 4096  # of bpe; word: 0 for all words
+    # shuffled, consecutive, same_document, similar, related, repeats, frequent_repeats
+    order: str = "shuffled"
+    batch_size: int = 16  # segments of a step, over all devices
+    length: int = 256  # tokens of a segment; of a row of them, in the order related
+    # consecutive and same_document: segments that follow; related: those of a row
+    segments_per_group: int = 16
+
+
+class Text(NamedTuple):
+    """A corpus in tokens."""
+
+    tokenizer: Tokenizer
+    store: token_store.TokenStore
+
+    @property
+    def fingerprint(self) -> str:
+        """Of text and tokenizer together."""
+        return self.store.fingerprint
+
+
+def in_tokens_of(tokenizer: Tokenizer, config: DataConfig) -> Text:
+    """The configured corpus in the tokens of a tokenizer that is given."""
+    corpus = corpora.load(config.corpus or STDLIB)
+    return Text(tokenizer, token_store.build(corpus, tokenizer))
+
+
+def batches(config: DataConfig, split: token_store.TokenSplit) -> Batches:
+    """The batches of a split in the configured order."""
+    size: dict[str, Any] = {"batch_size": config.batch_size, "length": config.length}
+    group = {"segments_per_group": config.segments_per_group}
+    orders = {
+        "shuffled": lambda: batching.shuffled(split, **size),
+        "consecutive": lambda: batching.consecutive(split, **size, **group),
+        "same_document": lambda: batching.same_document(split, **size, **group),
+        "similar": lambda: batching.similar(split, **size),
+        "related": lambda: batching.related(
+            split, **size, segments_per_row=config.segments_per_group
+        ),
+        "repeats": lambda: batching.repeats(split, **size),
+        "frequent_repeats": lambda: batching.frequent_repeats(split, **size),
+    }
+    if config.order not in orders:
+        raise UserError(
+            f"data.order is {config.order!r}; choose one of {', '.join(orders)}."
+        )
+    return orders[config.order]()
+
+
+def head(text: Text, name: str, limit: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """A split's first ``limit`` tokens, 0 = all, and their bytes and words."""
+    split = text.store.split(name)
+    tokens = split.tokens[: limit or len(split.tokens)]
+    return tokens, _size(text, split, tokens)
+
+
+def _size(
+    text: Text, split: token_store.TokenSplit, tokens: np.ndarray
+) -> tuple[int, int]:
+    """Bytes and words of a split's first tokens.
+
+    Where decoding is not exact (words lose their spaces), in proportion to it.
+    """
+    if len(tokens) == len(split.tokens):
+        return split.num_bytes, split.num_words
+    part, whole = (text.tokenizer.decode(x) for x in (tokens, split.tokens))
+    num_bytes = split.num_bytes * len(part.encode()) / len(whole.encode())
+    num_words = split.num_words * len(part.split()) / len(whole.split())
+    return round(num_bytes), round(num_words)
