@@ -13,11 +13,11 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format bench clean
+.PHONY: help install demo test test-all test-times lint format bench clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' \
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' \
 	  $(firstword $(MAKEFILE_LIST))
 	@echo "Another interpreter: make test PYTHON=python3.12"
 
@@ -28,8 +28,8 @@ demo: $(VENV)/.installed-test  ## Train the tiny TRIME, compare it, draw the plo
 
 # NPROC: on a machine of two cores JAX's thread pool is otherwise too small for four
 # simulated devices, and a collective can wait for a thread for ever.
-test test-all: export JAX_PLATFORMS := cpu
-test test-all: export NPROC := 16
+test test-all test-times: export JAX_PLATFORMS := cpu
+test test-all test-times: export NPROC := 16
 
 # Compiled as users have it; `test` spares LLVM's expensive passes (tests/conftest.py).
 test-all: export XLA_FLAGS ?=
@@ -39,6 +39,12 @@ test: $(VENV)/.installed-test  ## Run the fast tests, on the CPU
 
 test-all: $(VENV)/.installed-dev  ## Run every test, with the parity tests against torch
 	$(PYTEST) -m "not gpu"
+
+# In one process, and with nothing compiled before.
+test-times: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax-times
+test-times: $(VENV)/.installed-test  ## Processor seconds of each test file (FILES=...)
+	rm -rf $(JAX_COMPILATION_CACHE_DIR)
+	$(PY) -m pytest -q -p tests.times -p no:xdist -m "not slow and not torch and not gpu" $(FILES)
 
 lint: $(VENV)/.installed-lint  ## Check style and types
 	$(PY) -m ruff check $(wildcard $(SOURCES))

@@ -71,7 +71,7 @@ def sides(quick: bool, tokens: np.ndarray, folder: Path):
     method = knn_lm.knn_lm(knn_lm.KnnLMConfig(modern(**sizes)))
     score = method.score
     assert score is not None
-    params = method.init(jax.random.key(0))
+    params = jax.jit(method.init)(jax.random.key(0))
 
     def evaluate():
         clock = Clock()

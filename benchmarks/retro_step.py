@@ -26,7 +26,7 @@ SIZES = {
     "vocab_size": 8192,
 }  # fmt: skip
 QUICK = {
-    "num_layers": 2, "width": 32, "num_heads": 2, "feed_forward_width": 48,
+    "num_layers": 1, "width": 32, "num_heads": 2, "feed_forward_width": 48,
     "vocab_size": 256,
 }  # fmt: skip
 K = 2
@@ -43,7 +43,7 @@ def with_neighbours(batch: dict, chunk_length: int, vocab_size: int) -> dict:
 def measure(quick: bool) -> dict:
     sizes = QUICK if quick else SIZES
     batch_size, length, m = (2, 32, 8) if quick else (4, 512, 64)
-    decoder, layers = modern(**sizes), (2,) if quick else ()
+    decoder, layers = modern(**sizes), (1,) if quick else ()
     width = decoder.width // 2
     plain_batch = random_batch(batch_size, length, decoder.vocab_size)
     batch = with_neighbours(plain_batch, m, decoder.vocab_size)

@@ -32,7 +32,7 @@ from rlm_jax.method import Neighbours
 from rlm_jax.retrieval import datastore, exact, scann
 from rlm_jax.retrieval.index import recall
 
-SIZES, QUICK_SIZES = (250_000, 500_000, 1_000_000), (4_500, 6_000, 8_000)
+SIZES, QUICK_SIZES = (250_000, 500_000, 1_000_000), (4_500, 8_000)
 DIM, NUM_QUERIES, K, TARGET = 384, 1000, 10, 0.95
 QUICK_DIM, QUICK_QUERIES = 32, 50
 REFINE = (2, 5, 10, 20, 40)  # times K candidates that faiss scores exactly

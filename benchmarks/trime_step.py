@@ -48,7 +48,7 @@ def stepper(method: Method, batch: dict):
     run = parallel.parallelise(
         functools.partial(step.train_step, method=method, optimizer=optimizer, seed=0)
     )
-    params = method.init(jax.random.key(0))
+    params = jax.jit(method.init)(jax.random.key(0))
     carried = [parallel.replicate(step.init(params, optimizer))]
 
     def one_step():

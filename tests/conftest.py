@@ -1,5 +1,6 @@
 """What every test shares: a CPU, a compile cache, parsed flags, the golden arrays."""
 
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -9,10 +10,14 @@ from collections.abc import Callable, Iterator
 # otherwise too small for several simulated devices, and a collective can hang.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")
-# Tests compile far more than they compute: LLVM need not try hard.
+# Tests compile far more than they compute: LLVM need not try hard, and of what emits
+# fusions the older one, which JAX 0.10 still has, takes a quarter of the time.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1"
+    + " --xla_cpu_use_fusion_emitters=false"
+    * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
@@ -56,6 +61,13 @@ def no_rank_promotion_in_ops(request: pytest.FixtureRequest) -> Iterator[None]:
             yield
     else:
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_go_with_their_file() -> Iterator[None]:
+    """No other file needs what one has compiled, and a worker would keep it all."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,14 @@ CONFINED: dict[str, set[str]] = {
 # Slow to import or not built everywhere: imported inside the function that uses them.
 LAZY = {"scann", "tensorflow_datasets", "matplotlib"}
 
+# What a system computes does not depend on which process its devices belong to: it
+# knows the mapped axis alone, and so is tried on the devices of one process.
+DEVICELESS = {"ops", "models", "methods"}
+OF_DEVICES = {
+    *("devices", "local_devices", "device_count", "local_device_count"),
+    *("process_index", "process_count"),
+}
+
 OPS_LIBRARIES = {"jax", "jaxtyping", "numpy"}
 STANDARD_FOR_OPS = {"collections", "functools", "typing", "math", "dataclasses"}
 
@@ -130,6 +138,9 @@ def violations(module: str, source: str) -> list[str]:
                     "False"
                 ):
                     found.append(f"{module} allows pickle, line {node.lineno}")
+        elif part in DEVICELESS and isinstance(node, ast.Attribute):
+            if node.attr in OF_DEVICES:
+                found.append(f"{module} asks for {node.attr}, line {node.lineno}")
         elif isinstance(node, ast.Global):
             found.append(f"{module} has a mutable global, line {node.lineno}")
     return found
@@ -253,6 +264,7 @@ def test_files_are_short_and_named_for_what_they_hold():
         ("retrieval.datastore", "np.load(path, allow_pickle=True)"),
         ("report.plots", "try:\n    import matplotlib\nexcept ImportError: pass"),
         ("evaluate.qa", "print('hello')"),
+        ("methods.trime", "import jax\nfirst = jax.process_index() == 0"),
         ("evaluate.qa", "def f():\n    global x\n    x = 1"),
     ],
 )

@@ -61,7 +61,7 @@ def save_encoder(folder: pathlib.Path, passages: Passages) -> Tower:
         vocab_size=reader.vocab_size, num_layers=1, width=16, num_heads=2,
         feed_forward_width=24, max_length=32,
     )  # fmt: skip
-    params = jax.device_get(embedder(encoder).init(jax.random.key(0)))
+    params = jax.device_get(jax.jit(embedder(encoder).init)(jax.random.key(0)))
     tower = Tower(encoder, params, reader)
     encoder_towers.save(folder, tower)
     return tower

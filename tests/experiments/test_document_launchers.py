@@ -151,7 +151,7 @@ def published(corpus, cache, tmp_path_factory) -> pathlib.Path:
         vocab_size=tokenizer.vocab_size, num_layers=1, width=16, num_heads=2,
         feed_forward_width=24,
     )  # fmt: skip
-    params = lm.lm(lm.LMConfig(config)).init(jax.random.key(0))
+    params = jax.jit(lm.lm(lm.LMConfig(config)).init)(jax.random.key(0))
     pretrained.save_decoder(folder, config, params)
     content = json.dumps(tokenizer.content)
     (folder / "tokenizer.json").write_text(content)

@@ -103,6 +103,8 @@ def test_a_dry_run_builds_and_leaves_nothing(
     config = launcher.PRESETS[name]()
     config.data.corpus = many_words
     config.data.tokenizer = config.data.tokenizer.replace("bpe", "bytes")
+    decoder = getattr(config, "decoder", None) or config.method.decoder
+    decoder.num_layers = 2  # all are alike, and each is traced
     launcher.run(config, tmp_path / "run", dry_run=True)
     shown = capsys.readouterr().err
     assert "total" in shown and "batch tokens" in shown and "epochs" in shown

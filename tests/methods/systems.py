@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlm_jax.method import Batch, Method
+from rlm_jax.method import Batch, Method, Params
 from rlm_jax.methods import METHODS
 from rlm_jax.models.decoder import modern
 from rlm_jax.models.encoder import EncoderConfig
@@ -74,6 +74,15 @@ def method(name: str, **model) -> Method:
     """The system."""
     entry, _ = SYSTEMS[name]
     return METHODS[entry][1](config(name, **model))
+
+
+def parameters(name: str, seed: int = 3) -> Params:
+    """Larger weights than the initial ones, so that the memory has a say."""
+    shapes = jax.eval_shape(method(name).init, jax.random.key(0))
+    random = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: (0.4 * random.normal(size=x.shape)).astype(np.float32), shapes
+    )
 
 
 def batch(name: str = "lm", seed: int = 0, rows: int = ROWS) -> dict[str, np.ndarray]:
@@ -239,8 +248,13 @@ def prepared(system: Method, params, batch: Batch) -> Batch:
     """The batch as the loss gets it, from the first state of what moves."""
     if system.moving is None:
         return batch
-    state = system.moving.init(params, jax.random.key(5))
-    return system.moving.update(params, state, batch, jax.random.key(6))[1]
+    moving = system.moving
+
+    def first(params, batch):
+        state = moving.init(params, jax.random.key(5))
+        return moving.update(params, state, batch, jax.random.key(6))[1]
+
+    return jax.jit(first)(params, batch)
 
 
 def rebuilt(kind: type, fields: dict[str, Any]) -> Any:

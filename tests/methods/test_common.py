@@ -17,17 +17,13 @@ from tests.methods.systems import SYSTEMS
 
 pytestmark = pytest.mark.parametrize("name", SYSTEMS)
 
-SGD = optax.sgd(1.0)
+initial = functools.cache(systems.parameters)
 
 
 @functools.cache
-def initial(name):
-    """Larger weights than the initial ones, so that the memory has a say."""
-    shapes = jax.eval_shape(systems.method(name).init, jax.random.key(0))
-    random = np.random.default_rng(3)
-    return jax.tree.map(
-        lambda x: (0.4 * random.normal(size=x.shape)).astype(np.float32), shapes
-    )
+def init(name):
+    """key -> parameters; compiled once."""
+    return jax.jit(systems.method(name).init)
 
 
 @functools.cache
@@ -44,8 +40,7 @@ def gradient_step(name):
 
 
 def test_init_is_deterministic(name):
-    init = jax.jit(systems.method(name).init)
-    first, second, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
+    first, second, other = (init(name)(jax.random.key(seed)) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, second)
     assert {x.dtype for x in jax.tree.leaves(first)} == {np.dtype("float32")}
     differs = jax.tree.map(lambda a, b: bool((a != b).any()), first, other)
@@ -114,7 +109,7 @@ def test_loss_falls_in_one_compilation(name):
             seed=0,
         )
     )
-    params = jax.jit(method.init)(jax.random.key(0))
+    params = init(name)(jax.random.key(0))
     state = step.init(params, adam, moving=method.moving)
     # A queue that fills up makes the loss harder: the in-batch loss tells instead.
     evaluate = jax.jit(method.evaluate)
@@ -135,32 +130,3 @@ def test_configuration_through_json(name):
     config = systems.config(name, **changes)
     fields = json.loads(json.dumps(dataclasses.asdict(config)))
     assert systems.rebuilt(type(config), fields) == config
-
-
-def test_one_device_equals_several(name):
-    """SGD(1.0) moves the parameters by the gradient itself."""
-    method, params, batch = systems.method(name), initial(name), systems.batch(name)
-    ranks = 2
-    train = functools.partial(step.train_step, method=method, optimizer=SGD, seed=0)
-    evaluate = functools.partial(step.eval_step, method=method)
-
-    def both(params, batch, axis=None):
-        start = step.init(params, SGD, moving=method.moving)
-        state, sums = train(start, batch, axis=axis)
-        evaluated = evaluate(params, batch, axis=axis)
-        return state.params, state.moving, sums, evaluated
-
-    split = {k: x.reshape(ranks, -1, *x.shape[1:]) for k, x in batch.items()}
-    mapped = jax.vmap(
-        functools.partial(both, axis="device"), (None, 0), axis_name="device"
-    )
-    on_several = jax.jit(mapped)(params, split)
-    on_one = jax.jit(both)(params, batch)
-    for rank in range(ranks):
-        jax.tree.map(
-            lambda a, b, rank=rank: np.testing.assert_allclose(
-                a[rank], b, atol=1e-5, rtol=1e-5
-            ),
-            on_several,
-            on_one,
-        )

@@ -123,11 +123,16 @@ def test_the_queue_is_a_ring(size):
     np.testing.assert_allclose(held, every[-size:], rtol=1e-6)
 
 
+@functools.cache
+def initial():
+    return jax.jit(systems.method("contriever").init)(jax.random.key(0))
+
+
 def test_micro_batches_move_the_state_one_after_another():
     """Two micro-batches in a step: the queue holds both, as after two steps."""
     method = systems.method("contriever")
     sgd = optax.sgd(1.0)
-    params = jax.jit(method.init)(jax.random.key(0))
+    params = initial()
     state = step.init(params, sgd, moving=method.moving)
     train = functools.partial(step.train_step, method=method, optimizer=sgd, seed=0)
     batch = systems.batch("contriever")
@@ -163,7 +168,7 @@ def test_micro_batches_move_the_state_one_after_another():
 def test_the_queue_moves_without_a_gradient():
     """The loss does not reach the keys: only the query's encoder learns."""
     method = systems.method("contriever")
-    params = method.init(jax.random.key(0))
+    params = initial()
     batch = systems.prepared(method, params, systems.batch("contriever"))
     loss = jax.jit(lambda p, b: method.loss(p, b, jax.random.key(0))["loss"][0])
     other = {**batch, "key_ids": batch["key_ids"] * 0}
@@ -179,20 +184,19 @@ def test_evaluation_is_the_in_batch_loss():
             config.encoder, config.temperature, config.label_smoothing
         )
     )
-    params, batch = method.init(jax.random.key(0)), systems.batch("contriever")
+    params, batch = initial(), systems.batch("contriever")
     jax.tree.map(
         np.testing.assert_array_equal,
-        method.evaluate(params, batch),
-        other.evaluate(params, batch),
+        jax.jit(method.evaluate)(params, batch),
+        jax.jit(other.evaluate)(params, batch),
     )
 
 
 def test_a_queue_smaller_than_a_batch():
     config = dataclasses.replace(systems.config("contriever"), queue_size=3)
     method = contriever.contriever(config)
-    params = method.init(jax.random.key(0))
     with pytest.raises(UserError, match="queue of 3 keys cannot take the 4"):
-        systems.prepared(method, params, systems.batch("contriever"))
+        systems.prepared(method, initial(), systems.batch("contriever"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """DPR against the released code's arrays, loops in float64, and its full batch."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,6 @@ import pytest
 
 from rlm_jax.errors import UserError
 from rlm_jax.methods import dpr
-from rlm_jax.ops import collectives
 from tests.methods import systems
 
 ROWS, HARD, WIDTH = 5, 2, 6
@@ -58,62 +58,6 @@ def test_released_code(golden):
     assert int(sums["accuracy"][0]) == z["n_correct"]
     assert_close(of_questions / rows, z["grad_q"])
     assert_close(of_passages / rows, z["grad_ctx"])
-
-
-def test_released_code_on_ranks(golden):
-    """A rank's own vectors get the gradient of the loss of all questions there.
-
-    That is what ``remote_gradients`` gives, and dividing once by all W B questions
-    leaves it whole: averaging over ranks, as released, makes 1/W of it. Without remote
-    gradients a passage learns from the questions of its own device alone.
-    """
-    z = golden("dpr_nll")
-    questions, passages = (jnp.asarray(z[n], jnp.float32) for n in ("ddp_q", "ddp_ctx"))
-    ranks, rows = questions.shape[:2]
-    total = ranks * rows
-
-    def on_ranks(remote):
-        def one(questions, passages):
-            def loss(questions, passages):
-                return sums_of(questions, passages, "rank", remote)
-
-            gradient, sums = jax.grad(loss, (0, 1), has_aux=True)(questions, passages)
-            return gradient, collectives.total(sums, "rank")
-
-        return jax.vmap(one, axis_name="rank")(questions, passages)
-
-    (of_questions, of_passages), sums = on_ranks(True)
-    assert_close(sums["loss"][0] / sums["loss"][1], z["ddp_loss"])
-    assert_close(of_questions / total, z["ddp_grad_q"])
-    assert_close(of_passages / total, z["ddp_grad_ctx"])
-
-    (of_questions, of_passages), _ = on_ranks(False)
-    assert_close(of_questions / total, z["ddp_grad_q"])
-    assert_close(of_passages, own_gradients(z["ddp_q"], z["ddp_ctx"]))
-
-
-def own_gradients(questions, passages):
-    """Of each rank's passages the gradient of its own questions' losses, float64."""
-    every, (ranks, count) = np.concatenate(passages), passages.shape[:2]
-    step = count // questions.shape[1]
-    gradients = []
-    for rank in range(ranks):
-        own = slice(rank * count, (rank + 1) * count)
-        whole = gradient_of_passages(questions[rank], every, own.start, step)
-        gradients.append(whole[own])
-    return np.stack(gradients)
-
-
-def gradient_of_passages(questions, passages, first, step):
-    """d (sum of losses) / d passages, float64; every step-th is positive from first."""
-    gradient = np.zeros_like(passages)
-    for i, question in enumerate(questions):
-        scores = passages @ question
-        p = np.exp(scores - scores.max())
-        p /= p.sum()
-        p[first + i * step] -= 1
-        gradient += p[:, None] * question
-    return gradient
 
 
 def example(seed=0):
@@ -176,6 +120,12 @@ def test_distinct_needs_no_known_positives():
     assert losses[0] == losses[1]
 
 
+@functools.cache
+def initial():
+    return jax.jit(systems.method("dpr").init)(jax.random.key(0))
+
+
+@functools.cache
 def gradients(chunk, dropout=0.0, embed=None):
     config = systems.config("dpr", dropout=dropout)
     config = dataclasses.replace(config, chunk=chunk)
@@ -186,7 +136,7 @@ def gradients(chunk, dropout=0.0, embed=None):
     def loss(params):
         return method.loss(params, batch, jax.random.key(1))["loss"][0]
 
-    return jax.jit(jax.value_and_grad(loss))(init(jax.random.key(0)))
+    return jax.jit(jax.value_and_grad(loss))(initial())
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
@@ -247,7 +197,7 @@ def test_chunks_keep_the_activations_of_one():
 def test_separate_towers_serve_their_own_side():
     config = systems.config("dpr_distinct")
     method = dpr.dpr(config)
-    params = method.init(jax.random.key(0))
+    params = jax.jit(method.init)(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, params["question"], params["passage"])
     params["passage"] = jax.tree.map(lambda x: x + 0.1, params["passage"])
     retrieval = method.retrieval
@@ -260,7 +210,11 @@ def test_separate_towers_serve_their_own_side():
         (retrieval.passage_params, retrieval.encode_keys, "passage"),
     ):
         assert part(params) is params[name]
-        assert_close(encode(part(params), texts), embed(params[name], texts))
+        found, wanted = (
+            jax.jit(one)(of, texts)
+            for one, of in ((encode, part(params)), (embed, params[name]))
+        )
+        assert_close(found, wanted)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,9 @@ def train(method, params, batch, steps, enough=0.0):
 def copying():
     """A decoder that has learned to find what followed the same word before."""
     method = lm.lm(lm.LMConfig(decoder()))
-    params, loss = train(method, method.init(jax.random.key(0)), repeating, 1500, 0.5)
+    params, loss = train(
+        method, jax.jit(method.init)(jax.random.key(0)), repeating, 1500, 0.5
+    )
     assert loss < 0.5
     return jax.device_get(params)
 
@@ -99,7 +101,7 @@ def test_only_a_warm_start_reads_within_120_steps(warm):
         cca_layers=(2,),
     )
     method = retro.retro(config)
-    init = jax.device_get(method.init(jax.random.key(1)))
+    init = jax.device_get(jax.jit(method.init)(jax.random.key(1)))
     initial = retro.around(copying(), init)
     if warm:
         initial = retro.warm_started(config, initial)

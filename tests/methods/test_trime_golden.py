@@ -1,7 +1,5 @@
 """TRIME against arrays computed by the released code."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +13,7 @@ VARIANTS = {
     "long": ("long", 0.0, "one"),
     "ext_own_on": ("external", 0.0, None),
     "ext_own_off": ("external", 1.0, None),
+    # Over ranks (tests/multi_device/ranks.py): one document for all, or one for each.
     "long_1doc": ("long", 0.0, "one"),
     "long_2docs": ("long", 0.0, "rank"),
 }
@@ -59,47 +58,6 @@ def test_one_device(golden, variant):
     assert_close(total, z[f"{variant}_sum"], 1e-5)
     for grad, name in zip(grads, ("x", "reps", "E"), strict=True):
         assert_close(grad, z[f"{variant}_grad_{name}"], 1e-4)
-
-
-@pytest.mark.parametrize(
-    "variant", ["ext_own_on", "ext_own_off", "long_1doc", "long_2docs"]
-)
-def test_ranks(golden, variant):
-    z = golden("trime_multi_rank")
-    x, reps = (jnp.asarray(z[n], jnp.float32) for n in ("x", "reps"))
-    embedding = jnp.asarray(z["E"], jnp.float32)
-    ranks, rows = z["targets"].shape[:2]
-    targets = jnp.asarray(z["targets"], jnp.int32)
-    batches = rank_batches(variant, targets)
-
-    def loss(x, reps, embedding, batch, remote):
-        scores = vocabulary.softmax_scores(x, embedding, batch["targets"])
-        tokens = per_token(variant, scores, reps, batch, axis="rank", remote=remote)
-        return tokens.sum(), tokens
-
-    def all_ranks(remote):
-        step = jax.grad(partial(loss, remote=remote), (0, 1, 2), has_aux=True)
-        return jax.vmap(step, (0, 0, None, 0), axis_name="rank")(
-            x, reps, embedding, batches
-        )
-
-    grads, tokens = all_ranks(remote=False)
-    assert_close(tokens, z[f"{variant}_per_token"], 1e-5)
-    for grad, name in zip(grads, ("x", "reps", "E"), strict=True):
-        assert_close(grad, z[f"{variant}_grad_{name}"], 1e-4)
-    if variant == "ext_own_on":
-        flowing, _ = all_ranks(remote=True)
-        assert_close(flowing[1], z["ext_own_on_flow_grad_reps"], 1e-4)
-
-
-def rank_batches(variant, targets):
-    ranks, rows = targets.shape[:2]
-    group_of = {"one": lambda r: 0, "rank": lambda r: r}.get(VARIANTS[variant][2])
-    parts = [
-        batch_of(targets[r], r * rows, group_of(r) if group_of else None)
-        for r in range(ranks)
-    ]
-    return jax.tree.map(lambda *a: jnp.stack(a), *parts)
 
 
 @pytest.mark.parametrize("variant", ["local", "ext_own_on"])

@@ -2,8 +2,11 @@
 
 ``python -m tests.multi_device.worker OUT DEVICES [COORDINATOR PROCESSES PROCESS]``
 writes OUT.npz: ``case/all/...`` and ``case/one/...`` hold the same quantities, which
-the tests compare; of several processes each does its share of the latter. SGD(1.0)
-moves the parameters by the gradient itself, where Adam would hide a wrong scale.
+the tests compare; of several processes the first computes the latter. SGD(1.0) moves
+the parameters by the gradient itself, where Adam would hide a wrong scale.
+
+Beside OUT a single process finds the golden arrays ``dpr_nll.npz`` and
+``trime_multi_rank.npz``, and computes them over ranks.
 """
 
 import functools
@@ -18,34 +21,28 @@ from rlm_jax import processes
 from rlm_jax.errors import UserError
 from rlm_jax.train import checkpoint, loop, parallel
 from rlm_jax.train import step as step_lib
-from tests.multi_device import cases
+from tests.multi_device import cases, ranks
 from tests.train import toy
 
 SGD = optax.sgd(1.0)
 
 
-def gradients(name: str, on_one: bool) -> dict[str, np.ndarray]:
+def gradients(name: str, case: cases.Case, on_one: bool) -> dict[str, np.ndarray]:
     """Sums and gradients of one step, and of the evaluation; on one device too."""
-    method, batch = cases.CASES[name]()
-    params = jax.tree.map(np.array, method.init(jax.random.key(0)))
+    method, params, batch = case()
     train = functools.partial(step_lib.train_step, method=method, optimizer=SGD, seed=0)
     evaluate = functools.partial(step_lib.eval_step, method=method)
+
+    def both(state, batch, *, axis=None):
+        evaluated = evaluate(state.params, batch, axis=axis)
+        return *train(state, batch, axis=axis), evaluated
+
     rows = parallel.local_rows(cases.ROWS)
     local = {key: x[rows] for key, x in batch.items()}
-    replicated = parallel.replicate(params)
     start = step_lib.init(params, SGD, moving=method.moving)
-    state = parallel.replicate(start)
-    results = {
-        "all": (
-            *parallel.parallelise(train)(state, local),
-            parallel.parallelise(evaluate, donate=False)(replicated, local),
-        ),
-    }
+    results = {"all": parallel.parallelise(both)(parallel.replicate(start), local)}
     if on_one:
-        results["one"] = (
-            *jax.jit(train)(start, batch),
-            jax.jit(evaluate)(params, batch),
-        )
+        results["one"] = jax.jit(both)(start, batch)
     arrays = {}
     for way, (new, sums, evaluated) in results.items():
         gradient = jax.tree.map(np.subtract, params, jax.device_get(new.params))
@@ -77,7 +74,11 @@ def trained(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     states = {"resumed": train("resumed", 6), "straight": train("straight", 6)}
     arrays = {f"loop/{k}": np.asarray(s.params["embed"]) for k, s in states.items()}
     saved = checkpoint.load_params(workdir / "straight")["embed"]
-    return arrays | {"loop/saved": saved}
+    evaluate = functools.partial(step_lib.eval_step, method=toy.method())
+    evaluate = parallel.parallelise(evaluate, donate=False)
+    params = states["straight"].params
+    sums = [evaluate(params, batch_at(6))["loss"] for _ in range(2)]
+    return arrays | {"loop/saved": saved, "loop/evaluated": np.asarray(sums)}
 
 
 def refused() -> str:
@@ -94,17 +95,25 @@ def refused() -> str:
 
 
 def main() -> None:
-    out, devices = sys.argv[1], int(sys.argv[2])
+    out, devices = pathlib.Path(sys.argv[1]), int(sys.argv[2])
     jax.config.update("jax_num_cpu_devices", devices)
-    count = 1
+    count, tried = 1, cases.SYSTEMS
     if len(sys.argv) > 3:
-        count = int(sys.argv[4])
+        count, tried = int(sys.argv[4]), cases.MECHANISMS
         processes.initialise(sys.argv[3], count, int(sys.argv[5]))
     assert jax.device_count() == devices * count
     arrays = {}
-    for number, name in enumerate(cases.CASES):
-        arrays |= gradients(name, number % count == jax.process_index())
-    arrays |= trained(pathlib.Path(out).parent / "runs")
+    for name, case in tried.items():
+        arrays |= gradients(name, case, jax.process_index() == 0)
+    if count == 1:
+        for name, compute in (
+            ("dpr_nll", ranks.dpr),
+            ("trime_multi_rank", ranks.trime),
+        ):
+            with np.load(out.with_name(f"{name}.npz"), allow_pickle=False) as golden:
+                found = compute(dict(golden))
+            arrays |= {f"{name}/{key}": x for key, x in found.items()}
+    arrays |= trained(out.parent / "runs")
     arrays["refused"] = np.array(refused())
     np.savez(out, **arrays)
 
