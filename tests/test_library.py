@@ -15,7 +15,7 @@ from rlm_jax.errors import UserError
 from rlm_jax.recipes.base_lm import Given
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.published_index import Retriever
-from tests.experiments import shrunken
+from tests.recipes import shrunken
 from tests.test_docs import code_blocks
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from experiments import demo
-from tests.experiments import shrunken
+from tests.recipes import shrunken
 
 
 @pytest.fixture(scope="session")

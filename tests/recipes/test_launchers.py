@@ -11,7 +11,7 @@ from rlm_jax.errors import UserError
 from rlm_jax.recipes import runs
 from rlm_jax.report import report
 from rlm_jax.train import checkpoint, dry_run
-from tests.experiments import shrunken
+from tests.recipes import shrunken
 
 CONTROLS = {
     "lm": set(),

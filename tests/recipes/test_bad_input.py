@@ -11,7 +11,7 @@ import pytest
 
 from experiments import demo, knn_lm, lm, options, trime
 from rlm_jax.errors import UserError
-from tests.experiments import shrunken
+from tests.recipes import shrunken
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

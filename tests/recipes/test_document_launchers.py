@@ -21,8 +21,8 @@ from rlm_jax.models import decoder as decoders
 from rlm_jax.recipes.with_passages import documents
 from rlm_jax.report import report
 from rlm_jax.train import checkpoint
-from tests.experiments import shrunken
-from tests.experiments.test_retriever_launchers import ENCODER
+from tests.recipes import shrunken
+from tests.recipes.test_retriever_launchers import ENCODER
 
 CONTROLS = {"off", "shuffled", "oracle", "answer"}
 

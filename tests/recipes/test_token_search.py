@@ -6,7 +6,7 @@ import pytest
 from experiments import trime
 from rlm_jax.recipes.language_models import token_search
 from rlm_jax.retrieval import auto_index, datastore, scann
-from tests.experiments import shrunken
+from tests.recipes import shrunken
 
 
 @pytest.mark.parametrize(("kind", "asked"), [("exact", 0), ("auto", 0), ("scann", 1)])

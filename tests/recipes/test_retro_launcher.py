@@ -18,7 +18,7 @@ from rlm_jax.report import report
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.storage.locks import locked
 from rlm_jax.train import checkpoint, dry_run
-from tests.experiments import shrunken
+from tests.recipes import shrunken
 
 M = 8
 NOUNS = ("cat", "dog", "house", "river", "stone", "bird", "lamp", "road")

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.experiments import shrunken
+from tests.recipes import shrunken
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

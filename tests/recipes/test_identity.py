@@ -9,7 +9,7 @@ from experiments import dpr, knn_lm, lm
 from rlm_jax.data import tokenizers
 from rlm_jax.errors import UserError
 from rlm_jax.recipes import runs
-from tests.experiments import shrunken
+from tests.recipes import shrunken
 
 
 @pytest.fixture(scope="module")

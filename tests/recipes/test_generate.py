@@ -22,7 +22,7 @@ from rlm_jax.recipes import base_lm
 from rlm_jax.recipes import generate as recipe
 from rlm_jax.retrievers import passage_search
 from rlm_jax.retrievers.passage_search import PassageSearch
-from tests.experiments import shrunken
+from tests.recipes import shrunken
 
 STRIDE, NEW, WINDOW, LENGTH = 4, 12, 40, 10
 TEXTS = {
