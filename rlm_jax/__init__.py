@@ -23,7 +23,7 @@ def load(name: str | os.PathLike, *, dtype: str = "float32") -> "Loaded":
       dtype: of a language model's computation.
 
     Returns:
-      a language model (`base_lm.Given`), an encoder (`encoder_towers.Tower`), or a
+      a language model (`base_lm.BaseLM`), an encoder (`encoder_towers.Tower`), or a
       retriever with its collection (`published_index.Retriever`).
 
     Raises:

@@ -12,7 +12,7 @@ import pytest
 
 import rlm_jax
 from rlm_jax.errors import UserError
-from rlm_jax.recipes.base_lm import Given
+from rlm_jax.recipes.base_lm import BaseLM
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.published_index import Retriever
 from tests.recipes import shrunken
@@ -93,7 +93,7 @@ def here(folder, monkeypatch) -> pathlib.Path:
 
 def test_load_opens_each_as_what_it_is(here):
     model, published = rlm_jax.load("runs/lm"), rlm_jax.load("runs/lm/decoder")
-    assert isinstance(model, Given) and isinstance(published, Given)
+    assert isinstance(model, BaseLM) and isinstance(published, BaseLM)
     assert isinstance(rlm_jax.load("encoder"), Tower)
     retriever = rlm_jax.load("runs/encoded")
     assert isinstance(retriever, Retriever) and len(retriever.passages) == 6
@@ -119,7 +119,7 @@ def test_a_model_needs_no_training_text(here, tmp_path, monkeypatch):
         model, published = rlm_jax.load("runs/lm"), rlm_jax.load("runs/lm/decoder")
     finally:
         (here / "gone").rename(here / "texts")
-    assert isinstance(model, Given) and isinstance(published, Given)
+    assert isinstance(model, BaseLM) and isinstance(published, BaseLM)
     np.testing.assert_allclose(
         model.log_probs(rows, lengths, 3),
         published.log_probs(rows, lengths, 3),

@@ -36,7 +36,7 @@ class Decoding(NamedTuple):
     params: Params
 
 
-class Given(NamedTuple):
+class BaseLM(NamedTuple):
     """A language model with its tokenizer."""
 
     log_probs: LogProbs
@@ -46,7 +46,7 @@ class Given(NamedTuple):
     length: int = 0  # tokens of the rows it was trained on; 0: not known
 
 
-def load(name: str, data: DataConfig, *, dtype: str = "float32") -> Given:
+def load(name: str, data: DataConfig, *, dtype: str = "float32") -> BaseLM:
     """The model of that name.
 
     Args:
@@ -82,7 +82,7 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> Given:
     return of_decoder(config, params, tokenizer, length=config.max_length)
 
 
-def to_start_from(name: str, data: DataConfig, decoder: DecoderConfig) -> Given:
+def to_start_from(name: str, data: DataConfig, decoder: DecoderConfig) -> BaseLM:
     """A decoder whose training goes on; dropout, dtype and remat are ``decoder``'s.
 
     Raises:
@@ -99,7 +99,7 @@ def to_start_from(name: str, data: DataConfig, decoder: DecoderConfig) -> Given:
     return given._replace(decoding=Decoding(config, params))
 
 
-def to_take(name: str, data: DataConfig, dtype: str) -> Given:
+def to_take(name: str, data: DataConfig, dtype: str) -> BaseLM:
     """A language model whose decoder is run as it is.
 
     Raises:
@@ -116,8 +116,8 @@ def to_take(name: str, data: DataConfig, dtype: str) -> Given:
 
 def of_decoder(
     config: DecoderConfig, params: Params, tokenizer: Tokenizer, *, length: int = 0
-) -> Given:
-    """A decoder on all local devices, rows spread over them; length as of `Given`."""
+) -> BaseLM:
+    """A decoder on all local devices, rows spread over them; length as of `BaseLM`."""
     run = scoring.last_log_probs(config)
     # Who generates has the parameters on the device already.
     held = functools.cache(lambda: processes.replicated(params))
@@ -131,10 +131,10 @@ def of_decoder(
         return np.asarray(rows)[: len(rows) - more]
 
     print_ = encode_stream.fingerprint(params)
-    return Given(log_probs, tokenizer, print_, Decoding(config, params), length)
+    return BaseLM(log_probs, tokenizer, print_, Decoding(config, params), length)
 
 
-def _trained(workdir: pathlib.Path, dtype: str) -> Given:
+def _trained(workdir: pathlib.Path, dtype: str) -> BaseLM:
     try:
         stored = json.loads((workdir / "config.json").read_text())
         data = DataConfig(**stored["data"])
@@ -175,7 +175,7 @@ def _trained(workdir: pathlib.Path, dtype: str) -> Given:
     return of_decoder(config, params, tokenizer, length=data.length)
 
 
-def _function(name: str, data: DataConfig) -> Given:
+def _function(name: str, data: DataConfig) -> BaseLM:
     module, _, function = name.removeprefix(CALL).partition(":")
     try:
         found: Any = getattr(importlib.import_module(module), function)
@@ -187,7 +187,7 @@ def _function(name: str, data: DataConfig) -> Given:
     if not callable(found):
         raise UserError(f"{name} is no function; give one.")
     tokenizer = language_model.load_text(data).tokenizer
-    return Given(found, tokenizer, name, None)
+    return BaseLM(found, tokenizer, name, None)
 
 
 class Start(NamedTuple):
@@ -195,7 +195,7 @@ class Start(NamedTuple):
 
     config: Any  # with the corpus that is read, and the given model's decoder
     text: Text
-    given: Given | None  # the model that the run takes or starts from
+    given: BaseLM | None  # the model that the run takes or starts from
 
     def claim(
         self, run: Run, *, same: tuple[str, ...], unused: tuple[str, ...] = ()
@@ -231,7 +231,7 @@ class Start(NamedTuple):
         return language_model.with_vocabulary(config, self.text)
 
 
-def start(config: Any, run: Run, given: Given | None, source: str) -> Start:
+def start(config: Any, run: Run, given: BaseLM | None, source: str) -> Start:
     """The text of a run, in the tokens of the model it is given or in its own.
 
     Args:

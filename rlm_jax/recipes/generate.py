@@ -28,7 +28,7 @@ from rlm_jax.models.decoder import DecoderConfig, check_length
 from rlm_jax.models.generation import Sampling
 from rlm_jax.models.layers import Dtype
 from rlm_jax.recipes import base_lm
-from rlm_jax.recipes.base_lm import Given
+from rlm_jax.recipes.base_lm import BaseLM
 from rlm_jax.recipes.language_model import DataConfig
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrieval.index import none_found
@@ -109,13 +109,13 @@ def run(config: Config, here: Run) -> None:
     describe(config, model, passages)
     if here.dry_run:
         return
-    shelf = None
+    searcher = None
     if passages is not None:
         folder = here.workdir / f"documents-{passages.fingerprint[:8]}"
-        shelf = passage_search.load(
+        searcher = passage_search.load(
             config, passages, model.tokenizer, folder, max_rows=1
         )
-    go_on = continuer(config, model, shelf)
+    go_on = continuer(config, model, searcher)
     key = jax.random.key(config.seed)
     if not config.prompt:
         terminal.say("a prompt a line; an empty line ends")
@@ -190,7 +190,7 @@ def copies(config: Config) -> int:
     return config.documents.num if config.retrieval == "replug" else 1
 
 
-def describe(config: Config, model: Given, passages: Passages | None) -> None:
+def describe(config: Config, model: BaseLM, passages: Passages | None) -> None:
     """What is about to be used."""
     assert model.decoding is not None
     size = sum(x.size for x in jax.tree.leaves(model.decoding.params))
@@ -206,7 +206,9 @@ def describe(config: Config, model: Given, passages: Passages | None) -> None:
         )
 
 
-def continuer(config: Config, model: Given, shelf: PassageSearch | None) -> Continue:
+def continuer(
+    config: Config, model: BaseLM, searcher: PassageSearch | None
+) -> Continue:
     """The configured way to continue a prompt; what it runs is compiled once.
 
     Before each stride of new tokens every text asks for its documents. The model reads
@@ -227,7 +229,7 @@ def continuer(config: Config, model: Given, shelf: PassageSearch | None) -> Cont
     # A cache is read on while the texts fit into the context, padding counted once.
     capacity = context + min(count - 1, -(-context // stride)) * stride
     query_length = config.documents.query_length
-    none_out = np.zeros(len(shelf.passages) if shelf else 0, bool)
+    none_out = np.zeros(len(searcher.passages) if searcher else 0, bool)
     end = model.tokenizer.end_of_document
     end_ids = () if end is None else (end,)
     read_on = jax.jit(make.predict, donate_argnums=3)
@@ -244,14 +246,14 @@ def continuer(config: Config, model: Given, shelf: PassageSearch | None) -> Cont
         found, new, cache = Neighbours(*none_found(num, k)), texts, None
         for step in range(count):
             before = found
-            if shelf is not None:
+            if searcher is not None:
                 questions = [model.tokenizer.decode(x[-query_length:]) for x in texts]
-                found = passage_search.find(questions, shelf, none_out, k)
+                found = passage_search.find(questions, searcher, none_out, k)
                 for i in np.flatnonzero(~ended):
                     theirs = Neighbours(found.scores[i], found.ids[i])
                     retrievals[i].append(Retrieval(len(texts[i]) - len(prompt), theirs))
             pairs = [
-                (text, shelf.tokens(row) if shelf and row >= 0 else text[:0])
+                (text, searcher.tokens(row) if searcher and row >= 0 else text[:0])
                 for text, ids in zip(texts, found.ids.tolist(), strict=True)
                 for row in ids
             ]

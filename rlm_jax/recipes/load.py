@@ -10,13 +10,13 @@ from pathlib import Path
 
 from rlm_jax.errors import UserError
 from rlm_jax.recipes import base_lm, runs
-from rlm_jax.recipes.base_lm import Given
+from rlm_jax.recipes.base_lm import BaseLM
 from rlm_jax.recipes.language_model import DataConfig
 from rlm_jax.retrievers import encoder_towers, published_index
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.published_index import Retriever
 
-Loaded = Given | Tower | Retriever
+Loaded = BaseLM | Tower | Retriever
 
 DECODERS = ("gpt2", "llama", "mistral")
 

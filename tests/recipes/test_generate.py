@@ -110,10 +110,10 @@ def shelf_of(passages, model, find):
     return PassageSearch(passages, search, tokens)
 
 
-def continued(config, model, shelf=None, prompt=PROMPT):
+def continued(config, model, searcher=None, prompt=PROMPT):
     recipe.check(config)
     recipe.check_window(config, model.decoding.config)
-    return recipe.continuer(config, model, shelf)(prompt, KEY)
+    return recipe.continuer(config, model, searcher)(prompt, KEY)
 
 
 def test_without_documents_it_is_plain_generation(model, whole):
@@ -123,7 +123,7 @@ def test_without_documents_it_is_plain_generation(model, whole):
 
 
 def test_a_document_that_stays_is_read_once(model, whole, passages, monkeypatch):
-    shelf, lengths = shelf_of(passages, model, lambda _: [1, 2]), []
+    searcher, lengths = shelf_of(passages, model, lambda _: [1, 2]), []
     plain = recipe.padded
 
     def noted(rows, length):
@@ -132,8 +132,8 @@ def test_a_document_that_stays_is_read_once(model, whole, passages, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(recipe, "padded", noted)
-        (made,) = continued(configured("in_context"), model, shelf)
-    before = np.concatenate([shelf.tokens(1), PROMPT])
+        (made,) = continued(configured("in_context"), model, searcher)
+    before = np.concatenate([searcher.tokens(1), PROMPT])
     np.testing.assert_array_equal(made.tokens, whole(before))
     assert (made.tokens != whole(PROMPT)).any()
     assert lengths == [WINDOW - STRIDE, STRIDE, STRIDE]
@@ -154,13 +154,13 @@ def changing(question):
 def test_documents_change_and_old_tokens_make_room(
     prompt, find, model, whole, passages
 ):
-    shelf = shelf_of(passages, model, find)
-    (made,) = continued(configured("in_context"), model, shelf, prompt)
+    searcher = shelf_of(passages, model, find)
+    (made,) = continued(configured("in_context"), model, searcher, prompt)
     text, found = prompt, []
     for _ in range(0, NEW, STRIDE):
         ids = find(model.tokenizer.decode(text[-6:]))
         found.append(ids or [-1])
-        doc = shelf.tokens(ids[0]) if ids else text[:0]
+        doc = searcher.tokens(ids[0]) if ids else text[:0]
         seen = np.concatenate([doc, text[-(WINDOW - STRIDE - len(doc)) :]])
         text = np.concatenate([text, whole(seen)[:STRIDE]])
     np.testing.assert_array_equal(made.tokens, text[len(prompt) :])
@@ -169,10 +169,10 @@ def test_documents_change_and_old_tokens_make_room(
 
 
 def test_replug_over_one_document_is_in_context(model, passages):
-    shelf = shelf_of(passages, model, lambda _: [1, 2])
+    searcher = shelf_of(passages, model, lambda _: [1, 2])
     chosen = dataclasses.replace(configured().documents, num=1, stride=NEW)
     ways = [
-        continued(configured(way, documents=chosen), model, shelf)[0]
+        continued(configured(way, documents=chosen), model, searcher)[0]
         for way in ("in_context", "replug")
     ]
     np.testing.assert_array_equal(ways[0].tokens, ways[1].tokens)
@@ -182,9 +182,9 @@ def test_replug_over_one_document_is_in_context(model, passages):
 @pytest.mark.parametrize("rows", [[1, 2], [2], []], ids=["two", "one", "none"])
 def test_replug_mixes_what_was_found(rows, model, whole, passages):
     """Absent documents weigh nothing; without any the text stands alone."""
-    shelf = shelf_of(passages, model, lambda _: rows)
-    (made,) = continued(configured("replug"), model, shelf)
-    texts = [np.concatenate([shelf.tokens(row), PROMPT]) for row in rows]
+    searcher = shelf_of(passages, model, lambda _: rows)
+    (made,) = continued(configured("replug"), model, searcher)
+    texts = [np.concatenate([searcher.tokens(row), PROMPT]) for row in rows]
     if len(texts) < 2:
         wanted = whole(texts[0] if texts else PROMPT)
     else:
@@ -197,9 +197,9 @@ def test_replug_mixes_what_was_found(rows, model, whole, passages):
 
 
 def test_samples_differ_and_are_drawn_again(model, passages):
-    shelf = shelf_of(passages, model, lambda question: [len(question) % 3, 2])
+    searcher = shelf_of(passages, model, lambda question: [len(question) % 3, 2])
     config = configured("in_context", num_samples=3, temperature=1.0, top_k=50)
-    first, again = (continued(config, model, shelf) for _ in range(2))
+    first, again = (continued(config, model, searcher) for _ in range(2))
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one.tokens, other.tokens)
     assert len({tuple(made.tokens) for made in first}) == 3
@@ -211,8 +211,8 @@ def test_the_end_of_a_document_ends_a_text(model, whole, passages):
     length = free.tolist().index(end)
     tokenizer = dataclasses.replace(model.tokenizer, end_of_document=end)
     ending = model._replace(tokenizer=tokenizer)
-    shelf = shelf_of(passages, model, lambda _: [])
-    (made,) = continued(configured("in_context"), ending, shelf)
+    searcher = shelf_of(passages, model, lambda _: [])
+    (made,) = continued(configured("in_context"), ending, searcher)
     np.testing.assert_array_equal(made.tokens, free[:length])
     assert len(made.retrievals) == 1 + length // STRIDE
 
@@ -302,7 +302,7 @@ def test_documents_are_found_by_an_encoder(passages, model, tmp_path):
     shrunken.save_encoder(tmp_path / "encoder", passages)
     chosen = dataclasses.replace(configured().documents, retriever=folder)
     config = configured("in_context", documents=chosen)
-    shelf = passage_search.load(config, passages, model.tokenizer, tmp_path)
-    (made,) = continued(config, model, shelf)
+    searcher = passage_search.load(config, passages, model.tokenizer, tmp_path)
+    (made,) = continued(config, model, searcher)
     assert len(made.tokens) == NEW
     assert all(r.found.ids.tolist()[0] in range(3) for r in made.retrievals)

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import compare, demo, knn_lm, lm, trime
 from rlm_jax.errors import UserError
-from rlm_jax.recipes import runs
+from rlm_jax.recipes import language_model, runs
 from rlm_jax.report import report
 from rlm_jax.train import checkpoint, dry_run
 from tests.recipes import shrunken
@@ -150,3 +150,18 @@ def test_a_workdir_older_than_a_field_goes_on(demonstration, corpus, tmp_path):
     its.method.decoder.num_kv_heads = 1
     with pytest.raises(UserError, match="num_kv_heads is 0 there and 1 here"):
         runs.claim(there, its, stored["fingerprint"], same=("method",))
+
+
+def test_the_warm_up_has_an_order_of_its_own(corpus, cache, tmp_path, monkeypatch):
+    orders, batches = [], language_model.batches
+
+    def noted(config, split):
+        orders.append(config.order)
+        return batches(config, split)
+
+    monkeypatch.setattr(language_model, "batches", noted)
+    config = shrunken.shrink(trime.tiny(), corpus)
+    assert (config.warmup_order, config.data.order) == ("shuffled", "consecutive")
+    trime.run(config, tmp_path)
+    # Of each training: its own batches, then those of validation.
+    assert orders == ["shuffled", "shuffled", "consecutive", "consecutive"]

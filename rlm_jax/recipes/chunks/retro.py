@@ -21,7 +21,7 @@ from rlm_jax.method import Method, Params
 from rlm_jax.methods import retro
 from rlm_jax.models.decoder import check_length
 from rlm_jax.recipes import base_lm, language_model, runs
-from rlm_jax.recipes.base_lm import Decoding, Given
+from rlm_jax.recipes.base_lm import BaseLM, Decoding
 from rlm_jax.recipes.chunks import retro_data, retro_evaluation
 from rlm_jax.recipes.chunks.config import Config, check
 from rlm_jax.recipes.runs import Run, recipe
@@ -117,7 +117,7 @@ def _train(
     config: Config,
     text: Text,
     database: Database,
-    given: Given | None,
+    given: BaseLM | None,
     run: runs.Run,
 ) -> Params:
     """Train to ``train.steps``, resuming from the workdir; the parameters."""

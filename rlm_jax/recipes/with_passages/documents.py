@@ -18,7 +18,7 @@ from rlm_jax.methods import in_context as ralm
 from rlm_jax.methods import lm
 from rlm_jax.models.decoder import check_length
 from rlm_jax.recipes import base_lm, language_model, runs
-from rlm_jax.recipes.base_lm import Given
+from rlm_jax.recipes.base_lm import BaseLM
 from rlm_jax.recipes.runs import Run
 from rlm_jax.retrieval.index import none_found
 from rlm_jax.retrievers import contamination, passage_search
@@ -66,7 +66,7 @@ class Setting(NamedTuple):
     """What a run begins with."""
 
     config: Any  # with the model's tokenizer and decoder
-    model: Given
+    model: BaseLM
     text: Text
     passages: Passages
     excluded: contamination.Excluded  # from the test split
@@ -216,12 +216,12 @@ def part(config: Experiment, text: Text, name: str, limit: int) -> Part:
 
 
 def ask(
-    config: Experiment, text: Text, some: Part, shelf: PassageSearch, out: np.ndarray
+    config: Experiment, text: Text, some: Part, searcher: PassageSearch, out: np.ndarray
 ) -> Neighbours:
     """The documents of every stride, [S, K], but those that ``out`` marks."""
     asked = questions(text, some.tokens, some.at)[1:]
     return _after_the_first(
-        passage_search.find(asked, shelf, out, config.documents.num)
+        passage_search.find(asked, searcher, out, config.documents.num)
     )
 
 
@@ -245,9 +245,9 @@ def _after_the_first(found: Neighbours) -> Neighbours:
 
 def scores(
     config: Experiment,
-    model: Given,
+    model: BaseLM,
     some: Part,
-    shelf: PassageSearch,
+    searcher: PassageSearch,
     found: Neighbours,
 ) -> np.ndarray:
     """log p of a text's strides under some documents; see `in_context.score`."""
@@ -256,13 +256,13 @@ def scores(
         some.tokens,
         some.at,
         found.ids,
-        shelf.tokens,
+        searcher.tokens,
         protocol(config),
         wrap=terminal.bar("scoring with documents", "batch"),
     )
 
 
-def plain(config: Experiment, model: Given, some: Part) -> np.ndarray:
+def plain(config: Experiment, model: BaseLM, some: Part) -> np.ndarray:
     """log p of a text's tokens without documents."""
     return in_context.without(
         model.log_probs,
@@ -273,7 +273,7 @@ def plain(config: Experiment, model: Given, some: Part) -> np.ndarray:
     )
 
 
-def answered(config: Experiment, model: Given, some: Part) -> np.ndarray:
+def answered(config: Experiment, model: BaseLM, some: Part) -> np.ndarray:
     """log p of each stride under the text's own last tokens, the stride among them.
 
     A control that has seen the answer word for word: what a language model that reads
@@ -304,20 +304,20 @@ def facts(
     some: Part,
     found: Neighbours,
     why: contamination.Excluded,
-    shelf: PassageSearch,
+    searcher: PassageSearch,
     config: Any,
 ) -> dict[str, Any]:
     """What a report says of the documents and of the language model."""
     empty = float((found.ids[1:] < 0).mean())
     terminal.say(
-        f"{len(shelf.passages):,} passages; {why.overlapping:,} are left out for "
+        f"{len(searcher.passages):,} passages; {why.overlapping:,} are left out for "
         f"sharing {config.documents.overlap} words in a row with the text and "
         f"{why.own_titles:,} for their title; {empty:.1%} of the places for "
         "documents are empty"
     )
     return {
         "model": config.model or "trained here",
-        "passages": len(shelf.passages),
+        "passages": len(searcher.passages),
         "excluded_own_titles": why.own_titles,
         "excluded_overlapping": why.overlapping,
         "empty_places": empty,

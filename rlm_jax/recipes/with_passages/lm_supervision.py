@@ -17,7 +17,7 @@ from rlm_jax.evaluate import in_context
 from rlm_jax.evaluate.in_context import Strides
 from rlm_jax.method import Neighbours
 from rlm_jax.methods import in_context as ralm
-from rlm_jax.recipes.base_lm import Given
+from rlm_jax.recipes.base_lm import BaseLM
 from rlm_jax.recipes.with_passages import documents
 from rlm_jax.retrieval import encode_stream, index
 from rlm_jax.retrievers import contamination
@@ -39,7 +39,7 @@ class Examples(NamedTuple):
 
 def examples(
     config: documents.Experiment,
-    model: Given,
+    model: BaseLM,
     text: Text,
     document: Callable[[int], np.ndarray],
     own: contamination.OwnDocuments,

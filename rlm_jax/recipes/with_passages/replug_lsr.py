@@ -78,7 +78,7 @@ def run(config: Config, here: Run):
     runs.leave_to_first()
     encoder_towers.save(here.workdir / "encoder", trained)
     with phases("index"):
-        shelves = [
+        searchers = [
             passage_search.load(config, passages, text.tokenizer, here.workdir, tower)
             for tower in (trained, initial)
         ]
@@ -86,8 +86,8 @@ def run(config: Config, here: Run):
         here,
         phases,
         setting,
-        shelves[0],
-        {"init": shelves[1]},
+        searchers[0],
+        {"init": searchers[1]},
         facts={"refreshes": ages},
     )
 
@@ -97,17 +97,15 @@ def _initial(config: Config, passages: Passages, folder: pathlib.Path) -> Tower:
     wanted = config.retriever.method.encoder
     if config.init_from:
         return encoder_towers.load(config.init_from, wanted)
-    reader = encoder_towers.train_tokenizer(
+    tokenizer = encoder_towers.train_tokenizer(
         passages, config.retriever.vocab_size, folder
     )
-    encoder = dataclasses.replace(
-        wanted, vocab_size=reader.vocab_size, pad_id=reader.pad_id
-    )
+    encoder = encoder_towers.fitted_to(wanted, tokenizer)
     method = replug_lsr.replug_lsr(
         dataclasses.replace(config.retriever.method, encoder=encoder)
     )
     key = jax.random.key(config.retriever.train.seed)
-    return Tower(encoder, jax.device_get(method.init(key)), reader)
+    return Tower(encoder, jax.device_get(method.init(key)), tokenizer)
 
 
 def _train(
