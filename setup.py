@@ -26,6 +26,7 @@ REQUIRES = [
     "flax>=0.12",
     "ir-measures>=0.3.6",
     "jax>=0.10",
+    "jaxtyping>=0.3",
     "matplotlib>=3.9",
     "ml_collections>=1.0",
     "numpy>=2.0",
@@ -43,6 +44,7 @@ REQUIRES = [
 ]
 
 TEST = [
+    "beartype>=0.20",
     "chex>=0.1.90",
     "hypothesis>=6.100",
     "ipykernel>=6.29",

@@ -69,8 +69,8 @@ def sides(quick: bool, tokens: np.ndarray, folder: Path):
     """The two things to time, each () -> seconds, and what builds a datastore."""
     sizes, windows, shard = settings(quick)
     method = knn_lm.knn_lm(knn_lm.KnnLMConfig(modern(**sizes)))
-    assert method.score and method.retrieval and method.retrieval.encode_keys
-    score, encode_keys = method.score, method.retrieval.encode_keys
+    score = method.score
+    assert score is not None
     params = jax.jit(method.init)(jax.random.key(0))
 
     def evaluate():
@@ -84,8 +84,8 @@ def sides(quick: bool, tokens: np.ndarray, folder: Path):
     def build(clock: Clock | None = None):
         clock = clock or Clock()
         encode_stream.build_datastore(
-            encode_keys, params, tokens, folder, shard_size=shard, identity={},
-            wrap=clock, **windows,
+            lambda params, batch: score(params, batch).keys, params, tokens, folder,
+            shard_size=shard, identity={}, wrap=clock, **windows,
         )  # fmt: skip
         spent = clock.read()
         shutil.rmtree(folder)

@@ -10,6 +10,8 @@ empty, which leaves the cross-attention alone; retrieval off; and RETRO-fitting,
 has no gradient of the decoder's parameters.
 """
 
+from typing import Literal
+
 import jax
 import numpy as np
 
@@ -46,7 +48,9 @@ def measure(quick: bool) -> dict:
     plain_batch = random_batch(batch_size, length, decoder.vocab_size)
     batch = with_neighbours(plain_batch, m, decoder.vocab_size)
 
-    def side(encoder: NeighbourEncoderConfig, trained: str = "all"):
+    def side(
+        encoder: NeighbourEncoderConfig, trained: Literal["all", "retrieval"] = "all"
+    ):
         config = retro.RetroConfig(
             decoder, encoder, m, K, cca_layers=layers, trained=trained
         )

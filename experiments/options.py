@@ -8,8 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
+from ml_collections import config_flags
 
+from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
+
+# A field of a few words is parsed as any word; `check_choices` knows those that fit.
+config_flags.register_flag_parser_for_type(typing.Literal, flags.ArgumentParser())
 
 PLURAL = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
@@ -62,6 +67,7 @@ def parse(arguments: list[str], config: Any) -> list[str]:
     try:
         rest = flags.FLAGS(arguments)
         _check_tuples("config", flags.FLAGS["config"].value)
+        check_choices(flags.FLAGS["config"].value, "--config")
         return rest
     except flags.IllegalFlagValueError as error:
         found = re.match(r"flag --(config[.\w]*)=(.*?): ", str(error), re.DOTALL)

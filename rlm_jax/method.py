@@ -20,8 +20,8 @@ Batch = Mapping[str, Any]
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 """Name -> (sum, weight), both float32 scalars; ``"loss"`` is what is optimised.
 
-Sums and weights, never means: whoever has added all of them up (over micro-batches,
-devices, evaluation batches) divides once. The mean of masked means is another
+Sums and weights, never means: the caller adds all of them up (over micro-batches,
+devices, evaluation batches) and then divides once. The mean of masked means is another
 number."""
 
 
@@ -69,7 +69,7 @@ def shared(k: int, encode: Callable[[Params, Batch], jax.Array]) -> Retrieval:
     return Retrieval(k, whole, whole, encode, encode)
 
 
-class Moving(NamedTuple):
+class MovingState(NamedTuple):
     """State that every step moves without a gradient: a momentum encoder, a queue.
 
     ``init(params, key)`` gives the state that belongs to fresh parameters, a pytree of
@@ -101,7 +101,7 @@ class Method(NamedTuple):
     evaluate: Callable[..., Sums]
     score: Callable[[Params, Batch], TokenScores] | None = None
     retrieval: Retrieval | None = None
-    moving: Moving | None = None
+    moving: MovingState | None = None
 
 
 Rows = slice | np.ndarray

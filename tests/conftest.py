@@ -29,6 +29,11 @@ import numpy as np
 import pytest
 from absl import flags
 
+from tests import typechecking
+
+# Before a test imports one of the rooms.
+typechecking.install()
+
 TESTS = pathlib.Path(__file__).resolve().parent
 
 

@@ -15,31 +15,34 @@ MAY_IMPORT: dict[str, set[str]] = {
     "": {"recipes", "version"},
     "version": set(),
     "errors": set(),
+    "configuration": {"errors"},
     "method": set(),
     "terminal": set(),
     "processes": {"errors"},
     "storage": {"errors"},
     "ops": set(),
-    "models": {"ops", "errors"},
+    "models": {"ops", "configuration", "errors"},
     "pretrained": {"models", "storage", "errors"},
-    "methods": {"models", "ops", "method", "errors"},
-    "data": {"method", "storage", "terminal", "errors"},
-    "retrieval": {"method", "processes", "storage", "errors"},
+    "methods": {"models", "ops", "method", "configuration", "errors"},
+    "data": {"configuration", "method", "storage", "terminal", "errors"},
+    "retrieval": {"configuration", "method", "processes", "storage", "errors"},
     "retrievers": {
         *("data", "retrieval", "pretrained", "models"),
-        *("method", "processes", "storage", "terminal", "errors"),
+        *("configuration", "method", "processes", "storage", "terminal", "errors"),
     },
     "train": {
-        *("method", "ops.collectives", "processes", "storage", "terminal", "errors"),
+        *("configuration", "method", "ops.collectives", "processes", "storage"),
+        *("terminal", "errors"),
     },
     "evaluate": {
-        *("methods", "method", "ops", "processes", "retrieval", "storage", "errors"),
+        *("methods", "method", "ops", "processes", "retrieval", "storage"),
+        *("configuration", "errors"),
     },
     "report": {"storage", "version", "errors"},
     "recipes": {
         *("data", "evaluate", "methods", "models", "ops", "pretrained", "report"),
         *("retrieval", "retrievers", "storage", "train"),
-        *("errors", "method", "processes", "terminal"),
+        *("configuration", "errors", "method", "processes", "terminal"),
     },
 }
 
@@ -71,7 +74,7 @@ OF_DEVICES = {
     *("process_index", "process_count"),
 }
 
-OPS_LIBRARIES = {"jax", "numpy"}
+OPS_LIBRARIES = {"jax", "jaxtyping", "numpy"}
 STANDARD_FOR_OPS = {"collections", "functools", "typing", "math", "dataclasses"}
 
 

@@ -1,7 +1,7 @@
 """A corpus in tokens and in batches, by configuration."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,12 @@ from rlm_jax.errors import UserError
 from rlm_jax.method import Batches
 
 STDLIB = "stdlib"
+
+
+Order = Literal[
+    "shuffled", "consecutive", "same_document", "similar", "related", "repeats",
+    "frequent_repeats",
+]  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -23,7 +29,7 @@ class DataConfig:
     tokenizer: str = "bpe"  # bytes, bpe, word or hf:PATH
     vocab_size: int = 4096  # of bpe; word: 0 for all words
     # shuffled, consecutive, same_document, similar, related, repeats, frequent_repeats
-    order: str = "shuffled"
+    order: Order = "shuffled"
     batch_size: int = 16  # segments of a step, over all devices
     length: int = 256  # tokens of a segment; of a row of them, in the order related
     # consecutive and same_document: segments that follow; related: those of a row

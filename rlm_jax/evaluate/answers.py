@@ -18,20 +18,20 @@ def tokens(text: str) -> list[str]:
 
     Control characters, separators and white space are left out.
     """
-    found, word = [], []
+    words, word = [], []
     for character in unicodedata.normalize("NFD", text):
         category = unicodedata.category(character)
         if category[0] in "LNM":
             word.append(character)
             continue
         if word:
-            found.append("".join(word))
+            words.append("".join(word))
             word = []
         if category[0] not in "ZC":
-            found.append(character)
+            words.append(character)
     if word:
-        found.append("".join(word))
-    return [token.lower() for token in found]
+        words.append("".join(word))
+    return [token.lower() for token in words]
 
 
 def has_answer(text: str, answers: Iterable[str]) -> bool:
@@ -50,8 +50,8 @@ def has_answer(text: str, answers: Iterable[str]) -> bool:
 def matches_pattern(text: str, patterns: Iterable[str]) -> bool:
     """Whether some regular expression is found in the text; CuratedTREC's answers are.
 
-    Case is ignored, ^ and $ stand for lines, and both sides are in NFD. A pattern that
-    is not one matches nothing.
+    Case is ignored, ^ and $ match at line ends, and both sides are in NFD. An invalid
+    pattern matches nothing.
 
     Source: the released code of Karpukhin et al. 2020.
     """

@@ -1,4 +1,6 @@
-"""Controls: the same memory without its relevance. What they leave was not retrieval.
+"""Controls: the same memory, made irrelevant.
+
+A gain that remains under a control does not come from retrieval.
 
 ``shuffled`` permutes values among keys: the memory's unigram statistics remain.
 ``foreign`` gives each query another document's memory, of the same size.

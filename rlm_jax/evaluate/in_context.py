@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.methods import in_context as ralm
 from rlm_jax.methods import replug
-from rlm_jax.methods.in_context import PLACEMENTS, LogProbs
+from rlm_jax.methods.in_context import LogProbs, Placement
 
 
 @dataclasses.dataclass
@@ -33,7 +34,7 @@ class Protocol:
     stride: int = 16  # tokens between two retrievals
     query_length: int = 32  # tokens before a stride that ask
     document_length: int = 96  # tokens of a document, at most
-    placement: str = "overwrite"  # the window's start, or prepend: before the window
+    placement: Placement = "overwrite"  # the window's start, or prepend: before it
     rank_tokens: int = 16  # tokens before a stride by which documents are reranked
     reuse: int = 4  # strides in a pass while their document stays the same
     batch_size: int = 32  # windows at a time
@@ -48,10 +49,7 @@ class Protocol:
                 f"query_length is {self.query_length} and rank_tokens "
                 f"{self.rank_tokens}; choose 1 or more, and 0 or more."
             )
-        if self.placement not in PLACEMENTS:
-            raise UserError(
-                f"placement is {self.placement!r}; choose {' or '.join(PLACEMENTS)}."
-            )
+        check_choices(self)
         document = self.document_length if self.placement == "overwrite" else 0
         if document + self.last >= self.window:
             raise UserError(
@@ -125,22 +123,22 @@ class Passes(NamedTuple):
 def passes(documents: np.ndarray, reuse: int) -> Passes:
     """One pass for each document and block of ``reuse`` strides that retrieve it.
 
-    The strides of a block share the window that ends with the last of them: what a
-    key-value cache would keep while the document stays is computed once. All documents
-    of a stride, and the text without any, see equally many old tokens, up to
-    ``(reuse - 1) * stride`` fewer than in a window of its own.
+    The strides of a block share the window that ends with the last of them, so that
+    what a key-value cache would keep while the document stays is computed once. Each
+    document of a stride, and the text without any, sees the same number of old tokens:
+    up to ``(reuse - 1) * stride`` fewer than in a window of the stride's own.
 
     Args:
       documents: int [S, K], the rows of each stride's documents; -1 = absent.
     """
     last = _block_ends(len(documents), reuse)
-    found = {
+    pairs = {
         (end, document)
         for end, row in zip(last.tolist(), documents.tolist(), strict=True)
         for document in row
         if document >= 0
     }
-    ends, rows = np.array(sorted(found), np.int64).reshape(-1, 2).T
+    ends, rows = np.array(sorted(pairs), np.int64).reshape(-1, 2).T
     return Passes(rows, ends)
 
 
@@ -210,20 +208,20 @@ def without(
     )
     # A document of no tokens, the same for every stride with one before it.
     nothing = np.where(np.arange(len(at.end)) > 0, 0, -1)[:, None]
-    found = _score(
+    scored = _score(
         log_probs, tokens, at, nothing, lambda _: tokens[:0], protocol,
         protocol.window, wrap,
     )  # fmt: skip
-    return replaced(values, at, found[:, 0, protocol.rank_tokens :])
+    return replaced(values, at, scored[:, 0, protocol.rank_tokens :])
 
 
-def replaced(plain: np.ndarray, at: Strides, chosen: np.ndarray) -> np.ndarray:
+def replaced(plain: np.ndarray, at: Strides, given: np.ndarray) -> np.ndarray:
     """A text's log-probabilities, those of strides with documents put in their place.
 
     Args:
       plain: float32 [N - 1], as `without` gives them.
       at: the text's `strides`.
-      chosen: float32 [S, stride], aligned at the end; NaN where there is no document,
+      given: float32 [S, stride], aligned at the end; NaN where there is no document,
         and there ``plain`` stays.
 
     Returns:
@@ -231,7 +229,7 @@ def replaced(plain: np.ndarray, at: Strides, chosen: np.ndarray) -> np.ndarray:
     """
     values = plain.copy()
     # The first window has no documents; prediction i has token i + 1 as its target.
-    for low, high, row in zip(at.first[1:], at.end[1:], chosen[1:], strict=True):
+    for low, high, row in zip(at.first[1:], at.end[1:], given[1:], strict=True):
         row = row[len(row) - (high - low) :]
         part = values[low - 1 : high - 1]
         part[:] = np.where(np.isnan(row), part, row)
@@ -320,8 +318,8 @@ def _score(
             )
             for document, last in zip(*rows, strict=True)
         ]
-        found = _log_probs(log_probs, inputs, row_length, protocol.last, size)
-        for document, last, row in zip(*rows, found, strict=True):
+        outputs = _log_probs(log_probs, inputs, row_length, protocol.last, size)
+        for document, last, row in zip(*rows, outputs, strict=True):
             for stride in np.flatnonzero(blocks == last):
                 here = documents[stride] == document
                 low = at.end[last] - at.first[stride] + rank_tokens
@@ -338,13 +336,13 @@ def _log_probs(log_probs, inputs, length, last, size):
     for row, tokens in enumerate(inputs):
         ids[row, : len(tokens)] = tokens
         lengths[row] = len(tokens)
-    values = np.asarray(log_probs(ids, lengths, last), np.float32)
-    if values.shape != (size, last):
+    outputs = np.asarray(log_probs(ids, lengths, last), np.float32)
+    if outputs.shape != (size, last):
         raise UserError(
-            f"The language model gave log-probabilities of shape {values.shape} for "
+            f"The language model gave log-probabilities of shape {outputs.shape} for "
             f"{size} rows, asked for the last {last} tokens of each; give {size, last}."
         )
-    return values[: len(inputs)]
+    return outputs[: len(inputs)]
 
 
 def _finite(part):

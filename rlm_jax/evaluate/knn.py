@@ -54,18 +54,20 @@ def look_up(
     """
     parts = []
     for i in wrap(range(0, len(queries), chunk)):
-        some = queries[i : i + chunk]
-        found = search(some, k)
-        absent = found.ids < 0
-        similarities = found.scores
+        part = queries[i : i + chunk]
+        neighbours = search(part, k)
+        absent = neighbours.ids < 0
+        similarities = neighbours.scores
         if gather_keys is not None:
             similarities = _recompute(
-                knn_lm.SIMILARITIES[metric], some, found.ids, gather_keys
+                knn_lm.SIMILARITIES[metric], part, neighbours.ids, gather_keys
             )
         parts.append(
             NeighbourValues(
                 np.where(absent, -np.inf, similarities).astype(np.float32),
-                np.where(absent, -1, values[np.maximum(found.ids, 0)]).astype(np.int32),
+                np.where(absent, -1, values[np.maximum(neighbours.ids, 0)]).astype(
+                    np.int32
+                ),
             )
         )
     return NeighbourValues(*(np.concatenate(x) for x in zip(*parts, strict=True)))

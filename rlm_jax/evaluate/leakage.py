@@ -95,20 +95,20 @@ def leaked_shares(
     shares = np.zeros(len(chunks))
     block = max(1, _BLOCK_BYTES // (4 * k * 2 * m))
     for start in range(0, len(chunks), block):
-        part = chunks[start : start + block]
-        padded = np.full((len(part), 1, m), _NO_TOKEN, np.int64)
-        for row, tokens in zip(padded, part, strict=True):
+        block_chunks = chunks[start : start + block]
+        padded = np.full((len(block_chunks), 1, m), _NO_TOKEN, np.int64)
+        for row, tokens in zip(padded, block_chunks, strict=True):
             row[0, : len(tokens)] = tokens
-        padded = np.broadcast_to(padded, (len(part), k, m))
+        padded = np.broadcast_to(padded, (len(block_chunks), k, m))
         runs = longest_common_substring(padded, *lookup(ids[start : start + block]))
-        lengths = np.array([len(tokens) for tokens in part])
+        lengths = np.array([len(tokens) for tokens in block_chunks])
         shares[start : start + block] = runs.max(1) / lengths
-        advance(len(part))
+        advance(len(block_chunks))
     return shares
 
 
 def chunk_nll(log_probs: np.ndarray, chunk_length: int) -> np.ndarray:
-    """Of a stream's chunks, the negative log-likelihood of their tokens.
+    """The negative log-likelihood of each chunk of a stream.
 
     Args:
       log_probs: float [N - 1], nats, of every token of the stream but the first.

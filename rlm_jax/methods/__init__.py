@@ -1,4 +1,8 @@
-"""The systems: one file each, with its configuration, its equation and its builder."""
+"""The systems: one file each, with its equation, its configuration and its builder.
+
+In-context RALM trains nothing and runs nothing on a device: its file has neither
+configuration nor builder.
+"""
 
 from rlm_jax.methods import (
     contriever,

@@ -9,20 +9,21 @@ w_k <- m w_k + (1 - m) w_q, and N(i) is a queue of the keys of earlier batches (
 He et al. 2020). In `contriever_in_batch` one encoder makes both, and N(i) is the other
 keys of the batch, on all devices.
 
-The momentum encoder makes its keys without dropout. The released code means to do the
-same, but asks for it only where that encoder is in evaluation mode already.
+The momentum encoder makes its keys without dropout. The released code intends the same,
+but switches dropout off only where that encoder is in evaluation mode already.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool
 
 from rlm_jax.errors import UserError
-from rlm_jax.method import Batch, Method, Moving, shared
+from rlm_jax.method import Batch, Method, MovingState, shared
 from rlm_jax.methods.dpr import contrast_sums
 from rlm_jax.models.encoder import EncoderConfig, embedder
-from rlm_jax.ops import collectives, contrastive
+from rlm_jax.ops import Array, collectives, contrastive
 
 
 @dataclasses.dataclass
@@ -48,7 +49,7 @@ class InBatchConfig:
     k: int = 100  # passages that a query retrieves
 
 
-def present(query, slot):
+def present(query: contrastive.Ids, slot: contrastive.Ids) -> Bool[Array, "..."]:
     """All keys of the batch, but not those of padding."""
     return slot["present"] > 0
 
@@ -140,7 +141,7 @@ def moco(config: ContrieverConfig, init, embed, width: int) -> Method:
         ),
         init,
         embed,
-    )._replace(loss=loss, moving=Moving(start, update))
+    )._replace(loss=loss, moving=MovingState(start, update))
 
 
 def in_batch(config: InBatchConfig, init, embed) -> Method:

@@ -13,14 +13,17 @@ gradient that ``remote_gradients`` gives here, which matters to clipping.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float32
 
+from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
-from rlm_jax.method import Batch, Method, Retrieval
+from rlm_jax.method import Batch, Method, Retrieval, Sums
 from rlm_jax.models.encoder import EncoderConfig, embedder
-from rlm_jax.ops import collectives, contrastive, losses
+from rlm_jax.ops import Array, collectives, contrastive, losses
 
 
 @dataclasses.dataclass
@@ -30,20 +33,20 @@ class DPRConfig:
     encoder: EncoderConfig = dataclasses.field(
         default_factory=lambda: EncoderConfig(pooling="cls")
     )
-    towers: str = "shared"  # shared or separate
+    towers: Literal["shared", "separate"] = "shared"
     scale: float = 1.0  # of the inner products; the paper: 1
-    negatives: str = "all"  # all or distinct
+    negatives: Literal["all", "distinct"] = "all"
     remote_gradients: bool = True  # to passages on other devices
     chunk: int = 0  # rows encoded at once, 0 = all; see `in_chunks`
     k: int = 100  # passages that a question retrieves
 
 
-def every(query, slot):
+def every(query: contrastive.Ids, slot: contrastive.Ids) -> Bool[Array, "..."]:
     """All passages of the batch."""
     return slot["passage"] >= 0
 
 
-def distinct(query, slot):
+def distinct(query: contrastive.Ids, slot: contrastive.Ids) -> Bool[Array, "..."]:
     """The passages of the batch, without those known to answer the question as well."""
     seen = (slot["passage"] >= 0) & (slot["passage"] != query["passage"])
     for known in query["known"]:
@@ -107,7 +110,7 @@ def dpr(config: DPRConfig) -> Method:
 def dual_encoder(config: DPRConfig, init_one, embed) -> Method:
     """`dpr` over any encoder: ``init_one(key)``, ``embed(params, batch, key=None)``."""
     _check(config)
-    tower = _TOWERS[config.towers]
+    tower = TOWERS[config.towers]
     if config.chunk:
         embed = in_chunks(embed, config.chunk)
 
@@ -160,13 +163,15 @@ def dual_encoder(config: DPRConfig, init_one, embed) -> Method:
     )
 
 
-_TOWERS = {
+TOWERS = {
     "shared": lambda params, name: params,
     "separate": lambda params, name: params[name],
 }
 
 
-def candidates(batch: Batch, axis: str | None):
+def candidates(
+    batch: Batch, axis: str | None
+) -> tuple[contrastive.Ids, contrastive.Ids]:
     """The small integers of the questions [B] and of the passages [B (1 + h)]."""
     rows, width = batch["passage"].shape
     passage = jnp.where(batch["weight"][:, None] > 0, batch["passage"], -1)
@@ -181,7 +186,11 @@ def candidates(batch: Batch, axis: str | None):
     return questions, {"slot": slot, "passage": passage.reshape(-1)}
 
 
-def contrast_sums(contrast: contrastive.Contrast, nll, weight):
+def contrast_sums(
+    contrast: contrastive.Contrast,
+    nll: Float32[Array, " N"],
+    weight: Float32[Array, " N"],
+) -> Sums:
     """Loss, share of positives that come first, and their mean rank from 0."""
     return {
         "loss": losses.weighted(nll, weight),
@@ -191,13 +200,7 @@ def contrast_sums(contrast: contrastive.Contrast, nll, weight):
 
 
 def _check(config: DPRConfig) -> None:
-    choices = {"towers": _TOWERS, "negatives": NEGATIVES}
-    for name, known in choices.items():
-        if getattr(config, name) not in known:
-            raise UserError(
-                f"{name} is {getattr(config, name)!r}; choose one of "
-                f"{', '.join(known)}."
-            )
+    check_choices(config)
     if config.scale <= 0 or config.chunk < 0 or config.k < 1:
         raise UserError(
             f"DPR has scale={config.scale}, chunk={config.chunk} and k={config.k}; "

@@ -13,33 +13,37 @@ tokens before it, and d_i is the one that is chosen among them:
 The language model is a black box, a `LogProbs`, and stays as it is. f is the trained
 reranker, `rlm_jax.methods.reranker`; all else is arithmetic on log-probabilities.
 
-Each function takes ``values``, float32 [S, K, R + s] in nats: log p of the R tokens
-before each stride and of the s tokens of the stride itself, under each document. An
-absent document is NaN everywhere. A stride of fewer than s tokens is aligned at the
-end, after NaN. ``rlm_jax.evaluate.in_context`` makes such arrays.
+Each function takes ``values``, float32 [S, K, n] in nats: log p of the ``rank_tokens``
+before each of S strides, and of the s tokens of the stride itself, under each document;
+n = rank_tokens + s. An absent document is NaN everywhere. A stride of fewer than s
+tokens is aligned at the end, after NaN. ``rlm_jax.evaluate.in_context`` makes such
+arrays.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, Integer
 
 LogProbs = Callable[[np.ndarray, np.ndarray, int], Any]
 """``log_probs(tokens, lengths, last)`` -> float32 [B, last]: log p, in nats, of the
 ``last`` tokens of each row given all before them. ``tokens`` is int32 [B, T], rows from
 the left, of which ``lengths``, int32 [B], count; any Python function will do."""
 
-PLACEMENTS = ("overwrite", "prepend")
+Placement = Literal["overwrite", "prepend"]
 
 
 def with_document(
-    document: np.ndarray, window: np.ndarray, placement: str
-) -> np.ndarray:
-    """[d; x], what the language model reads, int [n].
+    document: Integer[np.ndarray, " m"],
+    window: Integer[np.ndarray, " w"],
+    placement: Placement,
+) -> Integer[np.ndarray, " n"]:
+    """[d; x], what the language model reads.
 
     Args:
-      document: int [m], tokens of the document.
-      window: int [w], tokens of the text.
+      document: its tokens.
+      window: tokens of the text.
       placement: overwrite, where the document takes the place of the window's first
         tokens (as released), or prepend, where the window stays whole.
     """
@@ -47,20 +51,26 @@ def with_document(
     return np.concatenate([document, kept])
 
 
-def first(values: np.ndarray, rank_tokens: int) -> np.ndarray:
-    """log p of each stride under the retriever's first document, float32 [S, s]."""
+def first(
+    values: Float[np.ndarray, "S K n"], rank_tokens: int
+) -> Float[np.ndarray, "S {values.shape[2]-rank_tokens}"]:
+    """log p of each stride under the retriever's first document."""
     return values[:, 0, rank_tokens:]
 
 
-def reranked(values: np.ndarray, rank_tokens: int) -> np.ndarray:
-    """Under the document that makes the R tokens before a stride most likely.
+def reranked(
+    values: Float[np.ndarray, "S K n"], rank_tokens: int
+) -> Float[np.ndarray, "S {values.shape[2]-rank_tokens}"]:
+    """Under the document that makes the tokens before a stride most likely.
 
     Zero-shot reranking, Ram et al. 2023, section 6.1.
     """
     return ranked_by(values, likelihood_before(values, rank_tokens), rank_tokens)
 
 
-def oracle(values: np.ndarray, rank_tokens: int) -> np.ndarray:
+def oracle(
+    values: Float[np.ndarray, "S K n"], rank_tokens: int
+) -> Float[np.ndarray, "S {values.shape[2]-rank_tokens}"]:
     """Under the document that makes the stride itself most likely: a control.
 
     It has seen the answer: no way of choosing among these documents does better.
@@ -68,28 +78,39 @@ def oracle(values: np.ndarray, rank_tokens: int) -> np.ndarray:
     return ranked_by(values, likelihood(values, rank_tokens), rank_tokens)
 
 
-def ranked_by(values: np.ndarray, scores: np.ndarray, rank_tokens: int) -> np.ndarray:
-    """Under the document with the largest of ``scores``, float [S, K]."""
+def ranked_by(
+    values: Float[np.ndarray, "S K n"],
+    scores: Float[np.ndarray, "S K"] | Int[np.ndarray, "S K"],
+    rank_tokens: int,
+) -> Float[np.ndarray, "S {values.shape[2]-rank_tokens}"]:
+    """Under the document with the largest of ``scores``."""
     return values[np.arange(len(values)), best(values, scores), rank_tokens:]
 
 
-def best(values: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The document with the largest of ``scores``, float [S, K] -> int [S]."""
+def best(
+    values: Float[np.ndarray, "S K n"],
+    scores: Float[np.ndarray, "S K"] | Int[np.ndarray, "S K"],
+) -> Int[np.ndarray, " S"]:
+    """The document with the largest of ``scores``."""
     return np.where(absent(values), -np.inf, scores).argmax(axis=1)
 
 
-def absent(values: np.ndarray) -> np.ndarray:
-    """Which documents are absent, bool [S, K]."""
+def absent(values: Float[np.ndarray, "S K n"]) -> Bool[np.ndarray, "S K"]:
+    """Which documents are absent."""
     return np.isnan(values[..., -1])
 
 
-def likelihood(values: np.ndarray, rank_tokens: int) -> np.ndarray:
-    """log p of each stride under each document, float32 [S, K]; -inf where absent."""
+def likelihood(
+    values: Float[np.ndarray, "S K n"], rank_tokens: int
+) -> Float32[np.ndarray, "S K"]:
+    """log p of each stride under each document; -inf where absent."""
     return _sums(values, values[..., rank_tokens:])
 
 
-def likelihood_before(values: np.ndarray, rank_tokens: int) -> np.ndarray:
-    """log p of the tokens before each stride, float32 [S, K]; -inf where absent."""
+def likelihood_before(
+    values: Float[np.ndarray, "S K n"], rank_tokens: int
+) -> Float32[np.ndarray, "S K"]:
+    """log p of the tokens before each stride; -inf where absent."""
     return _sums(values, values[..., :rank_tokens])
 
 

@@ -13,9 +13,12 @@ The search runs on the host, between the language model's scores and the mixture
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
+from jaxtyping import Float, Float32, Int
 
+from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.method import Method
 from rlm_jax.methods.lm import LMConfig, lm
@@ -29,7 +32,7 @@ class KnnLMConfig:
 
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     k: int = 1024
-    metric: str = "l2"  # l2 (negated squared distance) or ip (inner product)
+    metric: Literal["l2", "ip"] = "l2"  # negated squared distance, inner product
     temperature: float = 1.0
     weight: float = 0.25  # lambda
 
@@ -39,31 +42,35 @@ SIMILARITIES = {"l2": mixtures.negative_squared_l2, "ip": mixtures.inner_product
 
 
 def neighbour_log_probs(
-    similarities: Array,
-    values: Array,
-    targets: Array,
+    similarities: Float[Array, "N K"],
+    values: Int[Array, "N K"],
+    targets: Int[Array, " N"],
     *,
     k: int,
     temperature: float | Array,
-) -> jax.Array:
-    """log p_kNN(y | x) of the targets y over the k nearest neighbours, float32 [N].
+) -> Float32[jax.Array, " N"]:
+    """log p_kNN(y | x) of the targets y over the k nearest neighbours.
 
     Args:
-      similarities: float32 [N, K], K >= k, nearest first; -inf where absent.
-      values: int32 [N, K], the tokens that followed the neighbours.
-      targets: int32 [N].
+      similarities: float32, nearest first, K >= k; -inf where absent.
+      values: int32, the tokens that followed the neighbours.
+      targets: int32.
       k: neighbours that count.
       temperature: t.
 
     Returns:
-      float32 [N]; minus infinity where no neighbour's value is the target.
+      float32; minus infinity where no neighbour's value is the target.
     """
     return mixtures.knn_log_probs(
         similarities[:, :k], values[:, :k], targets, temperature=temperature
     )
 
 
-def mix(log_probs: Array, knn_log_probs: Array, weight: float | Array) -> jax.Array:
+def mix(
+    log_probs: Float[Array, " N"],
+    knn_log_probs: Float[Array, " N"],
+    weight: float | Array,
+) -> Float32[jax.Array, " N"]:
     """log p(y | x) of eq. 3 from log p_LM and log p_kNN, elementwise."""
     return mixtures.interpolate(log_probs, knn_log_probs, weight)
 
@@ -76,6 +83,7 @@ def knn_lm(config: KnnLMConfig) -> Method:
     Raises:
       UserError: a weight outside [0, 1], or a temperature that is not positive.
     """
+    check_choices(config)
     if not 0 <= config.weight <= 1 or config.temperature <= 0:
         raise UserError(
             f"weight is {config.weight} and temperature {config.temperature}; choose a "

@@ -4,8 +4,9 @@ import dataclasses
 from typing import cast
 
 import jax
+from jaxtyping import PRNGKeyArray
 
-from rlm_jax.method import Method, TokenScores
+from rlm_jax.method import Batch, Method, Params, TokenScores
 from rlm_jax.models.decoder import Decoder, DecoderConfig
 from rlm_jax.ops import collectives, losses
 
@@ -42,11 +43,13 @@ def decoder_functions(config: DecoderConfig):
     """
     decoder = Decoder(config)
 
-    def init(key):
+    def init(key: PRNGKeyArray) -> Params:
         tokens = jax.numpy.zeros((1, 2), jax.numpy.int32)
         return decoder.init(key, tokens, tokens, method="score")["params"]
 
-    def score(params, batch, dropout_key=None) -> TokenScores:
+    def score(
+        params: Params, batch: Batch, dropout_key: PRNGKeyArray | None = None
+    ) -> TokenScores:
         scores = decoder.apply(
             {"params": params},
             batch["tokens"],

@@ -14,6 +14,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Method
@@ -33,24 +34,29 @@ class REPLUGConfig:
 
 
 def ensemble(
-    scores: Array, log_probs: Array, *, temperature: float | Array = 1.0
-) -> jax.Array:
+    scores: Float[Array, "*B K"],
+    log_probs: Float[Array, "*B K T"],
+    *,
+    temperature: float | Array = 1.0,
+) -> Float32[jax.Array, "*B T"]:
     """log p(y_t | x, y_{<t}), the mixture over the documents, token by token.
 
     Args:
-      scores: float32 [..., K], the retriever's; -inf = the document is absent.
-      log_probs: float32 [..., K, T], log p(y_t | d_i, x, y_{<t}) by any language model;
+      scores: float32, the retriever's; -inf = the document is absent.
+      log_probs: float32, log p(y_t | d_i, x, y_{<t}) by any language model;
         of an absent document they may be anything.
       temperature: t, of the scores.
 
     Returns:
-      float32 [..., T]; minus infinity where no document is present.
+      float32; minus infinity where no document is present.
     """
     return mixtures.ensemble(log_weights(scores, temperature=temperature), log_probs)
 
 
-def log_weights(scores: Array, *, temperature: float | Array = 1.0) -> jax.Array:
-    """log w = log softmax(s / t), float32 [..., K]; minus infinity where absent."""
+def log_weights(
+    scores: Float[Array, "*B K"], *, temperature: float | Array = 1.0
+) -> Float32[jax.Array, "*B K"]:
+    """log w = log softmax(s / t), float32; minus infinity where absent."""
     present = scores != -jnp.inf  # NaN is a fault to be seen
     return mixtures.log_weights(scores, present, temperature=temperature)
 

@@ -86,8 +86,8 @@ def dual_encoder(config: REPLUGLSRConfig, init, embed) -> Method:
     def sums(params, batch, keys):
         present = batch["present"].astype(bool)
         lm_scores = jax.lax.stop_gradient(jnp.where(present, batch["lm_scores"], 0.0))
-        found = scores(params, batch, keys)
-        log_p = mixtures.log_weights(found, present, temperature=c.gamma)
+        similarities = scores(params, batch, keys)
+        log_p = mixtures.log_weights(similarities, present, temperature=c.gamma)
         log_q = mixtures.log_weights(lm_scores, present, temperature=c.beta)
         share = present / jnp.maximum(present.sum(-1, keepdims=True), 1)
         figures = {

@@ -69,17 +69,17 @@ def cross_encoder(config: RerankerConfig, init, embed) -> Method:
         present = batch["present"].astype(bool)
         lm_scores = jax.lax.stop_gradient(batch["lm_scores"])
         log_p = mixtures.log_weights(scores(params, batch, key), present)
-        chosen, oracle = log_p.argmax(-1), _best(lm_scores, present)
+        choice, oracle = log_p.argmax(-1), _best(lm_scores, present)
 
         def nll(which):
             return -jnp.take_along_axis(lm_scores, which[:, None], axis=1)[:, 0]
 
         figures = {
             "loss": distillation.marginal_nll(log_p, lm_scores),
-            "chosen_nll": nll(chosen),
+            "chosen_nll": nll(choice),
             "first_nll": nll(present.argmax(-1)),
             "oracle_nll": nll(oracle),
-            "agreement": chosen == oracle,
+            "agreement": choice == oracle,
         }
         weight = jnp.where(present.any(-1), batch["weight"], 0.0)
         return {name: losses.weighted(x, weight) for name, x in figures.items()}

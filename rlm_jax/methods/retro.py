@@ -13,12 +13,13 @@ batch; a batch without them, or with none that is not masked, is the decoder's a
 """
 
 import dataclasses
-from typing import cast
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Params, TokenScores
 from rlm_jax.methods.lm import decoder_functions
@@ -43,7 +44,7 @@ class RetroConfig:
     chunk_length: int = 64  # m
     k: int = 2  # neighbours of a chunk
     cca_layers: tuple[int, ...] = ()  # from 1; (): the paper's 6, 9, 12, ...
-    trained: str = "all"  # all, or retrieval: RETRO-fitting, the decoder stays
+    trained: Literal["all", "retrieval"] = "all"  # retrieval: the decoder stays
 
 
 def everything(params: Params):
@@ -78,10 +79,7 @@ def retro(config: RetroConfig) -> Method:
     Raises:
       UserError: sizes or choices do not fit together, or ``trained`` is unknown.
     """
-    if config.trained not in TRAINED:
-        raise UserError(
-            f"trained is {config.trained!r}; choose one of {', '.join(TRAINED)}."
-        )
+    check_choices(config)
     if config.k < 1:
         raise UserError(f"k is {config.k}; choose 1 or more neighbours of a chunk.")
     sizes = model_sizes(config)
@@ -146,16 +144,19 @@ def around(decoder_params: Params, params: Params) -> Params:
 
 
 def warm_started(config: RetroConfig, params: Params) -> Params:
-    """RETRO's parameters, what reads the neighbours as copies of its decoder's layers.
+    """RETRO's parameters; the layers that read the neighbours copy the decoder's.
 
-    (Rothe et al. 2020 so begin encoder-decoders; the RETRO paper does not.) The
-    encoder's E blocks, but for their attention to the chunk, become the decoder's first
-    E, and each cross-attention above layer E the self-attention of its layer; one at
-    layer E or below stays. It is a start and no equality: the encoder attends both
-    ways, the query comes after the layer's own attention, layer E + 1 alone has read
-    keys of the encoder's depth, and nothing begins with the share of K r even slots.
-    But a decoder that finds in its context what followed the same words before soon
-    finds it in a neighbour.
+    The encoder's E blocks become copies of the decoder's first E, except for their
+    attention to the chunk. Each cross-attention above layer E becomes a copy of its
+    layer's self-attention; one at layer E or below stays as it is. The slot ``nothing``
+    begins with as much weight as K r equal slots.
+
+    The copies are a starting point and compute something else than the originals: the
+    encoder attends in both directions, the query comes after the layer's own attention,
+    and only layer E + 1 was trained to read keys of the encoder's depth. But a decoder
+    that has learned to repeat what followed the same words earlier in its context soon
+    does so with a neighbour. Rothe et al. 2020 begin encoder-decoders in this way; the
+    RETRO paper does not.
 
     Raises:
       UserError: as of `check_warm_start`.

@@ -12,10 +12,13 @@ finds in a datastore (`neighbour_log_sums`); see ``rlm_jax.evaluate.token_memory
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, Int, Int32, PRNGKeyArray
 
+from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, TokenScores
 from rlm_jax.methods.lm import decoder_functions
@@ -28,19 +31,19 @@ class TrimeConfig:
     """A decoder and the memory it is trained with."""
 
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
-    memory: str = "local"  # local, long or external
+    memory: Literal["local", "long", "external"] = "local"
     own_memory_off: float = (
         0.9  # external: how often a step hides a segment from itself
     )
     remote_gradients: bool = False  # to keys on other devices; the released code: no
 
 
-def before(query, slot):
+def before(query: memory.Ids, slot: memory.Ids) -> Bool[Array, "..."]:
     """Strictly earlier tokens of the one stream that there is."""
     return (slot["value"] >= 0) & (slot["position"] < query["position"])
 
 
-def earlier(query, slot):
+def earlier(query: memory.Ids, slot: memory.Ids) -> Bool[Array, "..."]:
     """Strictly earlier tokens of the same group of consecutive segments."""
     return (
         (slot["value"] >= 0)
@@ -49,15 +52,15 @@ def earlier(query, slot):
     )
 
 
-def earlier_or_elsewhere(query, slot):
+def earlier_or_elsewhere(query: memory.Ids, slot: memory.Ids) -> Bool[Array, "..."]:
     """All tokens of other segments, and strictly earlier ones of the own segment."""
     return (slot["value"] >= 0) & (
         (slot["segment"] != query["segment"]) | (slot["position"] < query["position"])
     )
 
 
-def token_ids(batch: Batch) -> dict[str, jax.Array]:
-    """The small integers that decide what sees what, int32 [B, T] each.
+def token_ids(batch: Batch) -> dict[str, Int32[Array, "B T"]]:
+    """The small integers that decide what sees what.
 
     ``position`` runs through the whole (global) batch; the value of a padded token is
     -1, which makes it invisible (the released code lets padding match padding).
@@ -78,8 +81,8 @@ def scale(width: int, temperature: float = 1.0) -> float:
 
 
 def log_sums(
-    queries: Array,
-    keys: Array,
+    queries: Float[Array, "N D"],
+    keys: Float[Array, "M D"],
     query_ids: memory.Ids,
     key_ids: memory.Ids,
     *,
@@ -89,7 +92,7 @@ def log_sums(
     """The two sums over M(t) of eq. 4, as logarithms: all slots, and those of y_t.
 
     Args:
-      queries, keys: [N, D] and [M, D], the h of predictions and of slots.
+      queries, keys: the h of predictions and of slots.
       query_ids, key_ids: int32 [N] and [M] by name, with ``value``, the targets.
       visible: the rule that is M(t).
       scale: of the inner products, as `scale` makes it.
@@ -101,14 +104,17 @@ def log_sums(
 
 
 def neighbour_log_sums(
-    similarities: Array, values: Array, targets: Array, temperature: float | Array
+    similarities: Float[Array, "N K"],
+    values: Int[Array, "N K"],
+    targets: Int[Array, " N"],
+    temperature: float | Array,
 ) -> memory.LogSums:
     """`log_sums` where M(t) is the K neighbours that a search found for t.
 
     Args:
-      similarities: float32 [N, K], h_t.h_j / sqrt(D); -inf where absent.
-      values: int32 [N, K].
-      targets: int32 [N].
+      similarities: float32, h_t.h_j / sqrt(D); -inf where absent.
+      values: int32, the targets of the neighbours.
+      targets: int32.
       temperature: divides the similarities.
     """
     logits = similarities / temperature
@@ -119,7 +125,13 @@ def neighbour_log_sums(
     )
 
 
-def local(keys, ids, key, config, axis) -> memory.LogSums:
+def local(
+    keys: Float[Array, "B T D"],
+    ids: dict[str, Int32[Array, "B T"]],
+    key: PRNGKeyArray | None,
+    config: TrimeConfig,
+    axis: str | None,
+) -> memory.LogSums:
     """M(t): the strictly earlier tokens of the own segment."""
 
     def one_segment(keys, ids):
@@ -130,12 +142,24 @@ def local(keys, ids, key, config, axis) -> memory.LogSums:
     return jax.vmap(one_segment)(keys, ids)
 
 
-def long(keys, ids, key, config, axis) -> memory.LogSums:
+def long(
+    keys: Float[Array, "B T D"],
+    ids: dict[str, Int32[Array, "B T"]],
+    key: PRNGKeyArray | None,
+    config: TrimeConfig,
+    axis: str | None,
+) -> memory.LogSums:
     """M(t): the strictly earlier tokens of the consecutive segments of its group."""
     return _batch_memory(keys, ids, earlier, config, axis)
 
 
-def external(keys, ids, key, config, axis) -> memory.LogSums:
+def external(
+    keys: Float[Array, "B T D"],
+    ids: dict[str, Int32[Array, "B T"]],
+    key: PRNGKeyArray,
+    config: TrimeConfig,
+    axis: str | None,
+) -> memory.LogSums:
     """M(t): all tokens of the other segments of the batch, and the earlier own ones.
 
     With probability ``own_memory_off``, drawn once for a step, a segment sees nothing
@@ -170,10 +194,7 @@ def trime(config: TrimeConfig) -> Method:
     Raises:
       UserError: an unknown memory, or a probability outside [0, 1].
     """
-    if config.memory not in MEMORIES:
-        raise UserError(
-            f"memory is {config.memory!r}; choose one of {', '.join(MEMORIES)}."
-        )
+    check_choices(config)
     if not 0 <= config.own_memory_off <= 1:
         raise UserError(
             f"own_memory_off is {config.own_memory_off}, a probability; choose one "
@@ -199,8 +220,10 @@ def trime(config: TrimeConfig) -> Method:
 
 
 def nll(
-    target_score: Array, log_normaliser: Array, memory_sums: memory.LogSums
-) -> jax.Array:
+    target_score: Float[Array, " *B"],
+    log_normaliser: Float[Array, " *B"],
+    memory_sums: memory.LogSums,
+) -> Float32[jax.Array, " *B"]:
     """L_t of eq. 4 in nats, from the vocabulary's two logarithms and the memory's."""
     return losses.joint_nll(target_score, log_normaliser, memory_sums)
 

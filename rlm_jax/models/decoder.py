@@ -3,15 +3,18 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, Int, Int32, Shaped
 
+from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.models import layers
 from rlm_jax.models.embedding import Vocabulary
+from rlm_jax.ops import Array
 
 
 @dataclasses.dataclass
@@ -24,9 +27,9 @@ class DecoderConfig:
     num_heads: int = 4
     feed_forward_width: int = 1024
     max_length: int = 1024  # only learned positions end there
-    positions: str = "rotary"  # rotary, learned or sinusoidal
-    norm: str = "rms"  # rms or layer
-    activation: str = "swiglu"  # swiglu, gelu or relu
+    positions: Literal["rotary", "learned", "sinusoidal"] = "rotary"
+    norm: layers.Norm = "rms"
+    activation: layers.Activation = "swiglu"
     bias: bool = False
     tie_embeddings: bool = True
     cutoffs: tuple[
@@ -34,7 +37,7 @@ class DecoderConfig:
     ] = ()  # ends of the adaptive clusters but the last; () = full
     adaptive_factor: int = 4  # each cluster is this much narrower than the one before
     dropout: float = 0.0
-    dtype: str = "float32"  # of the computation; parameters are always float32
+    dtype: layers.Dtype = "float32"  # of the computation; parameters are always float32
     remat: bool = False  # recompute each block in the backward pass
     num_kv_heads: int = 0  # of keys and values (grouped-query); 0: num_heads
     head_width: int = 0  # 0: width over num_heads
@@ -45,6 +48,7 @@ class DecoderConfig:
 
 def check(config: DecoderConfig) -> None:
     """Raises UserError where sizes or choices do not fit together."""
+    check_choices(config)
     c = config
     sizes = ("num_layers", "width", "num_heads", "feed_forward_width")
     for name in (*sizes, "adaptive_factor", "max_length"):
@@ -75,10 +79,6 @@ def check(config: DecoderConfig) -> None:
             f"rotary_scaling is {scaling}; choose (factor, low, high, length) above 0, "
             "with low below high."
         )
-    if c.positions not in ("rotary", "learned", "sinusoidal"):
-        raise UserError(
-            f"positions is {c.positions!r}; choose 'rotary', 'learned' or 'sinusoidal'."
-        )
     if c.positions == "rotary" and head_width % 2:
         raise UserError(
             f"rotary positions turn pairs and a head is {head_width} wide; choose "
@@ -87,10 +87,6 @@ def check(config: DecoderConfig) -> None:
     if c.positions == "sinusoidal" and (c.width % 2 or c.width < 4):
         raise UserError(
             f"width is {c.width}; sinusoidal positions want an even one, 4 or more."
-        )
-    if c.dtype not in layers.DTYPES:
-        raise UserError(
-            f"dtype is {c.dtype!r}; choose one of {', '.join(layers.DTYPES)}."
         )
 
 
@@ -104,10 +100,12 @@ def check_length(config: DecoderConfig, length: int, name: str) -> None:
 
 
 class DecoderOutput(NamedTuple):
-    """What a decoder computes at each position, [B, T, D]."""
+    """What a decoder computes at each position."""
 
-    features: jax.Array  # normalised; they meet the vocabulary
-    keys: jax.Array  # the input of the last feed-forward, after its norm; float32
+    features: Float[jax.Array, "B T D"]  # normalised; they meet the vocabulary
+    keys: Float32[
+        jax.Array, "B T D"
+    ]  # the input of the last feed-forward, after its norm
 
 
 class Cache(NamedTuple):
@@ -119,8 +117,8 @@ class Cache(NamedTuple):
     """
 
     layers: tuple[layers.KeysValues, ...]
-    valid: jax.Array  # bool [B, S], the slots that hold a token of the row
-    length: jax.Array  # int32 [], slots used
+    valid: Bool[jax.Array, "B S"]  # the slots that hold a token of the row
+    length: Int32[jax.Array, ""]  # slots used
 
 
 def empty_cache(config: DecoderConfig, batch: int, capacity: int) -> Cache:
@@ -168,22 +166,36 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(c.dropout)
 
-    def __call__(self, x, positions, deterministic: bool):
-        """(x after the block, the feed-forward's input), [B, T, D] both."""
+    def __call__(
+        self,
+        x: Float[jax.Array, "B T D"],
+        positions: Int[jax.Array, " T"],
+        deterministic: bool,
+    ) -> tuple[Float[jax.Array, "B T D"], Float[jax.Array, "B T D"]]:
+        """(x after the block, the feed-forward's input)."""
         return self.feed(self.attend(x, positions, deterministic), deterministic)
 
-    def attend(self, x, positions, deterministic: bool):
-        """The first half, [B, T, D]."""
+    def attend(
+        self,
+        x: Float[jax.Array, "B T D"],
+        positions: Int[jax.Array, " T"],
+        deterministic: bool,
+    ) -> Float[jax.Array, "B T D"]:
+        """The first half."""
         h = self.attention(self.attention_norm(x), positions)
         return x + self.dropout(h, deterministic=deterministic)
 
-    def attend_cached(self, x, positions, *cache):
+    def attend_cached(
+        self, x: Float[jax.Array, "B T D"], positions: Int[jax.Array, "B T"], *cache
+    ) -> tuple[Float[jax.Array, "B T D"], layers.KeysValues]:
         """The same and the layer's cache; arguments as of `SelfAttention.extend`."""
         h = self.attention_norm(x)
         h, extended = self.attention.extend(h, positions, *cache)
         return x + h, extended
 
-    def feed(self, x, deterministic: bool):
+    def feed(
+        self, x: Float[jax.Array, "B T D"], deterministic: bool
+    ) -> tuple[Float[jax.Array, "B T D"], Float[jax.Array, "B T D"]]:
         """The second half: what the block returns."""
         key = self.feed_forward_norm(x)
         h = self.feed_forward(key)
@@ -227,9 +239,13 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
 
     def __call__(
-        self, tokens, *, deterministic: bool = True, between: Between = _NOTHING
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        deterministic: bool = True,
+        between: Between = _NOTHING,
     ) -> DecoderOutput:
-        """Features and keys for tokens int32 [B, T]."""
+        """Features and keys for tokens."""
         c = self.config
         positions = jnp.arange(tokens.shape[1])
         x = self.vocabulary.embed(tokens)
@@ -254,13 +270,17 @@ class Decoder(nn.Module):
         return DecoderOutput(self.final_norm(x), key.astype(jnp.float32))
 
     def extend(
-        self, tokens, mask, cache: Cache, between: Between = _NOTHING
+        self,
+        tokens: Int[Array, "B T"],
+        mask: Shaped[Array, "B T"],
+        cache: Cache,
+        between: Between = _NOTHING,
     ) -> tuple[DecoderOutput, Cache]:
         """Features and keys of the tokens that follow those of a cache.
 
         Args:
-          tokens: int32 [B, T].
-          mask: [B, T]; 1 = token, 0 = padding, which may stand anywhere.
+          tokens: int32.
+          mask: 1 = token, 0 = padding, which may stand anywhere.
           cache: with T slots or more to spare. What does not fit there, or lies beyond
             learned positions, makes features of NaN.
 
@@ -297,26 +317,51 @@ class Decoder(nn.Module):
         output = DecoderOutput(features, key.astype(jnp.float32))
         return output, Cache(tuple(extended), valid, cache.length + length)
 
-    def extend_and_score(self, tokens, targets, mask, cache: Cache):
+    def extend_and_score(
+        self,
+        tokens: Int[Array, "B T"],
+        targets: Int[Array, "B T"],
+        mask: Shaped[Array, "B T"],
+        cache: Cache,
+    ) -> tuple[
+        tuple[
+            Float32[jax.Array, "B T"],
+            Float32[jax.Array, "B T"],
+            Float32[jax.Array, "B T D"],
+        ],
+        Cache,
+    ]:
         """((target_score, log_normaliser, keys) as of `score`, the extended cache)."""
         output, cache = self.extend(tokens, mask, cache)
         scores = self.vocabulary.scores(output.features, targets)
         return (*scores, output.keys), cache
 
-    def extend_and_predict(self, tokens, mask, cache: Cache):
-        """(log p of what follows each row's last token, float32 [B, V]; the cache)."""
+    def extend_and_predict(
+        self, tokens: Int[Array, "B T"], mask: Shaped[Array, "B T"], cache: Cache
+    ) -> tuple[Float32[jax.Array, "B V"], Cache]:
+        """(log p of what follows each row's last token, the cache)."""
         output, cache = self.extend(tokens, mask, cache)
         last = tokens.shape[1] - 1 - jnp.argmax(mask[:, ::-1] > 0, axis=1)
         features = jnp.take_along_axis(output.features, last[:, None, None], axis=1)
         return self.vocabulary.log_probs(features)[:, 0], cache
 
-    def score(self, tokens, targets, *, deterministic: bool = True):
-        """(target_score [B, T], log_normaliser [B, T], keys [B, T, D]), all float32."""
+    def score(
+        self,
+        tokens: Int[Array, "B T"],
+        targets: Int[Array, "B T"],
+        *,
+        deterministic: bool = True,
+    ) -> tuple[
+        Float32[jax.Array, "B T"],
+        Float32[jax.Array, "B T"],
+        Float32[jax.Array, "B T D"],
+    ]:
+        """(target_score, log_normaliser, keys)."""
         output = self(tokens, deterministic=deterministic)
         return *self.vocabulary.scores(output.features, targets), output.keys
 
-    def log_probs(self, tokens):
-        """The next-token distribution in logarithms, float32 [B, T, V]."""
+    def log_probs(self, tokens: Int[Array, "B T"]) -> Float32[jax.Array, "B T V"]:
+        """The next-token distribution in logarithms."""
         return self.vocabulary.log_probs(self(tokens).features)
 
 

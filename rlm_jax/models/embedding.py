@@ -1,11 +1,13 @@
 """The vocabulary of a model: how tokens come in and how they are scored going out."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, Int
 
 from rlm_jax.errors import UserError
-from rlm_jax.models.layers import embedding_init
-from rlm_jax.ops import vocabulary
+from rlm_jax.models.layers import Dtype, embedding_init
+from rlm_jax.ops import Array, vocabulary
 
 
 class Vocabulary(nn.Module):
@@ -22,7 +24,7 @@ class Vocabulary(nn.Module):
     cutoffs: tuple[int, ...]
     factor: int
     tied: bool
-    dtype: str
+    dtype: Dtype
 
     def setup(self):
         edges = (0, *self.cutoffs, self.vocab_size)
@@ -55,8 +57,8 @@ class Vocabulary(nn.Module):
             tables.append((table, projection))
         return tables
 
-    def embed(self, tokens):
-        """[B, T, D] in the computation's dtype for tokens int32 [B, T]."""
+    def embed(self, tokens: Int[Array, " *B"]) -> Float[jax.Array, "*B D"]:
+        """The tokens' vectors in the computation's dtype."""
         x = jnp.zeros((), self.dtype)
         for (table, projection), start in zip(
             self.input_tables, self.edges, strict=False
@@ -80,13 +82,15 @@ class Vocabulary(nn.Module):
         )
         return head.astype(self.dtype), tails
 
-    def scores(self, features, targets):
-        """(target_score, log_normaliser), float32 [B, T]; see `ops.vocabulary`."""
+    def scores(
+        self, features: Float[Array, "*B D"], targets: Int[Array, " *B"]
+    ) -> tuple[Float32[jax.Array, " *B"], Float32[jax.Array, " *B"]]:
+        """(target_score, log_normaliser); see `ops.vocabulary`."""
         head, tails = self._softmax()
         if not tails:
             return vocabulary.softmax_scores(features, head, targets)
         return vocabulary.adaptive_scores(features, head, tails, targets)
 
-    def log_probs(self, features):
-        """The whole distribution in logarithms, float32 [B, T, V]."""
+    def log_probs(self, features: Float[Array, "*B D"]) -> Float32[jax.Array, "*B V"]:
+        """The whole distribution in logarithms."""
         return vocabulary.adaptive_log_probs(features, *self._softmax())

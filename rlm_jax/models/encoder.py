@@ -6,14 +6,17 @@ the parameters is ours; `rlm_jax.pretrained` reads and writes published ones.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, Int, PRNGKeyArray
 
+from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.models import layers
+from rlm_jax.ops import Array
 
 Params = Any
 _init = nn.initializers.normal(0.02)
@@ -33,16 +36,17 @@ class EncoderConfig:
     first_position: int = 0  # RoBERTa: 2, and padding does not count
     pad_id: int = 0
     norm_epsilon: float = 1e-12
-    pooling: str = "mean"  # mean (over tokens, [CLS] and [SEP] too) or cls
+    pooling: Literal["mean", "cls"] = "mean"  # mean: over [CLS] and [SEP] too
     projection: int = 0  # width of a last linear map; 0: none
     normalise: bool = False  # vectors of length 1
     dropout: float = 0.1
-    dtype: str = "float32"  # of the computation; parameters are always float32
+    dtype: layers.Dtype = "float32"  # of the computation; parameters are always float32
     remat: bool = False  # recompute each block in the backward pass
 
 
 def check(config: EncoderConfig) -> None:
     """Raises UserError where sizes or choices do not fit together."""
+    check_choices(config)
     c = config
     sizes = ("num_layers", "width", "num_heads", "feed_forward_width", "max_length")
     for name in (*sizes, "num_types"):
@@ -55,14 +59,8 @@ def check(config: EncoderConfig) -> None:
             f"width {c.width} does not divide into {c.num_heads} heads; choose a "
             "multiple of num_heads."
         )
-    if c.pooling not in ("mean", "cls"):
-        raise UserError(f"pooling is {c.pooling!r}; choose 'mean' or 'cls'.")
     if c.projection < 0:
         raise UserError(f"projection is {c.projection}; choose a width, or 0 for none.")
-    if c.dtype not in layers.DTYPES:
-        raise UserError(
-            f"dtype is {c.dtype!r}; choose one of {', '.join(layers.DTYPES)}."
-        )
 
 
 def _norm(config: EncoderConfig, name: str | None = None) -> nn.Module:
@@ -75,7 +73,9 @@ class Block(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x, mask, deterministic: bool):
+    def __call__(
+        self, x: Float[Array, "N T D"], mask: Int[Array, "N T"], deterministic: bool
+    ) -> Float[jax.Array, "N T D"]:
         c = self.config
         dropout = nn.Dropout(c.dropout, deterministic=deterministic)
         h = layers.SelfAttention(
@@ -124,13 +124,20 @@ class Encoder(nn.Module):
         if c.projection:
             self.projection = nn.Dense(c.projection, dtype=c.dtype, kernel_init=_init)
 
-    def hidden_states(self, ids, mask, types=None, *, deterministic: bool = True):
-        """Before the first block and after each, [N, T, D] in the computation's dtype.
+    def hidden_states(
+        self,
+        ids: Int[Array, "N T"],
+        mask: Int[Array, "N T"],
+        types: Int[Array, "N T"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> list[Float[jax.Array, "N T D"]]:
+        """Before the first block and after each, in the computation's dtype.
 
         Args:
-          ids: int32 [N, T].
-          mask: int32 [N, T]; 1 = token, 0 = padding.
-          types: int32 [N, T], or None where all are 0.
+          ids: int32.
+          mask: int32; 1 = token, 0 = padding.
+          types: int32, or None where all are 0.
 
         Raises:
           UserError: a row is longer than there are positions.
@@ -154,12 +161,25 @@ class Encoder(nn.Module):
             states.append(block(states[-1], mask, deterministic))
         return states
 
-    def __call__(self, ids, mask, types=None, *, deterministic: bool = True):
-        """The last hidden states, [N, T, D]; arguments as in `hidden_states`."""
+    def __call__(
+        self,
+        ids: Int[Array, "N T"],
+        mask: Int[Array, "N T"],
+        types: Int[Array, "N T"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[jax.Array, "N T D"]:
+        """The last hidden states; arguments as in `hidden_states`."""
         return self.hidden_states(ids, mask, types, deterministic=deterministic)[-1]
 
-    def embed(self, ids, mask, *, deterministic: bool = True):
-        """One vector a text, float32 [N, D] or [N, projection]."""
+    def embed(
+        self,
+        ids: Int[Array, "N T"],
+        mask: Int[Array, "N T"],
+        *,
+        deterministic: bool = True,
+    ) -> Float32[jax.Array, "N D"]:
+        """One vector a text, as wide as the projection where there is one."""
         c = self.config
         x = self(ids, mask, deterministic=deterministic)
         if c.pooling == "cls":
@@ -187,8 +207,15 @@ class MaskedLM(nn.Module):
         self.norm = _norm(c)
         self.bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
 
-    def __call__(self, ids, mask, types=None, *, deterministic: bool = True):
-        """Logits float32 [N, T, V]; the embedding of tokens is tied to them."""
+    def __call__(
+        self,
+        ids: Int[Array, "N T"],
+        mask: Int[Array, "N T"],
+        types: Int[Array, "N T"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float32[jax.Array, "N T V"]:
+        """Logits of every token; the embedding of tokens is tied to them."""
         x = self.encoder(ids, mask, types, deterministic=deterministic)
         x = self.norm(layers.exact_gelu(self.dense(x)))
         table = self.encoder.tokens.astype(x.dtype)
@@ -214,11 +241,13 @@ def embedder(config: EncoderConfig) -> Embedder:
     check(config)
     module = Encoder(config)
 
-    def init(key: jax.Array) -> Params:
+    def init(key: PRNGKeyArray) -> Params:
         one = jnp.ones((1, 1), jnp.int32)
         return module.init(key, one, one, method="embed")["params"]
 
-    def embed(params: Params, batch: Mapping[str, Any], *, key=None) -> jax.Array:
+    def embed(
+        params: Params, batch: Mapping[str, Any], *, key: PRNGKeyArray | None = None
+    ) -> Float32[jax.Array, "N D"]:
         vectors = module.apply(
             {"params": params},
             batch["ids"],

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, Int, Int32, Key
 
 from rlm_jax.errors import UserError
 from rlm_jax.models.decoder import Cache, Decoder, DecoderConfig, check, empty_cache
+from rlm_jax.ops import Array
 
 Params = Any
 
@@ -49,17 +51,17 @@ GREEDY = Sampling(temperature=0.0)
 class Generated(NamedTuple):
     """Continuations, in rows of one length."""
 
-    tokens: jax.Array  # int32 [B, N]; after a row's end its last token again
-    lengths: jax.Array  # int32 [B], the end-of-text token counted
-    log_probs: jax.Array  # float32 [B, N], log p of each token by the model
+    tokens: Int32[jax.Array, "B N"]  # after a row's end its last token again
+    lengths: Int32[jax.Array, " B"]  # the end-of-text token counted
+    log_probs: Float32[jax.Array, "B N"]  # log p of each token by the model
 
 
 class Generator(NamedTuple):
     """A decoder with a cache, as pure functions of its parameters.
 
-    A `Cache` is a value: one that is kept can be extended again and in another way. Who
-    has no further use for it donates it to the jitted ``extend``, ``score`` or
-    ``predict`` and spares the copy.
+    A `Cache` is a value: one that is kept can be extended again and in another way. A
+    caller that does not need it any more donates it to the jitted ``extend``, ``score``
+    or ``predict``, which saves a copy.
     """
 
     empty: Callable[[int, int], Cache]
@@ -170,7 +172,7 @@ def with_room(cache: Cache, more: int) -> Cache:
     )
 
 
-def rewind(cache: Cache, length: int | jax.Array) -> Cache:
+def rewind(cache: Cache, length: int | Int[Array, ""]) -> Cache:
     """The cache as it was when ``length`` of its slots were used."""
     kept = jnp.arange(cache.valid.shape[1]) < length
     return cache._replace(
@@ -178,12 +180,14 @@ def rewind(cache: Cache, length: int | jax.Array) -> Cache:
     )
 
 
-def draw(keys: jax.Array, log_probs: jax.Array, sampling: Sampling) -> jax.Array:
-    """A token of each row's distribution, int32 [B].
+def draw(
+    keys: Key[Array, " B"], log_probs: Float[Array, "B V"], sampling: Sampling
+) -> Int32[jax.Array, " B"]:
+    """A token of each row's distribution.
 
     Args:
-      keys: one a row, [B].
-      log_probs: float32 [B, V].
+      keys: one a row.
+      log_probs: float32.
       sampling: of equally likely tokens at the edge of ``top_k`` or ``top_p`` the
         lower ids stay.
     """
@@ -200,16 +204,16 @@ def draw(keys: jax.Array, log_probs: jax.Array, sampling: Sampling) -> jax.Array
         p = jax.nn.softmax(kept)
         above = jnp.cumsum(p, axis=-1) - p
         kept = jnp.where(above < sampling.top_p, kept, -jnp.inf)
-    chosen = categorical(keys, kept)
-    return jnp.take_along_axis(ids, chosen[:, None], axis=-1)[:, 0]
+    place = categorical(keys, kept)
+    return jnp.take_along_axis(ids, place[:, None], axis=-1)[:, 0]
 
 
 class _Generation(NamedTuple):
     """Where the loop stands."""
 
-    step: jax.Array  # int32 []
-    token: jax.Array  # int32 [B], the last one
-    done: jax.Array  # bool [B]
+    step: Int32[jax.Array, ""]
+    token: Int32[jax.Array, " B"]  # the last one
+    done: Bool[jax.Array, " B"]
     generated: Generated
 
 

@@ -1,29 +1,32 @@
 """Attention, feed-forward, norms and positions."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, Shaped
 
-from rlm_jax.errors import UserError
+from rlm_jax.ops import Array
 
-DTYPES = ("float32", "bfloat16", "float16")
+Dtype = Literal["float32", "bfloat16", "float16"]
 """Of a computation; parameters are float32 always."""
+
+Norm = Literal["rms", "layer"]
+Activation = Literal["swiglu", "gelu", "exact_gelu", "relu"]
+"""gelu is GPT-2's tanh form, exact_gelu BERT's."""
 
 embedding_init = nn.initializers.normal(0.02)
 
 
 def norm(
-    kind: str, dtype, name: str | None = None, *, epsilon: float = 0.0
+    kind: Norm, dtype: Dtype, name: str | None = None, *, epsilon: float = 0.0
 ) -> nn.Module:
     """LayerNorm ("layer") or RMSNorm ("rms"); epsilon 0 is 1e-5 or 1e-6, as usual."""
     if kind == "layer":
         return nn.LayerNorm(epsilon=epsilon or 1e-5, dtype=dtype, name=name)
-    if kind == "rms":
-        return nn.RMSNorm(epsilon=epsilon or 1e-6, dtype=dtype, name=name)
-    raise UserError(f"norm is {kind!r}; choose 'layer' or 'rms'.")
+    return nn.RMSNorm(epsilon=epsilon or 1e-6, dtype=dtype, name=name)
 
 
 def residual_scale(num_layers: int) -> float:
@@ -31,8 +34,10 @@ def residual_scale(num_layers: int) -> float:
     return 0.02 / (2 * num_layers) ** 0.5
 
 
-def sinusoids(positions: jax.Array, width: int) -> jax.Array:
-    """Sines then cosines of geometrically spaced wavelengths, float32 [..., D].
+def sinusoids(
+    positions: Int[Array, " *B"], width: int
+) -> Float32[jax.Array, "*B {width}"]:
+    """Sines then cosines of geometrically spaced wavelengths.
 
     Vaswani et al. 2017, section 3.5, in fairseq's order (halves, not interleaved).
     """
@@ -43,8 +48,8 @@ def sinusoids(positions: jax.Array, width: int) -> jax.Array:
 
 def rotary_rates(
     half: int, base: float = 10000.0, scaling: tuple[float, ...] = ()
-) -> np.ndarray:
-    """Radians a position by which each of d / 2 pairs turns, float32 [d / 2].
+) -> Float32[np.ndarray, " {half}"]:
+    """Radians a position by which each of d / 2 pairs turns.
 
     ``base^(-2 i / d)``. Llama 3's scaling (factor, low, high, length) lets a model that
     was trained on rows of ``length`` read longer ones: pairs that turn less than
@@ -61,14 +66,15 @@ def rotary_rates(
 
 
 def rotate(
-    x: jax.Array,
-    positions: jax.Array,
+    x: Float[Array, "B T H d"],
+    positions: Int[Array, " T"] | Int[Array, "B T"],
     base: float = 10000.0,
     scaling: tuple[float, ...] = (),
-) -> jax.Array:
-    """Rotary position embedding (Su et al. 2021) of x [B, T, H, d], halves paired.
+) -> Float[jax.Array, "B T H d"]:
+    """Rotary position embedding (Su et al. 2021) of x, halves paired.
 
-    Positions are [T], or [B, T] where rows differ; the rest is `rotary_rates`'s.
+    Positions are those of all rows, or of each where rows differ; the rest is
+    `rotary_rates`'s.
     """
     half = x.shape[-1] // 2
     angles = positions[..., None] * rotary_rates(half, base, scaling)
@@ -78,19 +84,23 @@ def rotate(
     return turned.astype(x.dtype)
 
 
-def exact_gelu(x: jax.Array) -> jax.Array:
+def exact_gelu(x: Float[jax.Array, " *B"]) -> Float[jax.Array, " *B"]:
     """x times the normal distribution function, by erf (BERT, RoBERTa)."""
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
-_ACTIVATIONS = {"gelu": nn.gelu, "exact_gelu": exact_gelu, "relu": nn.relu}
+ACTIVATIONS = {"gelu": nn.gelu, "exact_gelu": exact_gelu, "relu": nn.relu}
 
 
 class KeysValues(NamedTuple):
-    """What a layer's attention keeps of the tokens so far, [B, K, S, d] each."""
+    """Keys and values of one layer.
 
-    keys: jax.Array  # as rotated
-    values: jax.Array
+    In a `Cache` of S slots with G heads they are [B, G, S, d] each; of the states that
+    cross-attention reads, [N, S, H, d].
+    """
+
+    keys: Float[Array, "..."]  # as rotated
+    values: Float[Array, "..."]
 
 
 class SelfAttention(nn.Module):
@@ -103,7 +113,7 @@ class SelfAttention(nn.Module):
 
     num_heads: int
     bias: bool
-    dtype: str
+    dtype: Dtype
     causal: bool = True
     rotary: bool = False
     output_scale: float = 0.02  # standard deviation of the output's initial weights
@@ -112,23 +122,35 @@ class SelfAttention(nn.Module):
     rotary_base: float = 10000.0
     rotary_scaling: tuple[float, ...] = ()  # as of `rotary_rates`
 
-    def __call__(self, x, positions=None, mask=None):
-        """[B, T, D] for x [B, T, D]; positions int32 [T], for rotary ones."""
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, " T"] | None = None,
+        mask: Shaped[Array, "B T"] | None = None,
+    ) -> Float[jax.Array, "B T D"]:
+        """What each token attends to; ``positions`` for rotary ones."""
         out, _ = self._attend(x, positions, lambda q, k, v: (self._all(q, k, v, mask),))
         return out
 
-    def extend(self, x, positions, cache: KeysValues, slot, visible):
+    def extend(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        cache: KeysValues,
+        slot: Int[Array, ""],
+        visible: Bool[Array, "B T S"],
+    ) -> tuple[Float[jax.Array, "B T D"], KeysValues]:
         """The same for the tokens that follow those of a cache.
 
         Args:
-          x: [B, T, D].
-          positions: int32 [B, T].
+          x: the T tokens.
+          positions: of each row.
           cache: of S slots.
-          slot: int32 [], where the first of the T goes.
-          visible: bool [B, T, S], the slots that each of the T attends to.
+          slot: where the first of the T goes.
+          visible: the slots that each of the T attends to.
 
         Returns:
-          (out [B, T, D], the cache with the T in it).
+          (out, the cache with the T in it).
         """
 
         def attend(q, k, v):
@@ -138,8 +160,8 @@ class SelfAttention(nn.Module):
             )
             return attend_to_slots(q, keys, values, visible), KeysValues(keys, values)
 
-        out, extended = self._attend(x, positions, attend)
-        return out, *extended
+        out, (extended,) = self._attend(x, positions, attend)
+        return out, extended
 
     @nn.compact
     def _attend(self, x, positions, attend):
@@ -200,13 +222,18 @@ class SelfAttention(nn.Module):
         )
 
 
-def attend_to_slots(q, keys, values, visible):
-    """softmax(q . k / sqrt(d)) v over the visible slots of a cache, [B, T, H, d].
+def attend_to_slots(
+    q: Float[Array, "B T H d"],
+    keys: Float[Array, "B G S d"],
+    values: Float[Array, "B G S d"],
+    visible: Bool[Array, "B T S"],
+) -> Float[jax.Array, "B T H d"]:
+    """softmax(q . k / sqrt(d)) v over the visible slots of a cache.
 
     Args:
-      q: [B, T, H, d].
-      keys, values: [B, K, S, d]; head h of q goes with head h // (H / K).
-      visible: bool [B, T, S].
+      q: queries.
+      keys, values: of S slots; head h of q goes with head h // (H / G).
+      visible: the slots that each query attends to.
     """
     batch, length, num_heads, d = q.shape
     groups = q.reshape(batch, length, keys.shape[1], -1, d)
@@ -222,17 +249,16 @@ def attend_to_slots(q, keys, values, visible):
 
 
 class FeedForward(nn.Module):
-    """Two layers with an activation: swiglu, gelu (GPT-2's tanh form), exact_gelu
-    (BERT's) or relu."""
+    """Two layers with an activation between them."""
 
     width: int
-    activation: str
+    activation: Activation
     bias: bool
-    dtype: str
+    dtype: Dtype
     output_scale: float = 0.02  # standard deviation of the output's initial weights
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[jax.Array, "*B D"]:
         def dense(features, name, init):
             return nn.Dense(
                 features, self.bias, dtype=self.dtype, kernel_init=init, name=name
@@ -242,11 +268,6 @@ class FeedForward(nn.Module):
         if self.activation == "swiglu":
             gate, up = jnp.split(dense(2 * self.width, "in", init)(x), 2, axis=-1)
             h = nn.silu(gate) * up
-        elif self.activation in _ACTIVATIONS:
-            h = _ACTIVATIONS[self.activation](dense(self.width, "in", init)(x))
         else:
-            raise UserError(
-                f"activation is {self.activation!r}; choose 'swiglu', 'gelu', "
-                "'exact_gelu' or 'relu'."
-            )
+            h = ACTIVATIONS[self.activation](dense(self.width, "in", init)(x))
         return dense(x.shape[-1], "out", nn.initializers.normal(self.output_scale))(h)

@@ -9,12 +9,14 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Shaped
 
 from rlm_jax.errors import UserError
 from rlm_jax.models import layers
 from rlm_jax.models.decoder import DecoderConfig
-from rlm_jax.ops import chunks
+from rlm_jax.ops import Array, chunks
 
 
 @dataclasses.dataclass
@@ -71,12 +73,12 @@ def filled(
     return full
 
 
-def check_layers(name: str, chosen: tuple[int, ...], num_layers: int) -> None:
+def check_layers(name: str, cca_layers: tuple[int, ...], num_layers: int) -> None:
     """Raises UserError where they are not some of the layers 1 ... ``num_layers``."""
-    rising = sorted(set(chosen)) == list(chosen)
-    if not rising or chosen[0] < 1 or chosen[-1] > num_layers:
+    rising = sorted(set(cca_layers)) == list(cca_layers)
+    if not rising or cca_layers[0] < 1 or cca_layers[-1] > num_layers:
         raise UserError(
-            f"{name} are {chosen}; choose layers that rise from 1 to {num_layers}."
+            f"{name} are {cca_layers}; choose layers that rise from 1 to {num_layers}."
         )
 
 
@@ -86,7 +88,7 @@ class CrossAttention(nn.Module):
     width: int  # of all heads together
     num_heads: int
     out_width: int
-    dtype: str
+    dtype: layers.Dtype
     out_init: Any
     rotary_base: float
     rotary_scaling: tuple[float, ...]
@@ -101,17 +103,21 @@ class CrossAttention(nn.Module):
         self.key_value = dense(2 * self.width, init)
         self.out = dense(self.out_width, self.out_init)
 
-    def queries(self, x, positions):
-        """[N, T, H, d] for x [N, T, D] and int32 [T]."""
+    def queries(
+        self, x: Float[Array, "N T D"], positions: Int[Array, " T"]
+    ) -> Float[jax.Array, "N T H d"]:
+        """Queries of the states x."""
         return self._turned(self.query(x), positions)
 
-    def keys_values(self, states, positions):
-        """Keys and values, [N, S, H, d] each, for states [N, S, D] and int32 [S]."""
+    def keys_values(
+        self, states: Float[Array, "N S D"], positions: Int[Array, " S"]
+    ) -> layers.KeysValues:
+        """Keys and values of states, [N, S, H, d] each."""
         k, v = jnp.split(self.key_value(states), 2, axis=-1)
         return layers.KeysValues(self._turned(k, positions), self._heads(v))
 
-    def project(self, attended):
-        """[N, T, D] for what the heads found, [N, T, H, d]."""
+    def project(self, attended: Float[Array, "N T H d"]) -> Float[jax.Array, "N T D"]:
+        """One vector of what the heads attended to."""
         return self.out(attended.reshape(*attended.shape[:2], self.width))
 
     def _turned(self, x, positions):
@@ -130,8 +136,14 @@ class EncoderBlock(nn.Module):
     reads_chunk: bool = True  # whether this layer has the cross-attention
 
     @nn.compact
-    def __call__(self, x, mask, chunk_states, deterministic: bool):
-        """[N K, r, E] for x [N K, r, E], mask [N K, r], chunk_states [N, m, D]."""
+    def __call__(
+        self,
+        x: Float[jax.Array, "NK r E"],
+        mask: Shaped[Array, "NK r"],
+        chunk_states: Float[Array, "N m D"],
+        deterministic: bool,
+    ) -> Float[jax.Array, "NK r E"]:
+        """The states x of N K neighbours after the block."""
         c, sizes = self.config, self.sizes
         scale = layers.residual_scale(sizes.num_layers)
         dropout = nn.Dropout(c.dropout, deterministic=deterministic)
@@ -187,16 +199,22 @@ class NeighbourEncoder(nn.Module):
     sizes: NeighbourEncoderConfig
 
     @nn.compact
-    def __call__(self, embedded, mask, chunk_states, deterministic: bool):
+    def __call__(
+        self,
+        embedded: Float[Array, "N K r D"],
+        mask: Shaped[Array, "N K r"],
+        chunk_states: Float[Array, "N m D"],
+        deterministic: bool,
+    ) -> Float[jax.Array, "N K r E"]:
         """States of the neighbours of N chunks.
 
         Args:
-          embedded: [N, K, r, D], the decoder's embeddings of their tokens.
-          mask: [N, K, r]; 1 = token, 0 = padding, which stands at a neighbour's end.
-          chunk_states: [N, m, D], the decoder's states of the chunk.
+          embedded: the decoder's embeddings of their tokens.
+          mask: 1 = token, 0 = padding, which stands at a neighbour's end.
+          chunk_states: the decoder's states of the chunk.
 
         Returns:
-          [N, K, r, E]. What stands at padding is noise.
+          The states. What stands at padding is noise.
         """
         c, sizes = self.config, self.sizes
         count, k, r, width = embedded.shape
@@ -245,8 +263,14 @@ class ChunkedCrossAttention(nn.Module):
         )
         self.dropout = nn.Dropout(c.dropout)
 
-    def __call__(self, x, encoded, mask, deterministic: bool):
-        """[B, T, D] for x [B, T, D], encoded [B C, K, r, E] and mask [B C, K, r]."""
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        encoded: Float[Array, "BC K r E"],
+        mask: Shaped[Array, "BC K r"],
+        deterministic: bool,
+    ) -> Float[jax.Array, "B T D"]:
+        """What is added to x, from the encoded neighbours of its B C chunks."""
         positions = chunks.window_positions(jnp.arange(x.shape[1]), self.m)
         h = self.norm(x)
         q, nothing = (
@@ -264,18 +288,26 @@ class ChunkedCrossAttention(nn.Module):
         out = chunks.from_windows(out.reshape(q.shape), x.shape[1])
         return self.dropout(self.attention.project(out), deterministic=deterministic)
 
-    def keys_values(self, encoded):
-        """Of N chunks, [N, K r, H, d] each, for encoded [N, K, r, E]."""
+    def keys_values(self, encoded: Float[Array, "N K r E"]) -> layers.KeysValues:
+        """Of the encoded neighbours of N chunks, [N, K r, H, d] each."""
         count, k, r, width = encoded.shape
         states = encoded.reshape(count, k * r, width)
         return self.attention.keys_values(states, jnp.tile(jnp.arange(r), k))
 
-    def within(self, x, positions, keys_values, mask):
-        """[B, T, D] for x [B, T, D] at row positions int32 [T] of a single window.
+    def within(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, " T"],
+        keys_values: layers.KeysValues,
+        mask: Shaped[Array, "B Kr"],
+    ) -> Float[jax.Array, "B T D"]:
+        """What is added to x at row positions of a single window.
 
         Args:
+          x: the decoder's states.
+          positions: of the T in their rows.
           keys_values: as `keys_values` gives them, of B chunks.
-          mask: [B, K r].
+          mask: 1 = a token of a neighbour.
         """
         positions = chunks.window_positions(positions, self.m)
         h = self.norm(x)

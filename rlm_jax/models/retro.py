@@ -20,6 +20,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, Int, Int32, Shaped
 
 from rlm_jax.errors import UserError
 from rlm_jax.models import decoder as decoders
@@ -32,7 +33,7 @@ from rlm_jax.models.neighbours import (
     check_layers,
     filled,
 )
-from rlm_jax.ops import chunks
+from rlm_jax.ops import Array, chunks
 
 
 def usual_layers(num_layers: int) -> tuple[int, ...]:
@@ -66,12 +67,12 @@ class RetroCache(NamedTuple):
     """
 
     layers: tuple[KeysValues, ...]
-    valid: jax.Array  # bool [B, S]
-    length: jax.Array  # int32 [], tokens so far
-    states: jax.Array  # [B, m, D], of the running chunk, from which the encoder reads
+    valid: Bool[jax.Array, "B S"]
+    length: Int32[jax.Array, ""]  # tokens so far
+    states: Float[jax.Array, "B m D"]  # of the running chunk, which the encoder reads
     cross: tuple[KeysValues, ...]  # [B, K r, H, d], a layer each
-    mask: jax.Array  # bool [B, K r]
-    end: jax.Array  # int32 [], the first position after their window
+    mask: Bool[jax.Array, "B Kr"]
+    end: Int32[jax.Array, ""]  # the first position after their window
 
 
 def empty_cache(
@@ -121,16 +122,21 @@ class Retro(nn.Module):
         }
 
     def __call__(
-        self, tokens, neighbours=None, mask=None, *, deterministic: bool = True
+        self,
+        tokens: Int[Array, "B T"],
+        neighbours: Int[Array, "rows C K r"] | None = None,
+        mask: Shaped[Array, "rows C K r"] | None = None,
+        *,
+        deterministic: bool = True,
     ) -> DecoderOutput:
         """Features and keys of tokens.
 
         Args:
-          tokens: int32 [B, T].
-          neighbours: int32 [B, C, K, r], of the C = T // m full chunks, or None: the
+          tokens: int32.
+          neighbours: int32, of the C = T // m full chunks of the B rows, or None: the
             decoder alone.
-          mask: [B, C, K, r]; 1 = token, 0 = padding, which stands at the end of a
-            neighbour or is all of it; None: all are tokens.
+          mask: 1 = token, 0 = padding, which stands at the end of a neighbour or is all
+            of it; None: all are tokens.
           deterministic: no dropout.
 
         Raises:
@@ -162,30 +168,52 @@ class Retro(nn.Module):
         between = self._between(cross)
         return self.decoder(tokens, deterministic=deterministic, between=between)
 
-    def score(self, tokens, targets, neighbours=None, mask=None, *, deterministic=True):
-        """(target_score [B, T], log_normaliser [B, T], keys [B, T, D]), all float32."""
+    def score(
+        self,
+        tokens: Int[Array, "B T"],
+        targets: Int[Array, "B T"],
+        neighbours: Int[Array, "rows C K r"] | None = None,
+        mask: Shaped[Array, "rows C K r"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[
+        Float32[jax.Array, "B T"],
+        Float32[jax.Array, "B T"],
+        Float32[jax.Array, "B T D"],
+    ]:
+        """(target_score, log_normaliser, keys)."""
         output = self(tokens, neighbours, mask, deterministic=deterministic)
         scores = self.decoder.vocabulary.scores(output.features, targets)
         return *scores, output.keys
 
-    def log_probs(self, tokens, neighbours=None, mask=None):
-        """The next-token distribution in logarithms, float32 [B, T, V]."""
+    def log_probs(
+        self,
+        tokens: Int[Array, "B T"],
+        neighbours: Int[Array, "rows C K r"] | None = None,
+        mask: Shaped[Array, "rows C K r"] | None = None,
+    ) -> Float32[jax.Array, "B T V"]:
+        """The next-token distribution in logarithms."""
         features = self(tokens, neighbours, mask).features
         return self.decoder.vocabulary.log_probs(features)
 
     def extend(
-        self, tokens, mask, cache: RetroCache, neighbours=None, neighbour_mask=None
+        self,
+        tokens: Int[Array, "B T"],
+        mask: Shaped[Array, "B T"],
+        cache: RetroCache,
+        neighbours: Int[Array, "B K r"] | None = None,
+        neighbour_mask: Shaped[Array, "B K r"] | None = None,
     ) -> tuple[DecoderOutput, RetroCache]:
         """Features and keys of the tokens that follow those of a cache.
 
         Args:
-          tokens: int32 [B, T].
-          mask: [B, T], all 1.
+          tokens: int32.
+          mask: all 1.
           cache: with T slots or more to spare.
-          neighbours: int32 [B, K, r], of the chunk that the first of the tokens ends;
+          neighbours: int32, of the chunk that the first of the tokens ends;
             the T tokens, m at most, read them, and so do those of the next calls as far
             as their window reaches. None: no chunk ends here, or it has none.
-          neighbour_mask: [B, K, r], or None where all are tokens.
+          neighbour_mask: 1 = token, 0 = padding; None where all are tokens.
 
         Returns:
           (output, the cache with the tokens in it). Neighbours that come when no chunk
@@ -225,8 +253,8 @@ class Retro(nn.Module):
         features = jnp.where(aligned, output.features, jnp.nan)
         return output._replace(features=features), cache._replace(**plain._asdict())
 
-    def extend_and_predict(self, *args):
-        """(log p of what follows the last token, float32 [B, V]; the cache).
+    def extend_and_predict(self, *args) -> tuple[Float32[jax.Array, "B V"], RetroCache]:
+        """(log p of what follows the last token, the cache).
 
         Arguments as of `extend`.
         """

@@ -67,8 +67,8 @@ def retro_generator(
     @partial(jax.jit, donate_argnums=3)
     def predict(params, tokens, mask, cache, *neighbours):
         args = tokens, mask, cache, *neighbours
-        found = model.apply({"params": params}, *args, method="extend_and_predict")
-        return cast(tuple[jax.Array, RetroCache], found)
+        output = model.apply({"params": params}, *args, method="extend_and_predict")
+        return cast(tuple[jax.Array, RetroCache], output)
 
     def generate(
         params,
@@ -96,11 +96,11 @@ def retro_generator(
 
         def read(start, stop, cache):
             """Tokens of one window, after the neighbours where it begins."""
-            found = None
+            neighbours = None
             if retrieve is not None and start % m == m - 1:
-                found = retrieve(text[:, : start + 1])
+                neighbours = retrieve(text[:, : start + 1])
             new = text[:, start:stop]
-            return predict(params, new, np.ones_like(new), cache, *(found or ()))
+            return predict(params, new, np.ones_like(new), cache, *(neighbours or ()))
 
         log_probs = jnp.zeros(())
         for start, stop in _windows(prompt, m):

@@ -19,19 +19,22 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Shaped
 
 from rlm_jax.ops import Array
 
 
-def split(x: Array, m: int) -> jax.Array:
-    """The full chunks of rows: [B, T, ...] -> [B, C, m, ...], C = T // m."""
+def split(x: Shaped[Array, "B T *rest"], m: int) -> Shaped[jax.Array, "B C {m} *rest"]:
+    """The full chunks of rows, C = T // m of them."""
     batch, length, *rest = x.shape
     count = length // m
-    return jnp.reshape(x[:, : count * m], (batch, count, m, *rest))
+    return jnp.asarray(x)[:, : count * m].reshape(batch, count, m, *rest)
 
 
-def windows(x: Array, m: int) -> jax.Array:
-    """The window of each chunk: [B, T, ...] -> [B, C, m, ...].
+def windows(
+    x: Shaped[Array, "B T *rest"], m: int
+) -> Shaped[jax.Array, "B C {m} *rest"]:
+    """The window of each of the C = T // m chunks.
 
     The last one reaches m - 1 positions beyond the full chunks; where the row has ended
     it holds zeros.
@@ -44,23 +47,29 @@ def windows(x: Array, m: int) -> jax.Array:
     return moved.reshape(batch, count, m, *rest)
 
 
-def from_windows(x: Array, length: int) -> jax.Array:
-    """Back to rows: [B, C, m, ...] -> [B, T, ...], zeros where there is no window.
+def from_windows(
+    x: Shaped[Array, "B C m *rest"], length: int
+) -> Shaped[jax.Array, "B {length} *rest"]:
+    """Back to rows of T tokens, with zeros where there is no window.
 
     Args:
       x: one window a chunk.
       length: T, of the rows that `windows` was given.
     """
     batch, count, m, *rest = x.shape
-    flat = jnp.reshape(x, (batch, count * m, *rest))[:, : max(length - m + 1, 0)]
+    flat = jnp.asarray(x).reshape(batch, count * m, *rest)[:, : max(length - m + 1, 0)]
     before = min(m - 1, length)
     after = length - before - flat.shape[1]
     return jnp.pad(flat, ((0, 0), (before, after), *[(0, 0)] * len(rest)))
 
 
 def cross_attention(
-    q: Array, k: Array, v: Array, mask: Array | None, nothing: Array | None = None
-) -> jax.Array:
+    q: Float[Array, "N m H d"],
+    k: Float[Array, "N S H d"],
+    v: Float[Array, "N S H d"],
+    mask: Shaped[Array, "N S"] | None,
+    nothing: Float[Array, "N m H"] | None = None,
+) -> Float[jax.Array, "N m H d"]:
     """softmax(q . k / sqrt(d)) v over the slots that there are, and 0 over none.
 
         out_i = sum_{s : mask_s} share_is v_s,  share_i = softmax_s(q_i . k_s / sqrt(d))
@@ -69,14 +78,14 @@ def cross_attention(
     a query that no key answers need not read noise.
 
     Args:
-      q: [N, m, H, d].
-      k, v: [N, S, H, d].
-      mask: [N, S], 1 = a slot that holds something, or None where all do.
-      nothing: [N, m, H], or None.
+      q: the queries of each window.
+      k, v: keys and values of its S slots.
+      mask: 1 = a slot that holds something; None where all do.
+      nothing: the logits of the slot more, or None.
 
     Returns:
-      [N, m, H, d] in the dtype of q; the softmax is float32. Where a row of ``mask`` is
-      all 0 the result is exactly 0, and so are its gradients.
+      Of the dtype of q; the softmax is float32. Where a row of ``mask`` is all 0 the
+      result is exactly 0, and so are its gradients.
     """
     q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
     # Fused kernels do not promise finite gradients where a row of the mask is empty.
@@ -84,7 +93,7 @@ def cross_attention(
     if mask is None and nothing is None:
         return attend(q, k, v)
     visible = jnp.ones(k.shape[:2], bool) if mask is None else jnp.asarray(mask) > 0
-    some = visible.any(axis=1)[:, None, None, None]
+    any_slot = visible.any(axis=1)[:, None, None, None]
     bias = None
     if nothing is not None:
         one = [(0, 0), (0, 1), (0, 0), (0, 0)]
@@ -94,10 +103,10 @@ def cross_attention(
         bias = jnp.pad(logits, [(0, 0), (0, 0), (0, 0), (k.shape[1] - 1, 0)])
     out = attend(q, k, v, bias, visible[:, None, None, :])
     # The softmax over no slot is even and finite, and multiplies noise.
-    return jnp.where(some, out, jnp.zeros((), out.dtype))
+    return jnp.where(any_slot, out, jnp.zeros((), out.dtype))
 
 
-def window_positions(positions: Array, m: int) -> jax.Array:
+def window_positions(positions: Int[Array, " *B"], m: int) -> Int[jax.Array, " *B"]:
     """Row positions -> positions in their windows, counted from the chunk's start.
 
     i + m - 1 for the i-th of a window, int32: the last token of a chunk is its m-th, in

@@ -9,12 +9,13 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Int32, PRNGKeyArray
 
 Tree = TypeVar("Tree")
 
 
-def rank(axis: str | None) -> jax.Array:
-    """The device's position along the axis, int32 []; 0 on one device."""
+def rank(axis: str | None) -> Int32[jax.Array, ""]:
+    """The device's position along the axis; 0 on one device."""
     return jnp.int32(0) if axis is None else jax.lax.axis_index(axis)
 
 
@@ -44,7 +45,7 @@ def gather(tree: Tree, axis: str | None, *, remote_gradients: bool = True) -> Tr
     return jax.tree.map(gather_one, tree)
 
 
-def fold_rank(key: jax.Array, axis: str | None) -> jax.Array:
+def fold_rank(key: PRNGKeyArray, axis: str | None) -> PRNGKeyArray:
     """The key of this device, for noise that must differ from device to device.
 
     On one device the key itself.

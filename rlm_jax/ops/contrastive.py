@@ -4,14 +4,15 @@ For a query q_i, its positive p_i and the slots N(i) that it sees, s(q, k) = sca
 
     L_i = -log [ e^{s(q_i, p_i)} / (e^{s(q_i, p_i)} + sum_{k in N(i)} e^{s(q_i, k)}) ]
 
-DPR and Contriever differ in N(i): the passages of the batch, or a queue of earlier
-keys. Both are `ops.memory.log_sums`, so no array of [N, M] is kept.
+DPR and Contriever differ in N(i), which is the passages of the batch or a queue of
+earlier keys. Both call `ops.memory.log_sums`, so no array of [N, M] is kept.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32
 
 from rlm_jax.ops import Array
 from rlm_jax.ops.memory import Ids, Rule, log_sums
@@ -20,26 +21,27 @@ _RANK_ROWS = 64
 
 
 class Contrast(NamedTuple):
-    """What is known of each query, float32 [N] each."""
+    """What is known of each query."""
 
-    nll: Array  # L_i, nats; differentiable
-    score: Array  # s(q_i, p_i); differentiable
-    rank: Array  # visible slots that score above the positive, from 0; a constant
+    nll: Float32[Array, " N"]  # L_i, nats; differentiable
+    score: Float32[Array, " N"]  # s(q_i, p_i); differentiable
+    rank: Float32[Array, " N"]
+    """How many visible slots score above the positive, from 0; a constant."""
 
 
-def own_slot(query: Ids, slot: Ids) -> jax.Array:
+def own_slot(query: Ids, slot: Ids) -> Bool[Array, "..."]:
     """The one slot that is the query's positive."""
     return slot["slot"] == query["slot"]
 
 
-def other_slot(query: Ids, slot: Ids) -> jax.Array:
+def other_slot(query: Ids, slot: Ids) -> Bool[Array, "..."]:
     """Every slot but the query's positive."""
     return slot["slot"] != query["slot"]
 
 
 def in_batch(
-    queries: Array,
-    keys: Array,
+    queries: Float[Array, "N D"],
+    keys: Float[Array, "M D"],
     query_ids: Ids,
     key_ids: Ids,
     *,
@@ -49,8 +51,8 @@ def in_batch(
     """The loss against the slots of a batch, one of which is the query's positive.
 
     Args:
-      queries: [N, D], float32 or bfloat16.
-      keys: [M, D].
+      queries: float32 or bfloat16.
+      keys: the slots' vectors.
       query_ids: pytree of int32 [N] with ``slot``, the number of the positive's slot.
       key_ids: pytree of int32 [M] with ``slot``, the slot's number.
       visible: which slots a query sees (a module-level function, see `log_sums`); it
@@ -73,14 +75,18 @@ def in_batch(
 
 
 def against_queue(
-    queries: Array, positives: Array, queue: Array, *, scale: float | Array = 1.0
+    queries: Float[Array, "N D"],
+    positives: Float[Array, "N D"],
+    queue: Float[Array, "M D"],
+    *,
+    scale: float | Array = 1.0,
 ) -> Contrast:
     """The loss of each query against its own positive and a queue that all see (MoCo).
 
     Args:
-      queries: [N, D], float32 or bfloat16.
-      positives: [N, D], row i for query i; the other rows are no negatives.
-      queue: [M, D].
+      queries: float32 or bfloat16.
+      positives: row i for query i; the other rows are no negatives.
+      queue: the negatives.
       scale: multiplies the inner products; an inverse temperature.
 
     He et al. 2020, equation 1.
@@ -97,14 +103,16 @@ def against_queue(
     return Contrast(jnp.logaddexp(sums.all, score) - score, score, rank)
 
 
-def label_smoothing(contrast: Contrast, mean_score: Array, epsilon: float) -> Array:
+def label_smoothing(
+    contrast: Contrast, mean_score: Float[Array, " N"], epsilon: float
+) -> Float32[Array, " N"]:
     """L_i with ``epsilon`` of the target spread evenly over positive and negatives.
 
         (1 - e) (Z - s_i) + e (Z - mean_k s_ik)  =  L_i + e (s_i - mean_k s_ik)
 
     Args:
       contrast: of the queries.
-      mean_score: float32 [N], the mean of a query's scores with all the slots it sees,
+      mean_score: float32, the mean of a query's scores with all the slots it sees,
         the positive among them; a product with the mean key where all see the same.
       epsilon: from 0 to 1.
 
@@ -114,23 +122,23 @@ def label_smoothing(contrast: Contrast, mean_score: Array, epsilon: float) -> Ar
 
 
 def ranks(
-    queries: Array,
-    keys: Array,
-    scores: Array,
+    queries: Float[Array, "N D"],
+    keys: Float[Array, "M D"],
+    scores: Float[Array, " N"],
     query_ids: Ids,
     key_ids: Ids,
     *,
     visible: Rule,
     scale: float | Array = 1.0,
-) -> jax.Array:
-    """How many visible slots score above ``scores`` [N]; float32 [N], no gradient."""
+) -> Float32[jax.Array, " N"]:
+    """How many visible slots score above ``scores``; without a gradient."""
     queries, keys, scores = jax.lax.stop_gradient((queries, keys, scores))
     queries = (queries * jnp.asarray(scale, jnp.float32)).astype(queries.dtype)
 
     def rank(one):
         query, score, ids = one
-        found = jnp.dot(keys, query, preferred_element_type=jnp.float32)
-        return (visible(ids, key_ids) & (found > score)).sum().astype(jnp.float32)
+        slot_scores = jnp.dot(keys, query, preferred_element_type=jnp.float32)
+        return (visible(ids, key_ids) & (slot_scores > score)).sum().astype(jnp.float32)
 
     rows = min(_RANK_ROWS, len(queries))
     return jax.lax.map(rank, (queries, scores, query_ids), batch_size=rows)

@@ -6,21 +6,24 @@ of scores: minus infinity for an absent document.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
 from rlm_jax.ops import Array, mixtures
 
 
-def kl(log_p: Array, log_q: Array) -> jax.Array:
+def kl(
+    log_p: Float[Array, "*B K"], log_q: Float[Array, "*B K"]
+) -> Float32[jax.Array, " *B"]:
     """KL(p || q) = sum_i p_i (log p_i - log q_i), in nats.
 
     Systems differ in the direction: REPLUG-LSR has the retriever as p, FiD and Atlas
     as q. Stopping the gradient of the teacher's side is up to the caller.
 
     Args:
-      log_p, log_q: float32 [..., K]; minus infinity where absent.
+      log_p, log_q: float32; minus infinity where a document is absent.
 
     Returns:
-      float32 [...]; 0, with zero gradients, where p is nowhere; infinite where q lacks
+      float32; 0, with zero gradients, where p is nowhere; infinite where q lacks
       a document that p has.
     """
     present = log_p != -jnp.inf  # NaN is a fault to be seen
@@ -30,17 +33,19 @@ def kl(log_p: Array, log_q: Array) -> jax.Array:
     return (p * difference).sum(-1)
 
 
-def marginal_nll(log_weights: Array, log_likelihoods: Array) -> jax.Array:
+def marginal_nll(
+    log_weights: Float[Array, "*B K"], log_likelihoods: Float[Array, "*B K"]
+) -> Float32[jax.Array, " *B"]:
     """-log sum_i w_i p(y | d_i), in nats: the documents marginalised out.
 
     Over whole continuations y, as in-context RALM's trained reranker and RAG-Sequence
     have it; `mixtures.ensemble` is the same token by token.
 
     Args:
-      log_weights: float32 [..., K]; minus infinity where absent.
-      log_likelihoods: float32 [..., K], log p(y | d_i).
+      log_weights: float32; minus infinity where a document is absent.
+      log_likelihoods: float32, log p(y | d_i).
 
     Returns:
-      float32 [...]; infinite, with zero gradients, where no document is present.
+      float32; infinite, with zero gradients, where no document is present.
     """
     return -mixtures.ensemble(log_weights, log_likelihoods[..., None])[..., 0]

@@ -6,11 +6,11 @@ For queries q_i against the keys k_j of a memory, with logits s_ij = scale * q_i
     positive_i = log sum_{j : visible(i, j) and positive(i, j)} exp(s_ij)
 
 TRIME's loss, NPM's start and end losses, DPR's and Contriever's contrastive losses, the
-exact kNN-LM distribution and even the vocabulary softmax are a line each on top of the
-pair. Which slot a query sees is a function of small integer ids, so no array of [N, M]
-ever exists: one tile of logits lives at a time and the backward pass recomputes it, the
-scheme of FlashAttention (Dao et al. 2022, algorithms 1 and 4) with a second, positive
-sum.
+exact kNN-LM distribution and even the vocabulary softmax take a line each on top of the
+pair. Small integer ids say which slot a query sees, so no array of [N, M] ever exists:
+one tile of logits lives at a time, and the backward pass computes it again. This is the
+scheme of FlashAttention (Dao et al. 2022, algorithms 1 and 4) with a second sum, over
+the positive slots.
 """
 
 from collections.abc import Callable
@@ -19,31 +19,32 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32
 
 from rlm_jax.ops import Array
 
 Ids = Any
 """A pytree of int32 arrays with one entry per query [N] or per slot [M]."""
 
-Rule = Callable[[Ids, Ids], jax.Array]
+Rule = Callable[[Ids, Ids], Bool[Array, "..."]]
 """(query ids, slot ids) -> bool, elementwise. The ids come as [n, 1] and [1, m]."""
 
 
-def same_value(query: Ids, slot: Ids) -> jax.Array:
+def same_value(query: Ids, slot: Ids) -> Bool[Array, "..."]:
     """A slot is positive for the queries whose target is its value."""
     return slot["value"] == query["value"]
 
 
 class LogSums(NamedTuple):
-    """The two log-sum-exps, float32 [N]; minus infinity over an empty set."""
+    """The two log-sum-exps; minus infinity over an empty set."""
 
-    all: Array
-    positive: Array
+    all: Float32[Array, " *N"]
+    positive: Float32[Array, " *N"]
 
 
 def log_sums(
-    queries: Array,
-    keys: Array,
+    queries: Float[Array, "N D"],
+    keys: Float[Array, "M D"],
     query_ids: Ids,
     key_ids: Ids,
     *,
@@ -55,8 +56,8 @@ def log_sums(
     """Log-sum-exp over the visible, and over the visible positive, slots of a memory.
 
     Args:
-      queries: [N, D], float32 or bfloat16; products accumulate in float32.
-      keys: [M, D].
+      queries: float32 or bfloat16; products accumulate in float32.
+      keys: the slots' vectors.
       query_ids: pytree of int32 [N].
       key_ids: pytree of int32 [M].
       visible: which slots a query sees. A module-level function, or anything else that
@@ -70,9 +71,7 @@ def log_sums(
       `LogSums`, float32 [N] each, differentiable in queries, keys and scale. A tile
       that no query sees costs a comparison of ids and no product.
     """
-    (n, width), (m, _) = queries.shape, keys.shape
-    if keys.shape[1] != width:
-        raise ValueError(f"queries have width {width}, keys {keys.shape[1]}")
+    n, m = len(queries), len(keys)
     for name, ids, size in (("query", query_ids, n), ("key", key_ids, m)):
         for leaf in jax.tree.leaves(ids):
             if leaf.shape != (size,):

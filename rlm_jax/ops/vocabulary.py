@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, Int
 
 from rlm_jax.ops import Array
 
@@ -20,22 +21,24 @@ that the products stay efficient."""
 class Tail(NamedTuple):
     """One tail cluster of an adaptive softmax."""
 
-    projection: Array  # [D, d], d < D
-    embedding: Array  # [words of the cluster, d]
+    projection: Float[Array, "D d"]  # d < D
+    embedding: Float[Array, "words d"]  # of the cluster
 
 
 def softmax_scores(
-    features: Array, embedding: Array, targets: Array
-) -> tuple[jax.Array, jax.Array]:
+    features: Float[Array, "*B D"],
+    embedding: Float[Array, "V D"],
+    targets: Int[Array, " *B"],
+) -> tuple[Float32[jax.Array, " *B"], Float32[jax.Array, " *B"]]:
     """Scores under a full softmax: E_y . f and log sum_v exp(E_v . f).
 
     Args:
-      features: [..., D].
-      embedding: [V, D].
-      targets: int32 [...], in [0, V).
+      features: f, of any float dtype.
+      embedding: E.
+      targets: y, int32 in [0, V).
 
     Returns:
-      (target_score, log_normaliser), float32 [...].
+      (target_score, log_normaliser), float32.
     """
     logits = _logits(features, embedding)
     target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -52,11 +55,11 @@ def _logits(features, embedding):
 
 
 def adaptive_scores(
-    features: Array,
-    head: Array,
+    features: Float[Array, "*B D"],
+    head: Float[Array, "words D"],
     tails: tuple[Tail, ...],
-    targets: Array,
-) -> tuple[jax.Array, jax.Array]:
+    targets: Int[Array, " *B"],
+) -> tuple[Float32[jax.Array, " *B"], Float32[jax.Array, " *B"]]:
     """Scores under an adaptive softmax (Grave et al. 2017).
 
     The head scores the frequent words and one logit for each tail cluster c; a word w
@@ -73,14 +76,14 @@ def adaptive_scores(
     skipped. Shapes are static, nothing is dropped, and the cost follows the data.
 
     Args:
-      features: [..., D].
-      head: [number of head words + number of tails, D].
+      features: f, of any float dtype.
+      head: the head words, then a row for each tail.
       tails: the clusters, most frequent words first. Word ids run through the head
         words and then through the clusters in order.
-      targets: int32 [...].
+      targets: int32.
 
     Returns:
-      (target_score, log_normaliser), float32 [...].
+      (target_score, log_normaliser), float32.
     """
     shape = targets.shape
     features = jnp.asarray(features).reshape(-1, features.shape[-1])
@@ -124,9 +127,11 @@ def _tail_log_probs(features, tail, targets, member):
 
 
 def adaptive_log_probs(
-    features: Array, head: Array, tails: tuple[Tail, ...]
-) -> jax.Array:
-    """The whole distribution of an adaptive softmax, float32 [..., V]."""
+    features: Float[Array, "*B D"],
+    head: Float[Array, "words D"],
+    tails: tuple[Tail, ...],
+) -> Float32[jax.Array, "*B V"]:
+    """The whole distribution of an adaptive softmax, float32."""
     num_head_words = head.shape[0] - len(tails)
     log_head = jax.nn.log_softmax(_logits(features, head))
     parts = [log_head[..., :num_head_words]]

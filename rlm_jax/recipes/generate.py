@@ -11,7 +11,7 @@ Prompts are asked for, or come through a pipe, one a line, until an empty one;
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from rlm_jax.methods.replug import log_weights
 from rlm_jax.models import generation
 from rlm_jax.models.decoder import DecoderConfig, check_length
 from rlm_jax.models.generation import Sampling
+from rlm_jax.models.layers import Dtype
 from rlm_jax.recipes import base_lm
 from rlm_jax.recipes.base_lm import Given
 from rlm_jax.recipes.language_model import DataConfig
@@ -58,7 +59,9 @@ class Config:
 
     model: str = ""  # workdir of a run, or folder in Hugging Face's layout
     prompt: str = ""  # empty: prompts are asked for
-    retrieval: str = "none"  # none, in_context or replug
+    retrieval: Literal["none", "in_context", "replug"] = (
+        "none"  # none, in_context or replug
+    )
     max_new_tokens: int = 64
     temperature: float = 0.8  # 0: the most likely token
     top_k: int = 0  # most likely tokens that may be drawn; 0: all
@@ -66,7 +69,7 @@ class Config:
     num_samples: int = 1  # continuations of a prompt
     seed: int = 0
     window: int = 256  # tokens that the model sees, document and new ones among them
-    dtype: str = "float32"  # of the computation
+    dtype: Dtype = "float32"  # of the computation
     documents: DocumentsConfig = dataclasses.field(default_factory=DocumentsConfig)
     text: TextConfig = dataclasses.field(
         default_factory=lambda: TextConfig(passage_length=128)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from rlm_jax import processes
+from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.report import report
 from rlm_jax.storage import atomic, locks
@@ -66,6 +67,7 @@ def recipe(
 
     def make(execute: Callable[[Config, Run], Result]) -> Recipe[Config, Result]:
         def run(config, workdir, *, preset="custom", dry_run=False):
+            check_choices(config)
             here = Run(system, preset, pathlib.Path(workdir), dry_run)
             with contextlib.nullcontext() if dry_run else _alone(here.workdir):
                 return execute(config, here)

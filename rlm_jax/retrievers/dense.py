@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -22,10 +23,14 @@ class SearchConfig:
     """How a collection is encoded and searched."""
 
     k: int = 100  # passages a question
-    index: str = "auto"  # auto (by the number of passages), exact or scann
+    index: auto_index.Kind = "auto"  # auto (by the number of passages), exact or scann
     target_recall: float = TARGET_RECALL  # share of the nearest that ScaNN finds
-    kept: str = "float32"  # what ScaNN scores its best with: float32, bfloat16 or int8
-    dtype: str = "float32"  # of the stored vectors: float32, float16 or int8
+    kept: Literal["float32", "bfloat16", "int8"] = (
+        "float32"  # what ScaNN scores its best with: float32, bfloat16 or int8
+    )
+    dtype: Literal["float32", "float16", "int8"] = (
+        "float32"  # of the stored vectors: float32, float16 or int8
+    )
     batch_tokens: int = 8192  # of an encoder's batch, padding included
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,9 @@ TITLES = ("join", "pair", "none")
 class TextConfig:
     """How questions and passages become tokens."""
 
-    titles: str = "join"  # join (title, space, text), pair (two segments) or none
+    titles: Literal["join", "pair", "none"] = (
+        "join"  # join (title, space, text), pair (two segments) or none
+    )
     question_length: int = 64  # tokens, the marks among them
     passage_length: int = 256
 

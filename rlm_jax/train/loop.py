@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import optax
@@ -52,7 +52,7 @@ class TrainConfig:
     seed: int = 0
     accumulate: int = 1
     tensorboard: bool = False
-    transfer_guard: str = "allow"
+    transfer_guard: Literal["allow", "log", "disallow"] = "allow"
     profile_steps: int = 0
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +37,11 @@ class OptimConfig:
     ``momentum``. ``frozen`` moves nothing, for a part of the parameters.
     """
 
-    optimizer: str = "adamw"
+    optimizer: Literal["adamw", "adam", "nag", "sgd", "frozen"] = "adamw"
     learning_rate: float = 3e-4
-    schedule: str = "cosine"
+    schedule: Literal[
+        "constant", "linear", "cosine", "inverse_sqrt", "cosine_restarts"
+    ] = "cosine"
     warmup_steps: int = 0
     decay_steps: int = 0
     min_learning_rate: float = 0.0

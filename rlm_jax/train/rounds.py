@@ -23,7 +23,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -61,7 +61,7 @@ class RefreshConfig:
     is one number, or until, every, until, every, ... (Atlas: 1000,500,10000,2000).
     """
 
-    policy: str = "synchronous"
+    policy: Literal["synchronous", "overlapped"] = "synchronous"
     keys_every: tuple[int, ...] = (3000,)
     queries_every: int = 0  # 0: with the keys, by the same parameters
     lag: int = 0

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from rlm_jax.errors import UserError
-from rlm_jax.method import Batch, Method, Moving, Params, Sums
+from rlm_jax.method import Batch, Method, MovingState, Params, Sums
 from rlm_jax.ops import collectives
 
 
@@ -26,7 +26,7 @@ def init(
     optimizer: optax.GradientTransformation,
     step: int = 0,
     *,
-    moving: Moving | None = None,
+    moving: MovingState | None = None,
     seed: int = 0,
 ) -> State:
     """The state before the first step (or after ``step`` steps, with fresh moments).

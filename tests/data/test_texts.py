@@ -26,7 +26,7 @@ def test_repeated_tokens_are_distinct_or_as_frequent_as_in_the_text():
 def test_an_unknown_order_is_named():
     split = TokenSplit(np.zeros(640, np.int32), np.array([0, 640]), 0, 0)
     with pytest.raises(UserError, match="data.order is 'upwards'; choose one of"):
-        texts.batches(texts.DataConfig(order="upwards"), split)
+        texts.batches(texts.DataConfig(order="upwards"), split)  # type: ignore
 
 
 def in_bytes(text: str) -> texts.Text:

@@ -89,7 +89,7 @@ LONG = np.frombuffer(b"a dog ran to the house and a cat sat there .", np.uint8).
 def configured(retrieval="none", **changes):
     chosen = recipe.DocumentsConfig(num=2, query_length=6, length=LENGTH, stride=STRIDE)
     config = recipe.Config(
-        model="any", retrieval=retrieval, max_new_tokens=NEW, temperature=0.0,
+        model="any", retrieval=retrieval, max_new_tokens=NEW, temperature=0.0,  # type: ignore
         window=WINDOW, documents=chosen,
     )  # fmt: skip
     return dataclasses.replace(config, **changes)

@@ -111,7 +111,7 @@ def test_the_second_round_mines_with_the_model_of_the_first(trained):
 
 def test_the_encoder_as_it_starts_can_mine(collection, tmp_path):
     config = small_dpr(collection, miner="model")
-    config.pairs.miner = "grep"
+    config.pairs.miner = "grep"  # type: ignore
     with pytest.raises(UserError, match="pairs.miner is 'grep'"):
         dpr.run(config, tmp_path / "a")
     config.pairs.miner = "model"
@@ -210,11 +210,11 @@ def test_what_is_wrong_is_said(trained, collection, corpus, tmp_path):
     with pytest.raises(UserError, match="k and lines must be at least 1"):
         search.run(search.Config(k=0), tmp_path)
     config = small_dpr(collection)
-    config.text.titles = "loud"
+    config.text.titles = "loud"  # type: ignore
     with pytest.raises(UserError, match="titles is 'loud'"):
         dpr.run(config, tmp_path / "dpr")
     config = shrink(contriever.tiny(), collection)
-    config.negatives = "none"
+    config.negatives = "none"  # type: ignore
     config.crops.corpus, config.crops.vocab_size = corpus, 200
     with pytest.raises(UserError, match="negatives is 'none'"):
         contriever.run(config, tmp_path / "c")

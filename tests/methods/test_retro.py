@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -247,7 +248,7 @@ def test_a_warm_started_encoder_is_the_decoders_layer():
         True,
     )
     block = Block(decoder).bind({"params": params["decoder"]["block_0"]})
-    wanted, _ = block(x, np.arange(5), True)
+    wanted, _ = block(jnp.asarray(x), jnp.arange(5), True)
     norm = layers.norm("rms", "float32")
     wanted = applied(norm, {"scale": np.ones(decoder.width)}, wanted)
     np.testing.assert_allclose(found[:, 0, -1], wanted[:, -1], rtol=1e-4, atol=1e-5)

@@ -1,6 +1,7 @@
 """TRIME's memories against float64 loops of the equation, and what they may see."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from rlm_jax.ops import losses
 from tests.methods import systems
 
 ROWS, LENGTH, WIDTH, VALUES = 4, 5, 3, 4
-VARIANTS = {
+VARIANTS: dict[str, tuple[Any, float]] = {
     "local": ("local", 0.0),
     "long": ("long", 0.0),
     "external": ("external", 0.0),
@@ -175,7 +176,8 @@ def test_no_loss_knows_a_later_token(name, phase, monkeypatch):
 
 def test_an_unknown_memory_is_refused():
     with pytest.raises(UserError, match="memory is 'short'; choose one of local, long"):
-        trime.trime(trime.TrimeConfig(memory="short"))
+        memory: Any = "short"
+        trime.trime(trime.TrimeConfig(memory=memory))
 
 
 @pytest.mark.parametrize("probability", [-0.1, 1.5])

@@ -326,9 +326,9 @@ def test_learned_positions_end_at_max_length():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(positions="alibi"), "positions is 'alibi'; choose 'rotary'"),
-        (dict(norm="batch"), "norm is 'batch'; choose 'layer' or 'rms'"),
-        (dict(activation="tanh"), "activation is 'tanh'; choose 'swiglu'"),
+        (dict(positions="alibi"), "positions is 'alibi'; choose one of rotary"),
+        (dict(norm="batch"), "norm is 'batch'; choose one of rms, layer"),
+        (dict(activation="tanh"), "activation is 'tanh'; choose one of swiglu"),
         (dict(dtype="float64"), "dtype is 'float64'; choose one of float32"),
         (dict(num_heads=3), "width 8 does not divide into 3 heads"),
         (dict(num_heads=8), "a head is 1 wide"),

@@ -286,8 +286,6 @@ def test_one_compilation_serves_all_contents(case):
 
 
 def test_wrong_shapes_are_named(case):
-    queries, keys, query_ids, key_ids = case
-    with pytest.raises(ValueError, match="width 4, keys 3"):
-        ours(queries, keys[:, :3], query_ids, key_ids, 1.0, None)
+    queries, keys, query_ids, _ = case
     with pytest.raises(ValueError, match=r"key ids have shape \(9,\), not \(14,\)"):
         ours(queries, keys, query_ids, query_ids, 1.0, None)

@@ -85,7 +85,7 @@ def test_no_neighbour_at_all(case):
     assert np.isneginf(log_p).all()
     whole = mixtures.knn_distribution(none, np.full_like(values, -1), VOCAB)
     np.testing.assert_array_equal(whole, np.zeros((N, VOCAB)))
-    mixed = mixtures.interpolate(np.array(-2, np.float32), log_p, 0.25)
+    mixed = mixtures.interpolate(np.full(N, -2, np.float32), log_p, 0.25)
     np.testing.assert_allclose(mixed, -2 + np.log(0.75), rtol=1e-6)
 
 

@@ -124,7 +124,7 @@ def test_a_configuration_lays_rounds_out():
     wanted = rounds.overlapped(1)(20, [(4, 2), (12, 4)])
     assert rounds.lay_out(pieces, 20) == wanted
     for config, message in (
-        (RefreshConfig("sometimes"), "choose synchronous or overlapped"),
+        (RefreshConfig("sometimes"), "choose synchronous or overlapped"),  # type: ignore
         (RefreshConfig(lag=3), "policy=overlapped or lag=0"),
         (RefreshConfig(keys_every=(1, 2, 3)), "one number, or pairs"),
         (RefreshConfig(keys_every=()), "which make no index"),

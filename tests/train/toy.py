@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlm_jax.method import Method, Moving
+from rlm_jax.method import Method, MovingState
 from rlm_jax.ops import collectives
 from rlm_jax.train import loop, optim
 
@@ -67,7 +67,7 @@ def moving_method(dropout: float = 0.0) -> Method:
         total, weight = sums["loss"]
         return {**sums, "loss": (total + weight * pulled, weight)}
 
-    return base._replace(loss=loss, moving=Moving(start, update))
+    return base._replace(loss=loss, moving=MovingState(start, update))
 
 
 METHODS = {"plain": method, "moving": moving_method}

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,8 +24,10 @@ class DatastoreConfig:
     """A datastore over the training tokens, and how it is searched."""
 
     max_tokens: int = 0  # from the start of the training split; 0: all
-    dtype: str = "float16"  # of the keys: float16, float32 or int8
-    index: str = "auto"  # auto (by the number of keys), exact or scann
+    dtype: Literal["float16", "float32", "int8"] = (
+        "float16"  # of the keys: float16, float32 or int8
+    )
+    index: auto_index.Kind = "auto"  # auto (by the number of keys), exact or scann
     recompute: bool = True  # similarities from the stored keys, not from the index
     exact_queries: int = 2048  # tokens for which exact search is compared
 

@@ -6,6 +6,7 @@ python -m experiments.trime --preset tiny --workdir runs/trime
 import dataclasses
 import functools
 
+from rlm_jax.data.texts import Order
 from rlm_jax.evaluate import knn, token_memory
 from rlm_jax.evaluate.perplexity import StreamScores
 from rlm_jax.evaluate.token_memory import TokenMemory
@@ -38,7 +39,7 @@ class Config(language_model.Experiment):
 
     method: trime.TrimeConfig = dataclasses.field(default_factory=trime.TrimeConfig)
     warmup_steps: int = 0  # of plain cross-entropy, the first of train.steps
-    warmup_order: str = "shuffled"  # of its batches, as data.order is of the others
+    warmup_order: Order = "shuffled"  # of its batches, as data.order is of the others
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     datastore: token_search.DatastoreConfig = dataclasses.field(
         default_factory=lambda: token_search.DatastoreConfig(recompute=False)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 
@@ -49,7 +50,7 @@ class Config(Experiment):
 
     crops: CropsConfig = dataclasses.field(default_factory=CropsConfig)
     method: ContrieverConfig = dataclasses.field(default_factory=ContrieverConfig)
-    negatives: str = "queue"  # queue (MoCo) or batch
+    negatives: Literal["queue", "batch"] = "queue"  # queue (MoCo) or batch
 
 
 SAME = (
@@ -135,10 +136,6 @@ def _method(config: Config) -> Method:
             InBatchConfig(c.encoder, c.temperature, c.label_smoothing, k=c.k)
         ),
     }
-    if config.negatives not in makers:
-        raise UserError(
-            f"negatives is {config.negatives!r}; choose one of {', '.join(makers)}."
-        )
     return makers[config.negatives]()
 
 

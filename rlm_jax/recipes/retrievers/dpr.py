@@ -7,6 +7,7 @@ before, and goes on from its parameters.
 
 import dataclasses
 import pathlib
+from typing import Literal
 
 import jax
 import numpy as np
@@ -16,7 +17,6 @@ from rlm_jax.data import collections, contrastive, questions
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.questions import Answerable
 from rlm_jax.data.text_encoding import TextTokenizer
-from rlm_jax.errors import UserError
 from rlm_jax.evaluate.answers import has_answer
 from rlm_jax.method import Batches, Method, Params
 from rlm_jax.methods import dpr
@@ -41,7 +41,9 @@ class PairsConfig:
     mined: int = 16  # of each question, to draw from
     passage_length: int = 0  # tokens, while training; 0: as text.passage_length
     rounds: int = 1  # 0: in-batch negatives alone; from the second on the model mines
-    miner: str = "bm25"  # of round 1: bm25, or model, the encoder as it starts
+    miner: Literal["bm25", "model"] = (
+        "bm25"  # of round 1: bm25, or model, the encoder as it starts
+    )
     validation: str = ""  # other questions, for the loss while training; empty: none
 
 
@@ -204,8 +206,6 @@ def _mined(
         ),
     }
     miner = config.pairs.miner if number == 1 else "model"
-    if miner not in miners:
-        raise UserError(f"pairs.miner is {miner!r}; choose one of {', '.join(miners)}.")
     identity = {
         "questions": asked.fingerprint,
         "mined": num,

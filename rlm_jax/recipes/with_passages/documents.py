@@ -39,7 +39,7 @@ class DocumentsConfig:
     num: int = 8  # documents of a stride
     query_length: int = 32  # tokens before a stride that ask
     length: int = 96  # tokens of a document, at most
-    placement: str = "overwrite"  # the window's start, or prepend: before the window
+    placement: ralm.Placement = "overwrite"  # the window's start, or before it
     rank_tokens: int = 16  # tokens before a stride by which documents are reranked
     reuse: int = 4  # strides in a pass while their document stays the same
     overlap: int = 13  # words in a row that no document shares with the text; 0: any

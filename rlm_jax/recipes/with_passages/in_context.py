@@ -5,6 +5,7 @@ by BM25 or by an encoder, as ``documents.retriever`` says.
 """
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
@@ -18,8 +19,6 @@ from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.recipes.with_passages import documents, reranking
 from rlm_jax.retrievers import passage_search
 
-CHOICES = ("first", "reranked", "trained")
-
 
 @dataclasses.dataclass
 class Config(documents.Experiment):
@@ -27,7 +26,7 @@ class Config(documents.Experiment):
 
     # The retriever's first document, or of its ``documents.num`` the one under which
     # the tokens before the stride are likeliest, or a trained reranker's.
-    choice: str = "first"
+    choice: Literal["first", "reranked", "trained"] = "first"
     reranker: reranking.TrainingConfig = dataclasses.field(
         default_factory=reranking.TrainingConfig
     )
@@ -36,10 +35,6 @@ class Config(documents.Experiment):
 @recipe("in_context")
 def run(config: Config, here: Run):
     """Retrieve for every stride of the test split, score, choose, report."""
-    if config.choice not in CHOICES:
-        raise UserError(
-            f"choice is {config.choice!r}; choose one of {', '.join(CHOICES)}."
-        )
     if config.choice == "reranked" and config.documents.rank_tokens < 1:
         raise UserError(
             "documents.rank_tokens is 0, and choice 'reranked' goes by these tokens; "
