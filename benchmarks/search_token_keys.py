@@ -77,7 +77,9 @@ def made_here() -> Text:
     )
     init, score = lm.decoder_functions(config)
     source = Path(__file__).read_bytes() * 4
-    return Text(score, init(jax.random.key(0)), np.frombuffer(source, np.uint8))
+    return Text(
+        score, jax.jit(init)(jax.random.key(0)), np.frombuffer(source, np.uint8)
+    )
 
 
 def keys_of(text: Text, count: int, window: int, folder: Path) -> datastore.Datastore:

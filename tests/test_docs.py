@@ -212,6 +212,7 @@ def test_example_trains(example):
 
 
 SUITE = [name for name in vars(test_common) if name.startswith("test_")]
+SUITE.append("assert_one_device_equals_several")
 
 
 @pytest.mark.parametrize("check", SUITE)

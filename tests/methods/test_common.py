@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -130,3 +131,33 @@ def test_configuration_through_json(name):
     config = systems.config(name, **changes)
     fields = json.loads(json.dumps(dataclasses.asdict(config)))
     assert systems.rebuilt(type(config), fields) == config
+
+
+def assert_one_device_equals_several(name):
+    """By vmap, for what is not in `SYSTEMS`; tests/multi_device has real devices.
+
+    SGD(1.0) moves the parameters by the gradient itself.
+    """
+    method, params, batch = systems.method(name), initial(name), systems.batch(name)
+    sgd = optax.sgd(1.0)
+
+    def both(params, batch, axis=None):
+        start = step.init(params, sgd, moving=method.moving)
+        options: dict[str, Any] = {"method": method, "axis": axis}
+        state, sums = step.train_step(start, batch, optimizer=sgd, seed=0, **options)
+        evaluated = step.eval_step(params, batch, **options)
+        return state.params, state.moving, sums, evaluated
+
+    split = {k: x.reshape(2, -1, *x.shape[1:]) for k, x in batch.items()}
+    mapped = jax.vmap(
+        functools.partial(both, axis="device"), (None, 0), axis_name="device"
+    )
+    on_several, on_one = jax.jit(mapped)(params, split), jax.jit(both)(params, batch)
+    for rank in range(2):
+        jax.tree.map(
+            lambda a, b, rank=rank: np.testing.assert_allclose(
+                a[rank], b, atol=1e-5, rtol=1e-5
+            ),
+            on_several,
+            on_one,
+        )

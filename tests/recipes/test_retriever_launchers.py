@@ -198,7 +198,7 @@ def test_bm25_is_asked_in_the_same_way(collection, tmp_path, monkeypatch, capsys
     assert "The lamp holds the" in shown and "nothing was found" in shown
 
 
-def test_what_is_wrong_is_said(trained, collection, tmp_path):
+def test_what_is_wrong_is_said(trained, collection, corpus, tmp_path):
     with pytest.raises(UserError, match="Name its folder with --config.encoder"):
         encode.run(encode.tiny(), tmp_path)
     config = encode.tiny()
@@ -215,6 +215,7 @@ def test_what_is_wrong_is_said(trained, collection, tmp_path):
         dpr.run(config, tmp_path / "dpr")
     config = shrink(contriever.tiny(), collection)
     config.negatives = "none"  # type: ignore
+    config.crops.corpus, config.crops.vocab_size = corpus, 200
     with pytest.raises(UserError, match="negatives is 'none'"):
         contriever.run(config, tmp_path / "c")
     other = small_dpr(collection, rounds=2)
