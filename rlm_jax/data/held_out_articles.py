@@ -9,7 +9,7 @@ So documents treat the same subject as the text, and are never the text itself.
 
 Writes ``DIR/text/{train,valid,test}.jsonl``, which is a corpus (``jsonl:DIR/text``),
 and ``DIR/store.jsonl``, its passages.  A held-out text has a title of its own, so that
-launchers do not take the store for a copy of it.  To train on there are the training
+recipes do not take the store for a copy of it.  To train on there are the training
 splits of other corpora (jsonl:PATH, text:PATH, ...), without the documents that share
 13 words in a row with a held-out passage.
 

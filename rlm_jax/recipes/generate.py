@@ -1,11 +1,8 @@
 """Continue prompts by a language model, with documents that are shown.
 
-    python -m experiments.generate --preset in_context --workdir runs/generate
-      --config.model=runs/lm
-
 The model is the workdir of a run or a folder in Hugging Face's layout (GPT-2, Llama).
 Prompts are asked for, or come through a pipe, one a line, until an empty one;
-``--config.prompt`` gives a single one. The workdir keeps the documents' index.
+``prompt`` gives a single one. The workdir keeps the documents' index.
 """
 
 import dataclasses

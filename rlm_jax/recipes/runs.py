@@ -80,7 +80,7 @@ def recipe(
 
 @contextlib.contextmanager
 def _alone(workdir: pathlib.Path):
-    """Meanwhile no other launcher may write the workdir.
+    """Meanwhile no other run may write the workdir.
 
     Of several processes of a run the first holds the lock, and all learn if it cannot.
     """

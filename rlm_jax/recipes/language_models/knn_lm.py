@@ -1,13 +1,10 @@
 """kNN-LM: a datastore over the training tokens of a trained language model.
 
-    python -m experiments.knn_lm --preset tiny --workdir runs/knn_lm
-
-trains the plain language model first, unless ``--config.params_from`` names the workdir
-of a run whose decoder is taken as it is (of any launcher here, and of any size).
+The plain language model is trained first, unless ``params_from`` names a run or a
+Hugging Face folder whose decoder is taken as it is.
 """
 
 import dataclasses
-import functools
 
 import numpy as np
 
@@ -72,19 +69,10 @@ def run(config: Config, here: Run):
     runs.leave_to_first()
     if given is None:
         base_lm.publish(here, config.method.decoder, params, text.tokenizer)
-    with phases("datastore"):
-        keys = token_search.build(method, params, config, config.datastore, text, here)
-    states = functools.partial(
-        token_search.validation_states, method, params, config, text
-    )
-    with phases("index"):
-        searched = token_search.open_index(
-            keys,
-            config.datastore,
-            k=config.method.k,
-            metric=config.method.metric,
-            queries=states,
-        )
+    searched = token_search.build_and_open(
+        method, params, config, config.datastore, text, here, phases,
+        k=config.method.k, metric=config.method.metric,
+    )  # fmt: skip
     return evaluate(config, here, phases, text, method, params, searched)
 
 

@@ -1,9 +1,7 @@
 """The plain language model: what every retrieval gain is measured against.
 
-python -m experiments.lm --preset tiny --workdir runs/lm
-
-``--config.init_from=FOLDER`` goes on from a decoder of another run, or a published one,
-on a text of one's own.
+``init_from`` goes on from a decoder of another run, or a published one, on a text of
+one's own.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """What kNN-LM and TRIME_ext share: a datastore of training tokens, searched."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from rlm_jax.evaluate import knn, token_search
 from rlm_jax.evaluate.perplexity import Scored
 from rlm_jax.evaluate.token_search import Searched
 from rlm_jax.method import Method, Params
-from rlm_jax.recipes import language_model
+from rlm_jax.recipes import language_model, runs
 from rlm_jax.recipes.runs import Run
 from rlm_jax.retrieval import auto_index, datastore, encode_stream
 
@@ -83,6 +84,32 @@ def open_index(
         states = queries() * np.float32(scale)
     index = auto_index.choose(keys, metric, kind=kind, queries=states)
     return Searched(keys, index, k, metric, scale)
+
+
+def build_and_open(
+    method: Method,
+    params: Params,
+    config: language_model.Experiment,
+    store: DatastoreConfig,
+    text: Text,
+    run: Run,
+    phases: runs.Phases,
+    *,
+    k: int,
+    metric: str,
+    scale: Callable[[int], float] = lambda width: 1.0,
+) -> Searched:
+    """The datastore of a trained model in the workdir, and its index.
+
+    ``scale(width)`` multiplies the queries, whose width is the keys'.
+    """
+    with phases("datastore"):
+        keys = build(method, params, config, store, text, run)
+    states = functools.partial(validation_states, method, params, config, text)
+    with phases("index"):
+        return open_index(
+            keys, store, k=k, metric=metric, scale=scale(keys.dim), queries=states
+        )
 
 
 def validation_states(

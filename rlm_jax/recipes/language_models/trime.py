@@ -1,10 +1,6 @@
-"""TRIME: a language model trained with the memory it is evaluated with.
-
-python -m experiments.trime --preset tiny --workdir runs/trime
-"""
+"""TRIME: a language model trained with the memory it is evaluated with."""
 
 import dataclasses
-import functools
 
 from rlm_jax.data.texts import Order
 from rlm_jax.evaluate import knn, token_memory
@@ -64,21 +60,11 @@ def run(config: Config, here: Run):
     base_lm.publish(here, config.method.decoder, params, text.tokenizer)
     if not config.memory.k:
         return evaluate(config, here, phases, text, method, params, None)
-    with phases("datastore"):
-        keys = token_search.build(method, params, config, config.datastore, text, here)
-    states = functools.partial(
-        token_search.validation_states, method, params, config, text
-    )
-    with phases("index"):
-        # Queries over sqrt(D): the inner products are then the memory's logits.
-        searched = token_search.open_index(
-            keys,
-            config.datastore,
-            k=config.memory.k,
-            metric="ip",
-            scale=keys.dim**-0.5,
-            queries=states,
-        )
+    # Queries over sqrt(D): the inner products are then the memory's logits.
+    searched = token_search.build_and_open(
+        method, params, config, config.datastore, text, here, phases,
+        k=config.memory.k, metric="ip", scale=lambda width: width**-0.5,
+    )  # fmt: skip
     return evaluate(config, here, phases, text, method, params, searched)
 
 

@@ -1,12 +1,9 @@
 """REPLUG-LSR: the retriever learns which documents help a frozen language model.
 
-    python -m experiments.replug_lsr --preset tiny --workdir runs/replug_lsr
-      --config.init_from=FOLDER
-
-The encoder that it starts from is a folder in Hugging Face's layout; without one a
-small encoder starts from nothing. The collection is encoded again while it is trained,
-as ``retriever.refresh`` says. Evaluation is that of experiments.replug, beside the
-encoder as it was before (``init``).
+The encoder that it starts from is a folder in Hugging Face's layout (``init_from``);
+without one a small encoder starts from nothing. The collection is encoded again while
+it is trained, as ``retriever.refresh`` says. Evaluation is REPLUG's, beside the encoder
+as it was before (``init``).
 """
 
 import dataclasses
