@@ -97,12 +97,12 @@ def test_an_index_is_opened_at_its_first_search(monkeypatch):
     monkeypatch.setattr(
         dense, "open_index", lambda *given, **named: opened.append(named) or Index()
     )
-    late, kind = chunk_search.open_late(DatabaseConfig(depth=7), store)  # type: ignore
+    late, kind = chunk_search.open_late(DatabaseConfig(), store)  # type: ignore
     assert kind == {"index": "exact", "metric": "l2"} and not opened
     assert (late.dim, late.num_entries) == (2, 9)
     for _ in range(2):
         assert late.search(np.zeros((1, 2)), 1) == "searched"
-    assert opened == [{"metric": "l2", "k": 7}]
+    assert opened == [{"metric": "l2"}]
 
 
 def test_a_folder_that_another_run_fills_is_waited_for(tmp_path, monkeypatch):
