@@ -102,6 +102,7 @@ def tune(
     num_entries: int,
     copies: int = 1,
     lossy: bool = False,
+    slack: np.ndarray | None = None,
 ) -> tuple[Effort, ...]:
     """The efforts that find the target's share of the nearest, for each of `KS`.
 
@@ -120,6 +121,8 @@ def tune(
       copies: leaves that a key stands in.
       lossy: the candidates' exact scores are rounded, so that the target may be out of
         reach; then it is given up where more effort gains nothing.
+      slack: float32 [N], see `index.recall`; else many equal keys, of which the search
+        finds others than exact search does, would never be enough.
     """
     depth = truth.ids.shape[1]
     hashes = copies * num_entries / num_leaves  # of a leaf
@@ -139,9 +142,14 @@ def tune(
         some = slice(_SAMPLE_OF_MANY if k >= _MANY else _SAMPLE)
         found = search(queries[some], effort)
         judged = (k, 1) if k == KS[0] else (k,)
+        equal = None if slack is None else slack[some]
         return effort._replace(
             recall=min(
-                recall(found, Neighbours(truth.scores[some, :n], truth.ids[some, :n]))
+                recall(
+                    found,
+                    Neighbours(truth.scores[some, :n], truth.ids[some, :n]),
+                    equal,
+                )
                 for n in judged
             )
         )

@@ -103,16 +103,26 @@ def none_found(num_queries: int, k: int) -> Neighbours:
     return Neighbours(np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32))
 
 
-def recall(approximate: Neighbours, exact: Neighbours) -> float:
+def recall(
+    approximate: Neighbours, exact: Neighbours, slack: np.ndarray | None = None
+) -> float:
     """The share of the exact neighbours that an approximate search found as well.
 
     Args:
       approximate: what is judged, ids [N, K].
       exact: the truth, ids [N, K']; ids of -1 are not counted.
+      slack: float32 [N]. Given, a key whose score is within it of the last exact
+        neighbour's counts as found too: of equal keys any will do.
     """
-    wanted = exact.ids >= 0
-    hits = [
-        np.isin(truth, ids)
-        for truth, ids in zip(exact.ids, approximate.ids, strict=True)
-    ]
-    return float(np.stack(hits)[wanted].mean()) if wanted.any() else 1.0
+    wanted = (exact.ids >= 0).sum(axis=1)
+    hit = np.stack(
+        [
+            np.isin(ids, truth)
+            for ids, truth in zip(approximate.ids, exact.ids, strict=True)
+        ]
+    )
+    if slack is not None:
+        last = np.min(exact.scores, axis=1, where=exact.ids >= 0, initial=np.inf)
+        hit |= approximate.scores >= (last - slack)[:, None]
+    found = np.minimum((hit & (approximate.ids >= 0)).sum(axis=1), wanted)
+    return float(found.sum() / wanted.sum()) if wanted.any() else 1.0

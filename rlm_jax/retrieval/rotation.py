@@ -32,6 +32,7 @@ from rlm_jax.storage import atomic, checked_files
 
 _FILE = "rotation.f32"  # matrix, centre, offset, scale
 _ROWS = 16_384  # keys turned at a time, so that no second copy of them is needed
+_ROUNDING = 4e-6  # of a sum of float32 products, some 30 units in the last place
 _QUARTILES = 1.349  # between those of a normal distribution, in standard deviations
 
 
@@ -114,6 +115,26 @@ def scores(rotation: Rotation, products: np.ndarray, queries: np.ndarray) -> np.
         return products + (queries @ rotation.centre)[:, None]
     same = rotation.offset + _half_squares(queries - rotation.centre)
     return np.minimum(2 * (products - same[:, None]), 0)
+
+
+def rounding(
+    rotation: Rotation, queries: np.ndarray, exact_scores: np.ndarray
+) -> np.ndarray:
+    """What `scores` may differ by from exact ones, float32 [N].
+
+    Args:
+      rotation: the keys'.
+      queries: float32 [N, D].
+      exact_scores: float32 [N, K], of the nearest; minus infinity where absent.
+    """
+    parts = np.max(
+        np.abs(exact_scores), axis=1, where=np.isfinite(exact_scores), initial=0
+    )
+    if len(rotation.matrix) == len(rotation.centre):
+        parts = parts + np.abs(queries @ rotation.centre)
+    else:
+        parts = parts + 4 * _half_squares(queries - rotation.centre)
+    return np.float32(_ROUNDING) * parts
 
 
 def write(rotation: Rotation, folder: Path) -> None:

@@ -8,6 +8,7 @@ before they are hashed (`rotation`), and how much is searched is tuned for sever
 `Parameters.kept` while it is used.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -251,7 +252,8 @@ def _tune(
 ) -> ScannIndex:
     """The index with efforts that reach the target; nothing is trained again."""
     num_leaves, efforts, kept = index.parameters
-    if num_leaves:
+    if index.rotation is not None:
+        slack = rotations.rounding(index.rotation, queries, truth.scores)
         efforts = effort.tune(
             index.search_with,
             queries,
@@ -262,6 +264,7 @@ def _tune(
             num_entries=index.num_entries,
             copies=_COPIES,
             lossy=kept != "float32",
+            slack=slack if kept == "float32" else None,
         )
     else:
         spent = Effort(truth.ids.shape[1], 0, index.num_entries)
@@ -379,11 +382,9 @@ def measure_recall(index: Index, exact: Index, queries: np.ndarray, k: int) -> f
 
 def installed() -> bool:
     """Whether ScaNN can be imported."""
-    try:
-        library()
-    except UserError:
-        return False
-    return True
+    with contextlib.suppress(UserError):
+        return bool(library())
+    return False
 
 
 def library() -> ModuleType:

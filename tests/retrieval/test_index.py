@@ -18,6 +18,22 @@ def test_recall_counts_shared_ids_and_no_absent_ones():
     assert index.recall(neighbours([[0]]), neighbours([[-1]])) == 1
 
 
+def test_of_equal_keys_any_counts_within_the_slack():
+    scores = np.array([[3, 2, 1.0]], np.float32)
+    truth = Neighbours(scores, np.array([[0, 1, 2]], np.int32))
+    # The last has the score of another key; one before it is another key and farther.
+    found = Neighbours(
+        np.array([[3, 1.0005, 0.9]], np.float32), np.array([[0, 7, 8]], np.int32)
+    )
+    assert index.recall(found, truth) == 1 / 3
+    assert index.recall(found, truth, np.array([0], np.float32)) == 2 / 3
+    assert index.recall(found, truth, np.array([0.2], np.float32)) == 1
+    nearest = Neighbours(scores[:, :1], truth.ids[:, :1])
+    assert index.recall(found, nearest, np.array([5], np.float32)) == 1
+    absent = Neighbours(np.full((1, 3), -np.inf, "f4"), np.full((1, 3), -1, np.int32))
+    assert index.recall(absent, truth, np.array([np.inf], np.float32)) == 0
+
+
 @pytest.mark.parametrize("k", [1, 3, 9])
 def test_first_kept_is_what_a_loop_finds(k):
     rng = np.random.default_rng(0)

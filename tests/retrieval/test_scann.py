@@ -6,6 +6,7 @@ import pytest
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 from rlm_jax.retrieval import datastore, effort, exact, scann
+from rlm_jax.retrieval import rotation as rotations
 from rlm_jax.retrieval.effort import Effort
 from rlm_jax.retrieval.index import TARGET_RECALL, recall
 from rlm_jax.retrieval.scann import Parameters
@@ -19,8 +20,6 @@ def store_of(path, num=2000, dim=16, seed=0):
     rng = np.random.default_rng(seed)
     centres = 2 * rng.normal(size=(40, dim))
     keys = centres[rng.integers(0, 40, num)] + rng.normal(size=(num, dim))
-    # ScaNN sums in another order from call to call; of such numbers any order is exact.
-    keys = np.round(64 * keys) / 64
     writer = datastore.create(path, dim=dim, num_entries=num, identity={"seed": seed})
     writer.append(keys, np.arange(num))
     return writer.publish(), (keys[:50] + 0.125).astype(np.float32)
@@ -70,10 +69,18 @@ def test_saved_and_loaded_it_finds_the_same(small, tmp_path):
         (tmp_path / metric).rename(tmp_path / f"moved {metric}")
         loaded = scann.load(tmp_path / f"moved {metric}", store)
         assert loaded.parameters == PARTITIONED and loaded.metric == metric
-        for array, wanted in zip(
-            loaded.search(queries, 10), index.search(queries, 10), strict=True
-        ):
-            np.testing.assert_array_equal(array, wanted)
+        found, wanted = (one.search(queries, 10) for one in (loaded, index))
+        # ScaNN sums in another order from call to call, which can swap equal keys.
+        np.testing.assert_allclose(found.scores, wanted.scores, rtol=1e-5, atol=1e-4)
+        assert (found.ids == wanted.ids).mean() > 0.95
+
+
+def share_of(index, exactly, queries, k):
+    """The recall, of equal keys any."""
+    truth = exactly.search(queries, effort.KS[-1])
+    equal = rotations.rounding(index.rotation, queries, truth.scores)
+    wanted = Neighbours(truth.scores[:, :k], truth.ids[:, :k])
+    return recall(index.search(queries, k), wanted, equal)
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +102,11 @@ def test_tuning_reaches_the_target_without_training_again(large, metric, tmp_pat
     for one in index.parameters.efforts:
         # At the smallest k the very nearest are judged as well.
         measured = [
-            scann.measure_recall(index, truth, queries, k)
+            share_of(index, truth, queries, k)
             for k in ([1, one.k] if one.k == effort.KS[0] else [one.k])
         ]
-        assert one.recall == min(measured) >= 0.99
+        assert one.recall == pytest.approx(min(measured), abs=1e-3)
+        assert (one.recall or 0) >= 0.99
     assert [one.k for one in index.parameters.efforts] == list(effort.KS)
     start = scann.choose_parameters(6000)
     assert index.parameters.num_leaves == start.num_leaves
@@ -133,7 +141,8 @@ def test_a_range_of_rows_answers_with_rows_of_the_datastore(large):
     wanted = wanted._replace(ids=wanted.ids + 1000)
     assert index.num_entries == 4500
     measured = scann.report(index)["recall"][64]
-    assert recall(index.search(queries, 64), wanted) == measured
+    found = recall(index.search(queries, 64), wanted)
+    assert found == pytest.approx(measured, abs=2e-3)
 
 
 def test_the_sample_is_seeded_and_of_the_queries_if_there_are_any(large):
@@ -244,6 +253,31 @@ def test_states_of_language_models_are_found_for_every_k(language):
             assert recall(index.search(some, k), wanted) >= TARGET_RECALL - 0.005
 
 
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_equal_keys_do_not_cost_a_search_of_everything(metric, tmp_path):
+    """As at windows' first tokens, whose states are equal where the tokens are."""
+    keys = states(6000, 1, "ip", dim=32)
+    keys[::4] = 40 * keys[0] / np.linalg.norm(keys[0])
+    # But for rounding, by which exact search has an order among them.
+    keys[::4] *= 1 + 5e-7 * np.random.default_rng(3).normal(size=(1500, 1))
+    writer = datastore.create(
+        tmp_path / "s", dim=32, dtype="float32", num_entries=6000, identity={}
+    )
+    writer.append(keys, np.arange(6000))
+    store, queries = writer.publish(), states(1000, 2, "ip", dim=32)
+    queries[::3] = keys[0]
+    index = scann.build(store, metric=metric, queries=queries)
+    for one in index.parameters.efforts[:2]:
+        assert (one.recall or 0) >= TARGET_RECALL
+        assert one.leaves < 155 and one.candidates < 3000
+    truth = exact.build(store, metric=metric).search(queries, 10)
+    found = index.search(queries, 10)
+    assert index.rotation is not None
+    equal = rotations.rounding(index.rotation, queries, truth.scores)
+    assert recall(found, truth, equal) >= TARGET_RECALL - 0.005
+    assert recall(found, truth) < 0.9  # by their ids
+
+
 def test_scores_are_those_of_the_keys_as_they_were(language):
     store, index, queries = language
     keys = store.keys(0, store.num_entries).astype(np.float64)
@@ -288,6 +322,7 @@ def test_turning_orders_states_that_as_they_are_have_no_order(language):
     )
     ids, scores = searcher.search_batched_parallel(queries, final_num_neighbors=10)
     before = recall(Neighbours(scores, ids.astype(np.int32)), truth)
-    assert before < 0.7
-    found = index.search_with(queries, Effort(10, 283, 40))
-    assert recall(found, truth) > before + 0.2
+    now = recall(index.search_with(queries, Effort(10, 283, 40)), truth)
+    # Of those that were missed most are found; by distances nearly all were missed.
+    assert before < {"l2": 0.3, "ip": 0.85}[index.metric]
+    assert 1 - now < 0.7 * (1 - before)
