@@ -323,6 +323,7 @@ def test_turning_orders_states_that_as_they_are_have_no_order(language):
     ids, scores = searcher.search_batched_parallel(queries, final_num_neighbors=10)
     before = recall(Neighbours(scores, ids.astype(np.int32)), truth)
     now = recall(index.search_with(queries, Effort(10, 283, 40)), truth)
-    # Of those that were missed most are found; by distances nearly all were missed.
-    assert before < {"l2": 0.3, "ip": 0.85}[index.metric]
-    assert 1 - now < 0.7 * (1 - before)
+    # By distances nearly all were missed. By inner products ScaNN's clusters, which
+    # differ from build to build, decide how many: from 0.4 to 0.9.
+    assert inner or before < 0.3
+    assert now > max(before, 0.8)
