@@ -5,9 +5,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from rlm_jax.configuration import check_choices
 from rlm_jax.data import batching, corpora, token_store
 from rlm_jax.data.tokenizers import Tokenizer
-from rlm_jax.errors import UserError
 from rlm_jax.method import Batches
 
 STDLIB = "stdlib"
@@ -69,10 +69,7 @@ def batches(config: DataConfig, split: token_store.TokenSplit) -> Batches:
         "repeats": lambda: batching.repeats(split, **size),
         "frequent_repeats": lambda: batching.frequent_repeats(split, **size),
     }
-    if config.order not in orders:
-        raise UserError(
-            f"data.order is {config.order!r}; choose one of {', '.join(orders)}."
-        )
+    check_choices(config, "data")
     return orders[config.order]()
 
 

@@ -80,6 +80,14 @@ class Strides(NamedTuple):
     query_end: np.ndarray  # where it ends; its own begin: no query
 
 
+class Part(NamedTuple):
+    """A text in strides."""
+
+    tokens: np.ndarray
+    at: Strides
+    size: tuple[int, int]  # its bytes and words
+
+
 def strides(num_tokens: int, *, window: int, stride: int, query_length: int) -> Strides:
     """The windows of a text of ``num_tokens``.
 

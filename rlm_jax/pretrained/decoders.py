@@ -21,6 +21,9 @@ from rlm_jax.pretrained.folder import Entry, same, transposed
 Params = Any
 
 _LLAMAS = ("llama", "mistral")
+KINDS = ("gpt2", *_LLAMAS)
+"""The ``model_type`` of the decoders that can be loaded."""
+
 _LLAMA3 = (  # the names of `layers.rotary_rates`' scaling
     "factor",
     "low_freq_factor",
@@ -48,10 +51,10 @@ def load_decoder(
     """
     published = folders.read_config(folder)
     kind = published.get("model_type")
-    if kind != "gpt2" and kind not in _LLAMAS:
+    if kind not in KINDS:
         raise UserError(
-            f"The model in {folder} is a {kind!r}; decoders can be gpt2, "
-            f"{' or '.join(_LLAMAS)}."
+            f"The model in {folder} is a {kind!r}; decoders can be "
+            f"{', '.join(KINDS[:-1])} or {KINDS[-1]}."
         )
     try:
         read = _gpt2_config if kind == "gpt2" else _llama_config

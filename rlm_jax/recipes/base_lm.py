@@ -88,12 +88,8 @@ def to_start_from(name: str, data: DataConfig, decoder: DecoderConfig) -> BaseLM
     Raises:
       UserError: as `load`, or it is a function, which has no parameters.
     """
-    given = load(name, data, dtype=decoder.dtype)
-    if given.decoding is None:
-        raise UserError(
-            f"{name} is a function, which has no decoder to begin with; name a run's "
-            "workdir or a Hugging Face folder."
-        )
+    given = to_take(name, data, decoder.dtype)
+    assert given.decoding is not None
     config, params = given.decoding
     config = dataclasses.replace(config, dropout=decoder.dropout, remat=decoder.remat)
     return given._replace(decoding=Decoding(config, params))
@@ -103,13 +99,13 @@ def to_take(name: str, data: DataConfig, dtype: str) -> BaseLM:
     """A language model whose decoder is run as it is.
 
     Raises:
-      UserError: as `load`, or it is a function, which gives no keys.
+      UserError: as `load`, or it is a function, which has no parameters.
     """
     given = load(name, data, dtype=dtype)
     if given.decoding is None:
         raise UserError(
-            f"{name} is a function, which has no decoder to make keys with; name a "
-            "run's workdir or a Hugging Face folder."
+            f"{name} is a function, which has no decoder to begin with; name a run's "
+            "workdir or a Hugging Face folder."
         )
     return given
 
@@ -217,9 +213,7 @@ class Start(NamedTuple):
             unused=unused,
             identity=identity,
         )
-        own = run.workdir / runs.TOKENIZER
-        if processes.is_first() and not run.dry_run and not own.exists():
-            tokenizer.save(own)
+        language_model.keep_tokenizer(run, tokenizer)
         config = self.config
         if self.given is not None:
             data = dataclasses.replace(
@@ -254,7 +248,9 @@ def start(config: Any, run: Run, given: BaseLM | None, source: str) -> Start:
     return Start(config, language_model.in_tokens_of(given.tokenizer, data), given)
 
 
-def publish(run: Run, config: DecoderConfig, params: Params, tokenizer: Tokenizer):
+def publish(
+    run: Run, config: DecoderConfig, params: Params, tokenizer: Tokenizer
+) -> None:
     """Leaves a trained decoder in ``decoder/``, which transformers loads.
 
     Neither an adaptive vocabulary nor sinusoidal positions nor a vocabulary of words

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from rlm_jax import terminal
+from rlm_jax.configuration import check_choices
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
 from rlm_jax.data.tokenizers import Tokenizer
@@ -33,8 +34,6 @@ from rlm_jax.retrievers import passage_list, passage_search
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig
 from rlm_jax.retrievers.passage_search import BM25, PassageSearch
-
-RETRIEVALS = ("none", "in_context", "replug")
 
 
 @dataclasses.dataclass
@@ -142,10 +141,7 @@ def check(config: Config) -> None:
             f"{config.model} tells how likely a text is and has no decoder to continue "
             "one; name the workdir of a run or a folder with model.safetensors."
         )
-    if config.retrieval not in RETRIEVALS:
-        raise UserError(
-            f"retrieval is {config.retrieval!r}; choose one of {', '.join(RETRIEVALS)}."
-        )
+    check_choices(config)
     chosen = config.documents
     counts = {name: getattr(config, name) for name in ("max_new_tokens", "num_samples")}
     for name in ("num", "query_length", "length", "stride"):

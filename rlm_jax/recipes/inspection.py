@@ -7,9 +7,8 @@ import numpy as np
 from rlm_jax import method
 from rlm_jax.data import tokenizers
 from rlm_jax.data.texts import Text
-from rlm_jax.evaluate import knn, token_memory
+from rlm_jax.evaluate import in_context, knn, token_memory
 from rlm_jax.evaluate.perplexity import Scored
-from rlm_jax.recipes.with_passages import documents
 from rlm_jax.report import positions
 from rlm_jax.report.inspector import Position
 from rlm_jax.report.positions import NEIGHBOURS, Entries, Reading
@@ -71,7 +70,7 @@ def of_datastore(
 
 def of_documents(
     text: Text,
-    part: documents.Part,
+    part: in_context.Part,
     neighbours: method.Neighbours,
     log_probs: dict[str, np.ndarray],
     weights: np.ndarray,

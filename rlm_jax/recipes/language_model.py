@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from rlm_jax import processes, terminal
-from rlm_jax.data import corpora, tokenizers
+from rlm_jax.data import corpora, token_store, tokenizers
 from rlm_jax.data.texts import STDLIB, DataConfig, Text, batches, head, in_tokens_of
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import perplexity
@@ -48,11 +48,18 @@ def load_text(config: DataConfig, workdir: pathlib.Path | None = None) -> Text:
 
     A run that goes on in ``workdir`` has its own copy of the tokenizer there.
     """
-    corpus = corpora.load(config.corpus or STDLIB)
     if workdir is not None and (workdir / runs.TOKENIZER).exists():
         return in_tokens_of(tokenizers.load(workdir / runs.TOKENIZER), config)
+    corpus = corpora.load(config.corpus or STDLIB)
     tokenizer = tokenizers.build(config.tokenizer, corpus, vocab_size=config.vocab_size)
-    return in_tokens_of(tokenizer, config)
+    return Text(tokenizer, token_store.build(corpus, tokenizer))
+
+
+def keep_tokenizer(run: Run, tokenizer: tokenizers.Tokenizer) -> None:
+    """Leaves a copy of the tokenizer in the workdir, with which `load_text` goes on."""
+    own = run.workdir / runs.TOKENIZER
+    if processes.is_first() and not run.dry_run and not own.exists():
+        tokenizer.save(own)
 
 
 def inherited(data: DataConfig, source: str) -> DataConfig:

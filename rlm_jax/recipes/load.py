@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from rlm_jax.errors import UserError
+from rlm_jax.pretrained import decoders
 from rlm_jax.recipes import base_lm, runs
 from rlm_jax.recipes.base_lm import BaseLM
 from rlm_jax.recipes.language_model import DataConfig
@@ -17,8 +18,6 @@ from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.published_index import Retriever
 
 Loaded = BaseLM | Tower | Retriever
-
-DECODERS = ("gpt2", "llama", "mistral")
 
 
 def load(name: str | os.PathLike, *, dtype: str = "float32") -> Loaded:
@@ -40,7 +39,7 @@ def load(name: str | os.PathLike, *, dtype: str = "float32") -> Loaded:
             f"There is nothing to load in {folder}; name the workdir of a run, or a "
             "folder with config.json and model.safetensors."
         )
-    if "system" not in config and config.get("model_type") not in DECODERS:
+    if "system" not in config and config.get("model_type") not in decoders.KINDS:
         return encoder_towers.load(folder)
     if "system" in config and not (folder / "checkpoints").exists():
         if (folder / "encoder" / "config.json").is_file():

@@ -155,10 +155,8 @@ def finished(run: Run, config: Any, text: str) -> report.Report | None:
     return report.read(written)
 
 
-def configuration(
-    workdir: str | pathlib.Path, text: str | None = None
-) -> dict[str, Any]:
-    """The configuration of another run, on the same text where one is given.
+def configuration(workdir: str | pathlib.Path, text: str) -> dict[str, Any]:
+    """The configuration of another run on the same text.
 
     Raises:
       UserError: there is no run in that workdir, or its text or tokenizer is another.
@@ -168,7 +166,7 @@ def configuration(
         raise UserError(
             f"There is no run in {workdir}; name the workdir of one that was trained."
         )
-    if text is not None and stored.get("fingerprint") != text:
+    if stored.get("fingerprint") != text:
         raise UserError(
             f"The run in {workdir} was trained on another text or tokenizer; give the "
             "--config.data it was trained with."

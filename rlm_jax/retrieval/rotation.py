@@ -118,18 +118,20 @@ def scores(rotation: Rotation, products: np.ndarray, queries: np.ndarray) -> np.
 
 
 def rounding(
-    rotation: Rotation, queries: np.ndarray, exact_scores: np.ndarray
+    rotation: Rotation | None, queries: np.ndarray, exact_scores: np.ndarray
 ) -> np.ndarray:
     """What `scores` may differ by from exact ones, float32 [N].
 
     Args:
-      rotation: the keys'.
+      rotation: the keys'; None where they stand as they are.
       queries: float32 [N, D].
       exact_scores: float32 [N, K], of the nearest; minus infinity where absent.
     """
     parts = np.max(
         np.abs(exact_scores), axis=1, where=np.isfinite(exact_scores), initial=0
     )
+    if rotation is None:
+        return np.float32(_ROUNDING) * parts
     if len(rotation.matrix) == len(rotation.centre):
         parts = parts + np.abs(queries @ rotation.centre)
     else:

@@ -152,7 +152,7 @@ def build(
 ) -> ScannIndex:
     """Trains an index on a datastore's keys and tunes how it is searched.
 
-    Tuning holds the index to exact search over the same keys, on a sample of 1,000
+    Tuning holds the index to exact search over the same keys, on a sample of 2,000
     queries, for each k of `effort.KS`; a search for another k does what lies between.
     Without ``queries`` the sample is keys of the datastore, drawn with a fixed seed and
     each moved by three quarters of the difference of two others, which makes them a
@@ -252,8 +252,8 @@ def _tune(
 ) -> ScannIndex:
     """The index with efforts that reach the target; nothing is trained again."""
     num_leaves, efforts, kept = index.parameters
+    slack = rotations.rounding(index.rotation, queries, truth.scores)
     if index.rotation is not None:
-        slack = rotations.rounding(index.rotation, queries, truth.scores)
         efforts = effort.tune(
             index.search_with,
             queries,
@@ -268,7 +268,7 @@ def _tune(
         )
     else:
         spent = Effort(truth.ids.shape[1], 0, index.num_entries)
-        measured = recall(index.search_with(queries, spent), truth)
+        measured = recall(index.search_with(queries, spent), truth, slack)
         efforts = (spent._replace(recall=measured),)
     parameters = Parameters(num_leaves, efforts, kept)
     return replace(index, parameters=parameters, target_recall=target)

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from rlm_jax import pretrained, processes
+from rlm_jax.configuration import check_choices
 from rlm_jax.data import text_encoding
 from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.data.text_encoding import TextTokenizer
@@ -17,8 +18,6 @@ from rlm_jax.method import Params
 from rlm_jax.models.encoder import EncoderConfig, embedder
 from rlm_jax.retrieval import encode_passages, encode_stream
 from rlm_jax.storage import cache
-
-TITLES = ("join", "pair", "none")
 
 
 @dataclasses.dataclass
@@ -131,10 +130,7 @@ def passage_rows(
     tokenizer: TextTokenizer, text: TextConfig
 ) -> Callable[[Sequence[Passage]], list[np.ndarray]]:
     """Passages -> the tokens of each, int32 [n], cut at ``passage_length``."""
-    if text.titles not in TITLES:
-        raise UserError(
-            f"text.titles is {text.titles!r}; choose one of {', '.join(TITLES)}."
-        )
+    check_choices(text, "text")
     encode_texts = functools.partial(tokenizer.encode, max_length=text.passage_length)
 
     def rows(passages: Sequence[Passage]) -> list[np.ndarray]:
@@ -156,6 +152,17 @@ def fingerprints(tower: Tower) -> dict[str, Any]:
         "encoder_config": config,
         "tokenizer": tower.tokenizer.fingerprint,
     }
+
+
+def identity(tokenizer: TextTokenizer, initial: Params | None) -> dict[str, str]:
+    """What the training of an encoder depends on: what it reads with and starts from.
+
+    ``initial`` are the parameters that are given; None: it starts from nothing.
+    """
+    prints = {"tokenizer": tokenizer.fingerprint}
+    if initial is not None:
+        prints["encoder"] = encode_stream.fingerprint(initial)
+    return prints
 
 
 def cut(text: TextConfig, encoder: EncoderConfig) -> TextConfig:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from experiments import bm25, contriever, dpr, encode, search
+from rlm_jax.data import text_encoding
 from rlm_jax.data.collections import CollectionConfig
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import ranking
 from rlm_jax.models.encoder import EncoderConfig
+from rlm_jax.recipes import runs
 from rlm_jax.report import report
 from rlm_jax.retrievers import encoder_towers, published_index
 from rlm_jax.train import checkpoint
@@ -139,6 +141,26 @@ def test_in_batch_negatives_alone_and_two_towers(collection, tmp_path):
         encoder_towers.load(tmp_path / name) for name in ("encoder", "question_encoder")
     ]
     assert np.abs(towers[0].params["tokens"] - towers[1].params["tokens"]).max() > 0
+
+
+@pytest.mark.parametrize("system", [dpr, contriever])
+def test_a_run_goes_on_with_its_own_tokenizer(
+    system, collection, corpus, tmp_path, monkeypatch
+):
+    """The cache is lost between two starts; a vocabulary is not trained again."""
+    config = small_dpr(collection, rounds=0)
+    if system is contriever:
+        config = shrink(contriever.tiny(), collection)
+        config.crops.corpus, config.crops.vocab_size = corpus, 200
+        config.crops.window, config.method.queue_size = 20, 8
+    monkeypatch.setenv("RLM_CACHE", str(tmp_path / "first"))
+    system.run(config, tmp_path / "run")
+    kept = (tmp_path / "run" / runs.TOKENIZER).read_bytes()
+    monkeypatch.setenv("RLM_CACHE", str(tmp_path / "second"))
+    monkeypatch.setattr(text_encoding, "train", lambda *_, **__: pytest.fail("trained"))
+    config.train.steps = 3
+    assert system.run(config, tmp_path / "run") is not None
+    assert (tmp_path / "run" / runs.TOKENIZER).read_bytes() == kept
 
 
 @pytest.mark.parametrize("negatives", ["queue", "batch"])

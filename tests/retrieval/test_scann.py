@@ -148,10 +148,10 @@ def test_a_range_of_rows_answers_with_rows_of_the_datastore(large):
 def test_the_sample_is_seeded_and_of_the_queries_if_there_are_any(large):
     store, queries = large
     sample = effort.sample_queries(store, None)
-    assert sample.shape == (1000, 16) and sample.dtype == np.float32
+    assert sample.shape == (2000, 16) and sample.dtype == np.float32
     np.testing.assert_array_equal(sample, effort.sample_queries(store, None))
     given = effort.sample_queries(store, np.arange(5000.0)[:, None])
-    assert given.shape == (1000, 1) and len(np.unique(given)) == 1000
+    assert given.shape == (2000, 1) and len(np.unique(given)) == 2000
 
 
 @pytest.mark.parametrize(
@@ -234,9 +234,9 @@ def language(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("scann") / "states"
     writer = datastore.create(path, dim=64, num_entries=20_000, identity={})
     writer.append(states(20_000, 1, metric), np.arange(20_000))
-    store, queries = writer.publish(), states(4000, 2, metric)
-    index = scann.build(store, metric=metric, queries=queries[:1000])
-    return store, index, queries[1000:]
+    store, queries = writer.publish(), states(5000, 2, metric)
+    index = scann.build(store, metric=metric, queries=queries[:2000])
+    return store, index, queries[2000:]
 
 
 def test_states_of_language_models_are_found_for_every_k(language):
@@ -302,7 +302,8 @@ def test_turned_saved_and_loaded_it_finds_the_same(language, tmp_path):
     assert recall(found, wanted) > 0.9999  # ScaNN sums in another order at each call
     same = found.ids == wanted.ids
     assert index.rotation is not None
-    rounding = rotations.rounding(index.rotation, queries, wanted.scores)
+    # Both sums are a product's: a quarter of what a sum of products may be off by.
+    rounding = rotations.rounding(index.rotation, queries, wanted.scores) / 4
     difference = np.abs(found.scores - wanted.scores)
     assert (difference <= rounding[:, None])[same].all()
 
@@ -327,4 +328,4 @@ def test_turning_orders_states_that_as_they_are_have_no_order(language):
     # By distances nearly all were missed. By inner products ScaNN's clusters, which
     # differ from build to build, decide how many: nothing certain can be said of them.
     assert inner or (before < 0.3 and now > 0.9)
-    assert now > 0.6
+    assert now > 0.75

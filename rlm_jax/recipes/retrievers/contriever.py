@@ -10,22 +10,19 @@ from rlm_jax import pretrained
 from rlm_jax.data import (
     collections,
     contrastive,
-    corpora,
     text_encoding,
-    token_store,
-    tokenizers,
 )
 from rlm_jax.data.text_encoding import TextTokenizer
+from rlm_jax.data.texts import DataConfig
 from rlm_jax.data.token_store import TokenSplit
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batches, Method, Params
 from rlm_jax.methods import contriever
 from rlm_jax.methods.contriever import ContrieverConfig, InBatchConfig
-from rlm_jax.recipes import runs
+from rlm_jax.recipes import language_model, runs
 from rlm_jax.recipes.retrievers import ranking_report
 from rlm_jax.recipes.retrievers.ranking_report import Experiment
 from rlm_jax.recipes.runs import Run, recipe
-from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import encoder_towers
 from rlm_jax.retrievers.encoder_towers import Tower, Towers
 from rlm_jax.train import dry_run, fit
@@ -64,25 +61,15 @@ def run(config: Config, here: Run):
     """Train on crops, encode the collection, search it, judge, report."""
     phases = runs.Phases()
     with phases("data"):
-        corpus = corpora.load(config.crops.corpus)
-        own = here.workdir / runs.TOKENIZER
-        tokenizer = (
-            tokenizers.read_hugging_face(own)
-            if own.exists()
-            else tokenizers.build(
-                config.crops.tokenizer, corpus, vocab_size=config.crops.vocab_size
-            )
-        )
-        store = token_store.build(corpus, tokenizer)
+        crops = config.crops
+        data = DataConfig(crops.corpus, crops.tokenizer, crops.vocab_size)
+        tokenizer, store = language_model.load_text(data, here.workdir)
         collection = collections.load(config.collection)
     encoder_tokenizer = text_encoding.parse(tokenizer.content)
     config, initial = _encoder(config, encoder_tokenizer)
-    identity = {"tokenizer": encoder_tokenizer.fingerprint}
-    if initial is not None:
-        identity["encoder"] = encode_stream.fingerprint(initial)
+    identity = encoder_towers.identity(encoder_tokenizer, initial)
     runs.claim(here, config, store.fingerprint, same=SAME, identity=identity)
-    if not here.dry_run:
-        encoder_towers.keep_tokenizer(here.workdir, encoder_tokenizer)
+    language_model.keep_tokenizer(here, tokenizer)
     method = _method(config)
     batches = functools.partial(_crops, config.crops, encoder_tokenizer)
     training = batches(store.split("train"), config.batch_size)

@@ -70,9 +70,7 @@ def run(config: Config, here: Run):
         collection = collections.load(config.collection)
         config, tokenizer, initial = _encoder(config, here.workdir)
         asked = _questions(config.pairs.questions, "train", config.pairs.passages)
-    identity = {"tokenizer": tokenizer.fingerprint}
-    if initial is not None:
-        identity["encoder"] = encode_stream.fingerprint(initial)
+    identity = encoder_towers.identity(tokenizer, initial)
     runs.claim(here, config, asked.fingerprint, same=SAME, identity=identity)
     if not here.dry_run:
         encoder_towers.keep_tokenizer(here.workdir, tokenizer)

@@ -1,6 +1,7 @@
 """What recipes of language models with documents share: from collection to scores."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,14 +13,16 @@ from rlm_jax.data.passages import Passages
 from rlm_jax.data.texts import Text
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import controls, in_context
-from rlm_jax.evaluate.in_context import Protocol, Strides
+from rlm_jax.evaluate.in_context import Part, Protocol, Strides
+from rlm_jax.evaluate.perplexity import as_scored
 from rlm_jax.method import Neighbours
 from rlm_jax.methods import in_context as ralm
 from rlm_jax.methods import lm
 from rlm_jax.models.decoder import check_length
-from rlm_jax.recipes import base_lm, language_model, runs
+from rlm_jax.recipes import base_lm, inspection, language_model, reporting, runs
 from rlm_jax.recipes.base_lm import BaseLM
 from rlm_jax.recipes.runs import Run
+from rlm_jax.report import report
 from rlm_jax.retrieval.index import none_found
 from rlm_jax.retrievers import contamination, passage_search
 from rlm_jax.retrievers.dense import SearchConfig
@@ -70,14 +73,6 @@ class Setting(NamedTuple):
     text: Text
     passages: Passages
     excluded: contamination.Excluded  # from the test split
-
-
-class Part(NamedTuple):
-    """A text in strides."""
-
-    tokens: np.ndarray
-    at: Strides
-    size: tuple[int, int]  # its bytes and words
 
 
 def prepare(
@@ -300,24 +295,52 @@ def answered(config: Experiment, model: BaseLM, some: Part) -> np.ndarray:
     return ralm.first(values, config.documents.rank_tokens)
 
 
-def facts(
+def finish(
+    run: Run,
+    phases: runs.Phases,
+    setting: Setting,
     some: Part,
     found: Neighbours,
-    why: contamination.Excluded,
     searcher: PassageSearch,
-    config: Any,
-) -> dict[str, Any]:
+    log_probs: dict[str, np.ndarray],
+    weights: np.ndarray,
+    protocol: Mapping[str, Any],
+) -> report.Report:
+    """Report a run with documents; see `reporting.finish`.
+
+    Args:
+      log_probs: float32 [N], under "real", "off" and the other controls.
+      weights: float [S, K], of each stride's documents in what made "real".
+      protocol: what the figures depend on, beside the documents and the model.
+    """
+    config, _, text, _, _ = setting
+    return reporting.finish(
+        run,
+        config,
+        text,
+        as_scored(some.tokens, log_probs["off"], some.size),
+        log_probs,
+        phases.seconds,
+        protocol={**protocol, **_facts(setting, some, found)},
+        positions=inspection.of_documents(
+            text, some, found, log_probs, weights, searcher
+        ),
+    )
+
+
+def _facts(setting: Setting, some: Part, found: Neighbours) -> dict[str, Any]:
     """What a report says of the documents and of the language model."""
+    config, _, _, passages, why = setting
     empty = float((found.ids[1:] < 0).mean())
     terminal.say(
-        f"{len(searcher.passages):,} passages; {why.overlapping:,} are left out for "
+        f"{len(passages):,} passages; {why.overlapping:,} are left out for "
         f"sharing {config.documents.overlap} words in a row with the text and "
         f"{why.own_titles:,} for their title; {empty:.1%} of the places for "
         "documents are empty"
     )
     return {
         "model": config.model or "trained here",
-        "passages": len(searcher.passages),
+        "passages": len(passages),
         "excluded_own_titles": why.own_titles,
         "excluded_overlapping": why.overlapping,
         "empty_places": empty,

@@ -8,9 +8,8 @@ import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
-from rlm_jax.evaluate.perplexity import as_scored
 from rlm_jax.methods import in_context as ralm
-from rlm_jax.recipes import inspection, reporting, runs
+from rlm_jax.recipes import runs
 from rlm_jax.recipes.with_passages import documents
 from rlm_jax.report import report
 from rlm_jax.retrievers.passage_search import PassageSearch
@@ -91,22 +90,11 @@ def evaluate(
     weights = in_context.log_weights(
         values, neighbours.scores, k=num, temperature=temperatures["real"]
     )
-    return reporting.finish(
-        run,
-        config,
-        text,
-        as_scored(part.tokens, plain, part.size),
-        log_probs,
-        phases.seconds,
-        protocol={
-            "temperatures": temperatures,
-            **documents.facts(part, neighbours, excluded, searcher, config),
-            **facts,
-        },
-        positions=inspection.of_documents(
-            text, part, neighbours, log_probs, np.exp(weights), searcher
-        ),
-    )
+    protocol = {"temperatures": temperatures, **facts}
+    return documents.finish(
+        run, phases, setting, part, neighbours, searcher, log_probs, np.exp(weights),
+        protocol,
+    )  # fmt: skip
 
 
 def tuned(

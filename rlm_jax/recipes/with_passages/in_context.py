@@ -11,10 +11,9 @@ import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
-from rlm_jax.evaluate.perplexity import as_scored
 from rlm_jax.method import Neighbours
 from rlm_jax.methods import in_context as ralm
-from rlm_jax.recipes import inspection, reporting, runs
+from rlm_jax.recipes import runs
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.recipes.with_passages import documents, reranking
 from rlm_jax.retrievers import passage_search
@@ -96,18 +95,7 @@ def run(config: Config, here: Run):
     }
     log_probs = {"real": log_probs.pop(config.choice), **log_probs, "off": plain}
     weights = np.eye(neighbours.ids.shape[1])[ralm.best(values, scores)]
-    return reporting.finish(
-        here,
-        config,
-        text,
-        as_scored(part.tokens, plain, part.size),
-        log_probs,
-        phases.seconds,
-        protocol={
-            "choice": config.choice,
-            **documents.facts(part, neighbours, excluded, searcher, config),
-        },
-        positions=inspection.of_documents(
-            text, part, neighbours, log_probs, weights, searcher
-        ),
-    )
+    return documents.finish(
+        here, phases, setting, part, neighbours, searcher, log_probs, weights,
+        {"choice": config.choice},
+    )  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 from rlm_jax.data import contrastive
 from rlm_jax.data.passages import Passages
 from rlm_jax.errors import UserError
+from rlm_jax.evaluate.in_context import Part
 from rlm_jax.method import Batch, Neighbours
 from rlm_jax.methods import reranker
 from rlm_jax.methods.reranker import RerankerConfig
@@ -16,7 +17,7 @@ from rlm_jax.models import encoder
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.with_passages import documents, lm_supervision
-from rlm_jax.recipes.with_passages.documents import Part, Setting
+from rlm_jax.recipes.with_passages.documents import Setting
 from rlm_jax.retrievers import cross_encoder, encoder_towers, passage_search
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import Tower
