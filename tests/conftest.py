@@ -71,15 +71,20 @@ def programs_go_with_their_file() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def golden() -> Callable[[str], dict[str, np.ndarray]]:
-    """The arrays of one golden file by name, from $RLM_GOLDEN or tests/golden.
+def golden_folder() -> pathlib.Path:
+    """$RLM_GOLDEN or tests/golden: arrays, and in ``hf`` folders of tiny models."""
+    return pathlib.Path(os.environ.get("RLM_GOLDEN") or TESTS / "golden")
+
+
+@pytest.fixture(scope="session")
+def golden(golden_folder) -> Callable[[str], dict[str, np.ndarray]]:
+    """The arrays of one golden file by name.
 
     ``golden("trime_losses")`` is a dict of arrays; its ``meta`` is a JSON string.
     """
-    folder = pathlib.Path(os.environ.get("RLM_GOLDEN") or TESTS / "golden")
 
     def load(name: str) -> dict[str, np.ndarray]:
-        with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
+        with np.load(golden_folder / f"{name}.npz", allow_pickle=False) as arrays:
             return dict(arrays)
 
     return load

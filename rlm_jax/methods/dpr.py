@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float32
 from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Retrieval, Sums
-from rlm_jax.models.encoder import EncoderConfig, embedder
+from rlm_jax.models.encoder import EncoderConfig, embedder, in_chunks
 from rlm_jax.ops import Array, collectives, contrastive, losses
 
 
@@ -37,7 +37,7 @@ class DPRConfig:
     scale: float = 1.0  # of the inner products; the paper: 1
     negatives: Literal["all", "distinct"] = "all"
     remote_gradients: bool = True  # to passages on other devices
-    chunk: int = 0  # rows encoded at once, 0 = all; see `in_chunks`
+    chunk: int = 0  # rows encoded at once, 0 = all; see `encoder.in_chunks`
     k: int = 100  # passages that a question retrieves
 
 
@@ -55,39 +55,6 @@ def distinct(query: contrastive.Ids, slot: contrastive.Ids) -> Bool[Array, "..."
 
 
 NEGATIVES = {"all": every, "distinct": distinct}
-
-
-def in_chunks(embed, rows: int):
-    """The same encoder, which holds the activations of ``rows`` rows at a time.
-
-    The backward pass encodes each chunk again, so memory is that of one chunk and of
-    all vectors, whatever the batch. Without dropout nothing else changes; with it every
-    chunk has a key of its own. Gao et al. 2021 (GradCache), section 3.
-    """
-
-    def embed_in_chunks(params, batch, *, key=None):
-        total = len(batch["ids"])
-        count = -(-total // rows)
-        if count <= 1:
-            return embed(params, batch, key=key)
-        # The last chunk is filled up with the first rows, whose vectors are dropped.
-        filled = jnp.arange(count * rows) % total
-        chunks = jax.tree.map(
-            lambda x: jnp.take(x, filled, 0).reshape(count, rows, *x.shape[1:]),
-            dict(batch),
-        )
-
-        @jax.checkpoint
-        def one(params, chunk, index):
-            own = None if key is None else jax.random.fold_in(key, index)
-            return embed(params, chunk, key=own)
-
-        vectors = jax.lax.map(
-            lambda inputs: one(params, *inputs), (chunks, jnp.arange(count))
-        )
-        return vectors.reshape(count * rows, -1)[:total]
-
-    return embed_in_chunks
 
 
 def dpr(config: DPRConfig) -> Method:

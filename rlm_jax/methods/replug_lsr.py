@@ -12,14 +12,11 @@ released code of this part does not run; the equations are the paper's.
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-
 from rlm_jax.errors import UserError
-from rlm_jax.method import Method, shared
-from rlm_jax.methods.dpr import in_chunks
+from rlm_jax.method import Method
+from rlm_jax.methods.distilled import distilled
 from rlm_jax.models.encoder import EncoderConfig, embedder
-from rlm_jax.ops import collectives, distillation, losses, mixtures
+from rlm_jax.ops import distillation
 
 
 @dataclasses.dataclass
@@ -32,26 +29,15 @@ class REPLUGLSRConfig:
     )
     gamma: float = 0.1  # of the retriever's scores
     beta: float = 0.1  # of the language model's
-    chunk: int = 0  # rows encoded at once, 0 = all; see `dpr.in_chunks`
+    chunk: int = 0  # rows encoded at once, 0 = all; see `encoder.in_chunks`
     k: int = 20  # documents of a context
 
 
 def replug_lsr(config: REPLUGLSRConfig) -> Method:
     """The method; parameters are the encoder's.
 
-    A batch holds, for B contexts with K documents each:
-
-      query_ids, query_mask      int32 [B, T]
-      passage_ids, passage_mask  int32 [B, K, T']
-      lm_scores   float32 [B, K]  log p_LM(y | d_i, x): beta belongs to a mean over
-                                  y's tokens or to their sum, whichever is given
-      present     bool [B, K]     False = no such document
-      weight      float32 [B]     0 = padding
-
-    A context without documents counts for nothing. Beside the loss stand ``agreement``
-    (how often the retriever's best document is the language model's),
-    ``expected_lm_score`` (under P), and ``uniform_lm_score`` (under equal weights, what
-    a retriever without an opinion would get).
+    Batches are those of `distilled`. ``teacher_scores`` are log p_LM(y | d_i, x): beta
+    belongs to a mean over y's tokens or to their sum, whichever is given.
 
     Raises:
       UserError: a temperature, chunk or k that is out of range.
@@ -68,47 +54,12 @@ def dual_encoder(config: REPLUGLSRConfig, init, embed) -> Method:
             f"k={c.k}; choose temperatures above 0, a chunk of 0 or more and a k of 1 "
             "or more."
         )
-    if c.chunk:
-        embed = in_chunks(embed, c.chunk)
-
-    def scores(params, batch, keys):
-        def encode(side, key):
-            ids, mask = (
-                batch[f"{side}_{part}"].reshape(-1, batch[f"{side}_{part}"].shape[-1])
-                for part in ("ids", "mask")
-            )
-            return embed(params, {"ids": ids, "mask": mask}, key=key)
-
-        queries, passages = encode("query", keys[0]), encode("passage", keys[1])
-        rows, k = batch["lm_scores"].shape
-        return mixtures.inner_product(queries, passages.reshape(rows, k, -1))
-
-    def sums(params, batch, keys):
-        present = batch["present"].astype(bool)
-        lm_scores = jax.lax.stop_gradient(jnp.where(present, batch["lm_scores"], 0.0))
-        similarities = scores(params, batch, keys)
-        log_p = mixtures.log_weights(similarities, present, temperature=c.gamma)
-        log_q = mixtures.log_weights(lm_scores, present, temperature=c.beta)
-        share = present / jnp.maximum(present.sum(-1, keepdims=True), 1)
-        figures = {
-            "loss": distillation.kl(log_p, log_q),
-            "agreement": log_p.argmax(-1) == log_q.argmax(-1),
-            "expected_lm_score": (jnp.exp(log_p) * lm_scores).sum(-1),
-            "uniform_lm_score": (share * lm_scores).sum(-1),
-        }
-        weight = jnp.where(present.any(-1), batch["weight"], 0.0)
-        return {name: losses.weighted(x, weight) for name, x in figures.items()}
-
-    def loss(params, batch, key, *, axis=None):
-        keys = jax.random.split(collectives.fold_rank(key, axis))
-        return sums(params, batch, (keys[0], keys[1]))
-
-    def evaluate(params, batch, key=None, *, axis=None):
-        return sums(params, batch, (None, None))
-
-    return Method(
-        init=init,
-        loss=loss,
-        evaluate=evaluate,
-        retrieval=shared(c.k, embed),
+    return distilled(
+        init,
+        embed,
+        distillation.kl,
+        k=c.k,
+        student_temperature=c.gamma,
+        teacher_temperature=c.beta,
+        chunk=c.chunk,
     )

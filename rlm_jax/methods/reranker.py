@@ -16,8 +16,7 @@ import jax.numpy as jnp
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Method
-from rlm_jax.methods.dpr import in_chunks
-from rlm_jax.models.encoder import EncoderConfig, embedder
+from rlm_jax.models.encoder import EncoderConfig, embedder, in_chunks
 from rlm_jax.ops import collectives, distillation, losses, mixtures
 
 
@@ -28,7 +27,7 @@ class RerankerConfig:
     encoder: EncoderConfig = dataclasses.field(
         default_factory=lambda: EncoderConfig(pooling="cls", projection=1)
     )
-    chunk: int = 0  # pairs encoded at once, 0 = all; see `dpr.in_chunks`
+    chunk: int = 0  # pairs encoded at once, 0 = all; see `encoder.in_chunks`
     k: int = 16  # documents of a context
 
 

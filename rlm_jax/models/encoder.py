@@ -38,6 +38,7 @@ class EncoderConfig:
     norm_epsilon: float = 1e-12
     pooling: Literal["mean", "cls"] = "mean"  # mean: over [CLS] and [SEP] too
     projection: int = 0  # width of a last linear map; 0: none
+    projection_norm: bool = False  # each token's projection is normed, then pooled
     normalise: bool = False  # vectors of length 1
     dropout: float = 0.1
     dtype: layers.Dtype = "float32"  # of the computation; parameters are always float32
@@ -61,6 +62,10 @@ def check(config: EncoderConfig) -> None:
         )
     if c.projection < 0:
         raise UserError(f"projection is {c.projection}; choose a width, or 0 for none.")
+    if c.projection_norm and not c.projection:
+        raise UserError(
+            "projection_norm needs a projection; choose its width, or no norm."
+        )
 
 
 def _norm(config: EncoderConfig, name: str | None = None) -> nn.Module:
@@ -123,6 +128,8 @@ class Encoder(nn.Module):
         self.blocks = [block(c, name=f"block_{i}") for i in range(c.num_layers)]
         if c.projection:
             self.projection = nn.Dense(c.projection, dtype=c.dtype, kernel_init=_init)
+        if c.projection_norm:
+            self.projection_norm = layers.norm("layer", c.dtype)
 
     def hidden_states(
         self,
@@ -179,15 +186,21 @@ class Encoder(nn.Module):
         *,
         deterministic: bool = True,
     ) -> Float32[jax.Array, "N D"]:
-        """One vector a text, as wide as the projection where there is one."""
+        """One vector a text, as wide as the projection where there is one.
+
+        FiD's and REALM's retrievers have ``projection_norm``: a linear map and a
+        LayerNorm of every token, before tokens are pooled.
+        """
         c = self.config
         x = self(ids, mask, deterministic=deterministic)
+        if c.projection_norm:
+            x = self.projection_norm(self.projection(x))
         if c.pooling == "cls":
             x = x[:, 0]
         else:
             x = x.astype(jnp.float32) * mask[..., None]
             x = x.sum(1) / jnp.maximum(mask.sum(1), 1)[:, None]
-        if c.projection:
+        if c.projection and not c.projection_norm:
             x = self.projection(x)
         x = x.astype(jnp.float32)
         if c.normalise:
@@ -259,6 +272,39 @@ def embedder(config: EncoderConfig) -> Embedder:
         return cast(jax.Array, vectors)
 
     return Embedder(init, embed)
+
+
+def in_chunks(embed, rows: int):
+    """The same encoder, which holds the activations of ``rows`` rows at a time.
+
+    The backward pass encodes each chunk again, so memory is that of one chunk and of
+    all vectors, whatever the batch. Without dropout nothing else changes; with it every
+    chunk has a key of its own. Gao et al. 2021 (GradCache), section 3.
+    """
+
+    def embed_in_chunks(params, batch, *, key=None):
+        total = len(batch["ids"])
+        count = -(-total // rows)
+        if count <= 1:
+            return embed(params, batch, key=key)
+        # The last chunk is filled up with the first rows, whose vectors are dropped.
+        filled = jnp.arange(count * rows) % total
+        chunks = jax.tree.map(
+            lambda x: jnp.take(x, filled, 0).reshape(count, rows, *x.shape[1:]),
+            dict(batch),
+        )
+
+        @jax.checkpoint
+        def one(params, chunk, index):
+            own = None if key is None else jax.random.fold_in(key, index)
+            return embed(params, chunk, key=own)
+
+        vectors = jax.lax.map(
+            lambda inputs: one(params, *inputs), (chunks, jnp.arange(count))
+        )
+        return vectors.reshape(count * rows, *vectors.shape[2:])[:total]
+
+    return embed_in_chunks
 
 
 def small() -> EncoderConfig:

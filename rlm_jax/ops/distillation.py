@@ -6,7 +6,7 @@ of scores: minus infinity for an absent document.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 
 from rlm_jax.ops import Array, mixtures
 
@@ -49,3 +49,28 @@ def marginal_nll(
       float32; infinite, with zero gradients, where no document is present.
     """
     return -mixtures.ensemble(log_weights, log_likelihoods[..., None])[..., 0]
+
+
+def rank_correlation(
+    a: Float[Array, "*B K"], b: Float[Array, "*B K"], present: Bool[Array, "*B K"]
+) -> Float32[jax.Array, " *B"]:
+    """Kendall's tau-a of two scorings of K documents, in [-1, 1].
+
+        mean over pairs i < j of sign(a_i - a_j) sign(b_i - b_j)
+
+    Args:
+      a, b: scores.
+      present: pairs with an absent document do not count.
+
+    Returns:
+      float32; 0 where fewer than two documents are present.
+    """
+    pairs = present[..., :, None] & present[..., None, :]
+    number = present.sum(-1)
+
+    def order(x):
+        x = jnp.where(present, x, 0.0)
+        return jnp.sign(x[..., :, None] - x[..., None, :])
+
+    agreed = jnp.where(pairs, order(a) * order(b), 0.0).sum((-2, -1))
+    return agreed.astype(jnp.float32) / jnp.maximum(number * (number - 1), 1)

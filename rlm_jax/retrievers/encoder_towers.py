@@ -147,6 +147,8 @@ def fingerprints(tower: Tower) -> dict[str, Any]:
     config = dataclasses.asdict(tower.config)
     for name in ("dropout", "remat", "dtype"):  # they change at most the rounding
         del config[name]
+    if not config["projection_norm"]:  # so older runs, which know of none, are the same
+        del config["projection_norm"]
     return {
         "encoder": encode_stream.fingerprint(tower.params),
         "encoder_config": config,

@@ -51,9 +51,10 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "contriever_in_batch": ("contriever_in_batch", {"temperature": 1.0}),
     "replug": ("replug", {"temperature": 0.5}),
     "replug_lsr": ("replug_lsr", {"gamma": 0.5, "beta": 0.5, "chunk": 5}),
+    "fid_kd": ("fid_kd", {"temperature": 0.5}),
     "reranker": ("reranker", {"chunk": 5}),
 }
-TAUGHT = ("replug_lsr", "reranker")  # by a language model
+TAUGHT = ("replug_lsr", "fid_kd", "reranker")  # by a language model
 RETRIEVERS = ("dpr", "contriever", "contriever_in_batch", *TAUGHT)
 
 
@@ -109,7 +110,8 @@ def learnable(name: str, seed: int) -> dict[str, np.ndarray]:
         batch["weight"][:] = 1
         batch["present"][:] = True
         # Words in the lower half help, whatever the context.
-        batch["lm_scores"] = -2 * (batch["ids"][..., 0] > VOCAB // 2).astype(np.float32)
+        scores = -2 * (batch["ids"][..., 0] > VOCAB // 2).astype(np.float32)
+        batch |= {"lm_scores": scores, "teacher_scores": scores}
         for side in ("ids", "passage_ids"):
             batch[side] = np.tile(batch["ids"][..., :1], LENGTH)
         return batch
@@ -191,14 +193,17 @@ def candidates(seed: int, rows: int) -> dict[str, np.ndarray]:
     present[0, 1] = False
     weight = np.ones(rows, np.float32)
     weight[-1] = 0
+    queries = random.integers(1, VOCAB, (rows, 4)).astype(np.int32)
+    scores = random.normal(size=shape[:2]).astype(np.float32)
     return {
-        "query_ids": random.integers(1, VOCAB, (rows, 4)).astype(np.int32),
+        "query_ids": queries,
         "query_mask": np.ones((rows, 4), np.int32),
         "passage_ids": passages,
         "passage_mask": mask,
         "ids": passages,
         "mask": mask,
-        "lm_scores": random.normal(size=shape[:2]).astype(np.float32),
+        "lm_scores": scores,
+        "teacher_scores": scores,
         "present": present,
         "weight": weight,
     }

@@ -10,6 +10,7 @@ import pytest
 
 from rlm_jax.errors import UserError
 from rlm_jax.methods import dpr
+from rlm_jax.models import encoder
 from tests.methods import systems
 
 ROWS, HARD, WIDTH = 5, 2, 6
@@ -191,7 +192,7 @@ def test_chunks_keep_the_activations_of_one():
         return max(x.size for x in jax.tree.leaves(pull))
 
     assert sizes(inner) >= 32 * 100
-    assert sizes(dpr.in_chunks(inner, 4)) <= 4 * 100
+    assert sizes(encoder.in_chunks(inner, 4)) <= 4 * 100
 
 
 def test_separate_towers_serve_their_own_side():

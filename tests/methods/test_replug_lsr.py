@@ -36,7 +36,7 @@ def batch_of(scores, lm_scores, **changes):
         "query_mask": jnp.ones((rows, k)),
         "passage_ids": axes,
         "passage_mask": axes,
-        "lm_scores": jnp.asarray(lm_scores, jnp.float32),
+        "teacher_scores": jnp.asarray(lm_scores, jnp.float32),
         "present": jnp.ones((rows, k), bool),
         "weight": jnp.ones(rows),
         **changes,
@@ -83,9 +83,8 @@ def test_loops():
     present[1, [0, 3]] = False
     present[2] = False
     weight = np.array([1, 1, 1, 0], np.float32)
-    wanted = dict.fromkeys(
-        ("loss", "agreement", "expected_lm_score", "uniform_lm_score"), 0.0
-    )
+    names = ("loss", "agreement", "rank_correlation", "expected_score", "uniform_score")
+    wanted = dict.fromkeys(names, 0.0)
     for row in (0, 1):
         kept = present[row]
         p = softmax(scores[row, kept] / 0.5)
@@ -93,8 +92,11 @@ def test_loops():
         q = softmax(lm / 2.0)
         wanted["loss"] += sum(p * (np.log(p) - np.log(q)))
         wanted["agreement"] += p.argmax() == q.argmax()
-        wanted["expected_lm_score"] += sum(p * lm)
-        wanted["uniform_lm_score"] += lm.mean()
+        orders = [np.sign(x[:, None] - x) for x in (scores[row, kept], lm)]
+        pairs = len(lm) * (len(lm) - 1)
+        wanted["rank_correlation"] += np.prod(orders, 0).sum() / pairs
+        wanted["expected_score"] += sum(p * lm)
+        wanted["uniform_score"] += lm.mean()
     changes = {"present": jnp.asarray(present), "weight": jnp.asarray(weight)}
     (of_scores, of_teacher), sums = gradient(
         linear(gamma=0.5, beta=2.0), scores, lm_scores, **changes
@@ -117,8 +119,8 @@ def test_descent_gives_the_documents_the_language_model_likes():
         scores = scores - of_scores
     best = lm_scores.max(1).sum()
     assert float(sums["agreement"][0]) == ROWS
-    assert float(sums["expected_lm_score"][0]) == pytest.approx(best, abs=0.3)
-    assert float(sums["uniform_lm_score"][0]) < best - 1
+    assert float(sums["expected_score"][0]) == pytest.approx(best, abs=0.3)
+    assert float(sums["uniform_score"][0]) < best - 1
 
 
 def config(**changes):
@@ -137,7 +139,7 @@ def texts(seed=0):
         "query_mask": mask[:, 0],
         "passage_ids": words[:, 1:],
         "passage_mask": mask[:, 1:],
-        "lm_scores": random.normal(size=(ROWS, DOCUMENTS)).astype(np.float32),
+        "teacher_scores": random.normal(size=(ROWS, DOCUMENTS)).astype(np.float32),
         "present": np.ones((ROWS, DOCUMENTS), bool),
         "weight": np.ones(ROWS, np.float32),
     }
@@ -166,7 +168,7 @@ def test_scores_are_those_of_an_index_of_the_same_parameters():
         own = keys[row * DOCUMENTS : (row + 1) * DOCUMENTS]
         found = exact.build(own, metric="ip").search(queries[row : row + 1], DOCUMENTS)
         scores[row, found.ids[0]] = found.scores[0]
-    sums = jax.jit(method.evaluate)(params, batch | {"lm_scores": scores})
+    sums = jax.jit(method.evaluate)(params, batch | {"teacher_scores": scores})
     assert float(sums["loss"][0]) == pytest.approx(0, abs=1e-5)
     assert float(sums["agreement"][0]) == ROWS
 

@@ -1,5 +1,7 @@
 """A retriever's losses against REPLUG's arrays, loops, and at their edges."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,3 +143,22 @@ def test_gradient_of_kl(case):
             ratio = np.where(present[row], np.log(p / q), 0)
         # d KL / d s_j = p_j (log p_j / q_j - KL)
         np.testing.assert_allclose(got[row], p * (ratio - (p * ratio).sum()), atol=1e-5)
+
+
+def test_rank_correlation_is_kendalls_over_the_pairs_that_are_there():
+    random = np.random.default_rng(5)
+    a, b = random.normal(size=(2, 4, 6)).round(1)
+    a[0, 1] = a[0, 2]  # a tie counts for neither
+    present = random.random((4, 6)) > 0.3
+    present[3] = np.arange(6) < 1
+    got = distillation.rank_correlation(
+        *(jnp.asarray(x, jnp.float32) for x in (a, b)), jnp.asarray(present)
+    )
+    for row in range(4):
+        kept = np.flatnonzero(present[row])
+        pairs = list(itertools.combinations(kept, 2))
+        agreed = [
+            np.sign(a[row, i] - a[row, j]) * np.sign(b[row, i] - b[row, j])
+            for i, j in pairs
+        ]
+        assert float(got[row]) == pytest.approx(np.mean(agreed) if pairs else 0.0)

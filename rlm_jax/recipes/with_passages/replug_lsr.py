@@ -168,7 +168,7 @@ def _task(config: Config, setting: Setting, tower: Tower) -> stale_training.Task
             ),
             **{n: x.reshape(*ids.shape, -1) for n, x in of_passages.items()},
             # A mean over the stride's tokens, of whatever length: beta goes with it.
-            "lm_scores": made.log_likelihoods / config.evaluate.stride,
+            "teacher_scores": made.log_likelihoods / config.evaluate.stride,
             "present": made.present,
             "weight": np.ones(len(rows), np.float32),
         }
