@@ -5,13 +5,13 @@ token and extends the cache by it, in place.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Float32, Int, Int32, Key
+from jaxtyping import Bool, Float, Float32, Int, Int32, Key, PRNGKeyArray
 
 from rlm_jax.errors import UserError
 from rlm_jax.models.decoder import Cache, Decoder, DecoderConfig, check, empty_cache
@@ -125,24 +125,22 @@ def generator(config: DecoderConfig) -> Generator:
         log_weights=None,
     ):
         first = _mixed(log_probs, log_weights)
-        batch, copies = len(first), len(log_probs) // len(first)
-        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
-        choose = partial(_choose, keys=keys, sampling=sampling, end_ids=end_ids)
+        copies = len(log_probs) // len(first)
 
-        def one_step(state):
-            generation, cache = state
-            ids = jnp.repeat(generation.token, copies)[:, None]
+        def read(token, cache):
+            ids = jnp.repeat(token, copies)[:, None]
             log_probs, cache = predict(params, ids, jnp.ones_like(ids), cache)
-            return choose(generation, _mixed(log_probs, log_weights)), cache
+            return _mixed(log_probs, log_weights), cache
 
-        def goes_on(state):
-            generation, _ = state
-            return (generation.step < max_new_tokens) & ~generation.done.all()
-
-        # The first token is drawn before the loop, so that the last is not extended by.
-        start = choose(_blank(batch, max_new_tokens), first)
-        state = start, with_room(cache, max_new_tokens)
-        return jax.lax.while_loop(goes_on, one_step, state)[0].generated
+        return continued(
+            read,
+            first,
+            with_room(cache, max_new_tokens),
+            key,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            end_ids=end_ids,
+        )
 
     def generate(params, tokens, mask, key, *, max_new_tokens, **options):
         _require_positions(config, tokens.shape[1], max_new_tokens)
@@ -161,6 +159,44 @@ def generator(config: DecoderConfig) -> Generator:
         decode=jax.jit(decode, static_argnames=static),
         generate=jax.jit(generate, static_argnames=static),
     )
+
+
+def continued(
+    read: Callable[[Array, Any], tuple[Array, Any]],
+    log_probs: Float32[Array, "B V"],
+    cache: Any,
+    key: PRNGKeyArray,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    end_ids: Sequence[int],
+) -> Generated:
+    """The loop of every model with a cache: draw a token, read it.
+
+    Args:
+      read: (tokens int32 [B], cache) -> (log p of what follows them, float32 [B, V];
+        cache).
+      log_probs: of the first tokens.
+      cache: in which there is room for all of them but the last.
+      key: folded with each row's number, so that a row does not depend on others.
+      max_new_tokens, sampling, end_ids: as of `generator`.
+    """
+    batch = len(log_probs)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
+    choose = partial(_choose, keys=keys, sampling=sampling, end_ids=end_ids)
+
+    def one_step(state):
+        generation, cache = state
+        log_probs, cache = read(generation.token, cache)
+        return choose(generation, log_probs), cache
+
+    def goes_on(state):
+        generation, _ = state
+        return (generation.step < max_new_tokens) & ~generation.done.all()
+
+    # The first token is drawn before the loop, so that the last is not read.
+    start = choose(_blank(batch, max_new_tokens), log_probs)
+    return jax.lax.while_loop(goes_on, one_step, (start, cache))[0].generated
 
 
 def with_room(cache: Cache, more: int) -> Cache:

@@ -7,6 +7,7 @@ from rlm_jax.pretrained.encoders import (
     load_masked_lm,
     save_encoder,
 )
+from rlm_jax.pretrained.t5 import load_t5, save_t5
 
 __all__ = [
     "check_layout",
@@ -14,6 +15,8 @@ __all__ = [
     "load_decoder",
     "load_encoder",
     "load_masked_lm",
+    "load_t5",
     "save_decoder",
     "save_encoder",
+    "save_t5",
 ]

@@ -5,18 +5,17 @@ without its sliding window.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.models.decoder import Decoder, DecoderConfig, check, gpt2, modern
 from rlm_jax.pretrained import folder as folders
-from rlm_jax.pretrained.folder import Entry, same, transposed
+from rlm_jax.pretrained.folder import Entry, same, side_by_side, transposed
 
 Params = Any
 
@@ -339,7 +338,7 @@ def _llama_layer(config: DecoderConfig, i: int) -> list[Entry]:
     num_kv_heads = config.num_kv_heads or config.num_heads
     return [
         same(f"{ours}/attention_norm/scale", f"{theirs}.input_layernorm.weight"),
-        _side_by_side(
+        side_by_side(
             f"{ours}/attention/qkv/kernel",
             [f"{attention}.{name}_proj.weight" for name in "qkv"],
             [n * head_width for n in (config.num_heads, num_kv_heads, num_kv_heads)],
@@ -356,12 +355,3 @@ def _llama_layer(config: DecoderConfig, i: int) -> list[Entry]:
         ),
         transposed(f"{ours}/feed_forward/out/kernel", f"{mlp}.down_proj.weight"),
     ]
-
-
-def _side_by_side(path: str, names: Sequence[str], widths: Sequence[int]) -> Entry:
-    """Linear maps of different widths in one of ours."""
-    ends = np.cumsum(widths)[:-1]
-    joined = transposed(path, *names)
-    return joined._replace(
-        split=lambda x: [part.T for part in np.split(x, ends, axis=1)]
-    )

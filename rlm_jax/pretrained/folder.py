@@ -47,6 +47,14 @@ def transposed(path: str, *names: str) -> Entry:
     )
 
 
+def side_by_side(path: str, names: Sequence[str], widths: Sequence[int]) -> Entry:
+    """The same of linear maps of different widths."""
+    ends = np.cumsum(widths)[:-1]
+    return transposed(path, *names)._replace(
+        split=lambda x: [part.T for part in np.split(x, ends, axis=1)]
+    )
+
+
 def concatenated(path: str, *names: str) -> Entry:
     """Vectors one after another in one of ours."""
     return Entry(path, names, np.concatenate, lambda x: np.split(x, len(names)))
