@@ -7,6 +7,7 @@ configuration nor builder.
 from rlm_jax.methods import (
     contriever,
     dpr,
+    fid,
     fid_kd,
     knn_lm,
     lm,
@@ -28,6 +29,7 @@ METHODS = {
         contriever.InBatchConfig,
         contriever.contriever_in_batch,
     ),
+    "fid": (fid.FiDConfig, fid.fid),
     "fid_kd": (fid_kd.FiDKDConfig, fid_kd.fid_kd),
     "replug": (replug.REPLUGConfig, replug.replug),
     "replug_lsr": (replug_lsr.REPLUGLSRConfig, replug_lsr.replug_lsr),

@@ -143,7 +143,21 @@ def seq2seq(config: T5Config) -> Seq2Seq:
       UserError: sizes or choices do not fit together.
     """
     check(config)
-    module = T5(config)
+    return functions(
+        T5(config),
+        start_id=config.start_id,
+        end_id=config.end_id,
+        pad_id=config.pad_id,
+        width=config.width,
+    )
+
+
+def functions(module: nn.Module, **ids_and_width: int) -> Seq2Seq:
+    """The pure functions of a module with the methods of `T5`.
+
+    Args:
+      **ids_and_width: ``start_id``, ``end_id``, ``pad_id`` and ``width``.
+    """
 
     def method(name):
         def call(params, *args):
@@ -175,10 +189,7 @@ def seq2seq(config: T5Config) -> Seq2Seq:
         logits=cast(Any, method("logits")),
         start=cast(Any, method("start")),
         extend=method("extend"),
-        start_id=config.start_id,
-        end_id=config.end_id,
-        pad_id=config.pad_id,
-        width=config.width,
+        **ids_and_width,
     )
 
 

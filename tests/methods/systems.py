@@ -10,7 +10,9 @@ from rlm_jax.method import Batch, Method, Params
 from rlm_jax.methods import METHODS
 from rlm_jax.models.decoder import modern
 from rlm_jax.models.encoder import EncoderConfig
+from rlm_jax.models.encoder_decoder import EncoderDecoderConfig
 from rlm_jax.models.neighbours import NeighbourEncoderConfig
+from rlm_jax.models.t5 import T5Config
 
 ROWS, LENGTH, VOCAB = 4, 6, 13
 CHUNK = 2
@@ -53,6 +55,8 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "replug_lsr": ("replug_lsr", {"gamma": 0.5, "beta": 0.5, "chunk": 5}),
     "fid_kd": ("fid_kd", {"temperature": 0.5}),
     "reranker": ("reranker", {"chunk": 5}),
+    "fid": ("fid", {"k": 3, "chunk": 5}),
+    "fid_encoder": ("fid", {"k": 3, "copy": True, "vectors": 4}),
 }
 TAUGHT = ("replug_lsr", "fid_kd", "reranker")  # by a language model
 RETRIEVERS = ("dpr", "contriever", "contriever_in_batch", *TAUGHT)
@@ -61,6 +65,8 @@ RETRIEVERS = ("dpr", "contriever", "contriever_in_batch", *TAUGHT)
 def config(name: str, **model) -> Any:
     """The system's configuration; TRIME's gradients reach keys everywhere."""
     entry, changes = SYSTEMS[name]
+    if entry == "fid":
+        return METHODS[entry][0](**_reader(name, model), **changes)
     if entry in RETRIEVERS:
         if entry == "reranker":
             model = {"pooling": "cls", "projection": 1} | model
@@ -69,6 +75,18 @@ def config(name: str, **model) -> Any:
     if entry == "trime":
         changes = changes | {"remote_gradients": True}
     return METHODS[entry][0](decoder=modern(**SIZES | model), **changes)
+
+
+def _reader(name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The fields of T5, or of a small decoder over an encoder."""
+    changes = {"dropout": 0.0} | changes
+    sizes: dict[str, Any] = dict(SIZES)
+    if name == "fid":
+        sizes |= {"num_decoder_layers": 2, "head_width": 4}
+        t5 = T5Config(**sizes | {"num_buckets": 4, "max_distance": 6} | changes)
+        return {"architecture": "t5", "t5": t5}
+    encoder = EncoderConfig(**sizes | {"max_length": 8} | changes)
+    return {"encoder_decoder": EncoderDecoderConfig(encoder, num_decoder_layers=2)}
 
 
 def method(name: str, **model) -> Method:
@@ -95,6 +113,8 @@ def batch(name: str = "lm", seed: int = 0, rows: int = ROWS) -> dict[str, np.nda
         return ensembles(seed, rows)
     if entry in TAUGHT:
         return candidates(seed, rows)
+    if entry == "fid":
+        return readings(seed, rows)
     return texts(seed, rows) if entry in RETRIEVERS else tokens(seed, rows)
 
 
@@ -105,6 +125,9 @@ def learnable(name: str, seed: int) -> dict[str, np.ndarray]:
         batch |= neighbours(seed, ROWS)
     if SYSTEMS[name][0] == "replug":
         return ensembles(seed, ROWS)
+    if SYSTEMS[name][0] == "fid":
+        batch = readings(0, 8)
+        return batch | {"weight": np.ones(8, np.float32)}
     if SYSTEMS[name][0] in TAUGHT:
         batch = candidates(seed, 8)
         batch["weight"][:] = 1
@@ -132,6 +155,13 @@ def learnable(name: str, seed: int) -> dict[str, np.ndarray]:
 def weight_of(batch: Batch) -> str:
     """The name of the array that says what counts."""
     return "weight" if "weight" in batch else "mask"
+
+
+def counted(batch: Batch) -> float:
+    """What the loss is a mean over: a reader's are the tokens of its answers."""
+    if "target_mask" in batch:
+        return (batch["target_mask"] * batch["weight"][:, None]).sum()
+    return batch[weight_of(batch)].sum()
 
 
 def tokens(seed: int, rows: int) -> dict[str, np.ndarray]:
@@ -178,6 +208,29 @@ def ensembles(seed: int, rows: int) -> dict[str, np.ndarray]:
         "targets": counted["targets"][:, -new:],
         "mask": counted["mask"][:, -new:],
         "scores": scores,
+    }
+
+
+def readings(seed: int, rows: int) -> dict[str, np.ndarray]:
+    """Random passages of uneven length and an answer that is in one of them.
+
+    One passage is absent, and the last row is padding.
+    """
+    random = np.random.default_rng(seed)
+    passages = random.integers(4, VOCAB, (rows, 3, LENGTH)).astype(np.int32)
+    mask = np.arange(LENGTH) < random.integers(3, LENGTH + 1, (rows, 3, 1))
+    mask[0, 2] = False
+    targets = np.concatenate([passages[:, 1, :3], np.full((rows, 1), 3)], axis=1)
+    target_mask = np.ones(targets.shape, np.float32)
+    target_mask[1, 2:] = 0
+    weight = np.ones(rows, np.float32)
+    weight[-1] = 0
+    return {
+        "passage_ids": passages,
+        "passage_mask": mask.astype(np.int32),
+        "targets": targets.astype(np.int32),
+        "target_mask": target_mask,
+        "weight": weight,
     }
 
 
