@@ -15,6 +15,7 @@ from rlm_jax.data.passage_files import Passage
 from rlm_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
+BLANK = "[MASK]"  # in a question that is a statement, the place of the answer
 
 
 class Question(NamedTuple):

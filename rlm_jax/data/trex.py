@@ -15,10 +15,16 @@ from typing import Any, NamedTuple
 from rlm_jax import terminal
 from rlm_jax.data import files
 from rlm_jax.data.passage_files import Passage
-from rlm_jax.data.question_files import SPLITS, Question, Reader, Record, split_of
+from rlm_jax.data.question_files import (
+    BLANK,
+    SPLITS,
+    Question,
+    Reader,
+    Record,
+    split_of,
+)
 from rlm_jax.errors import UserError
 
-BLANK = "[MASK]"  # the object's place, in sentences and in questions
 TEMPLATES = "relations.jsonl"
 
 

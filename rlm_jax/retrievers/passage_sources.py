@@ -10,7 +10,7 @@ import numpy as np
 from rlm_jax import terminal
 from rlm_jax.data import files
 from rlm_jax.data.collections import Collection
-from rlm_jax.data.question_files import Question
+from rlm_jax.data.question_files import BLANK, Question
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 from rlm_jax.retrieval import index
@@ -129,7 +129,11 @@ def _of_folder(
 
 
 def _by_text(search: Callable[[Sequence[str], int], Neighbours]) -> Find:
-    return lambda asked, depth: (search([q.text for q in asked], depth), {})
+    # A blank is no word to look for: "mask" would be the rarest term of all questions.
+    return lambda asked, depth: (
+        search([q.text.replace(BLANK, " ") for q in asked], depth),
+        {},
+    )
 
 
 def _listed(

@@ -72,7 +72,8 @@ def read(
 
     What was found stays in ``folder``, and a rerun reads it there. A question's own
     evidence are the passages that its file says answer it; where they are left out,
-    more are searched for, so that as many remain.
+    more are searched for, so that as many remain. The blank of a question of T-REx is
+    not searched for.
 
     Args:
       config: the retriever, and how many passages.

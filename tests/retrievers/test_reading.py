@@ -1,6 +1,7 @@
 """What each question reads: by words, by an encoder, by a run, by a file."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def collection(tmp_path, monkeypatch):
     return question_answering.load(config, "train")
 
 
-def read(collection, folder, retriever, num=2, own="read", **more):
+def read(collection, folder, retriever, num=2, own: Any = "read", **more):
     config = ReadingConfig(retriever, num, own)
     search, text = SearchConfig(batch_tokens=64), TextConfig()
     return reading.read(config, collection, folder, search, text, **more)
@@ -87,6 +88,14 @@ def test_words_find_what_is_read(collection, tmp_path, capsys):
     assert found.facts["questions"] == 3
     assert found.facts["questions_without_answer"] == 1
     assert found.facts["questions_without_passages"] == 1
+
+
+def test_a_blank_is_not_searched_for(collection, tmp_path):
+    write(tmp_path / "p2.jsonl", [{"text": "a mask"}, {"text": "a stone"}])
+    write(tmp_path / "q2.jsonl", [{"question": "The stone is [MASK] .", "answer": "x"}])
+    config = AnsweringConfig(f"jsonl:{tmp_path}/p2.jsonl", f"jsonl:{tmp_path}/q2.jsonl")
+    found = read(question_answering.load(config, "test"), tmp_path, "bm25")
+    assert found.ids.tolist() == [[1, -1]]
 
 
 def test_own_evidence_is_left_out_and_replaced(collection, tmp_path):
