@@ -110,6 +110,26 @@ def json_array(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise _bad_element(path, number + 1)
 
 
+def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """`json_array` where the file begins with a bracket, else `json_records`."""
+    first = next((line.lstrip() for line in lines(path) if line.strip()), "")
+    return json_array(path) if first.startswith("[") else json_records(path)
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The one JSON object that fills a file, read into memory as a whole."""
+    try:
+        value = json.loads("".join(lines(path)))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(
+            f"The file {path} is not one JSON object: give a whole file of the form "
+            "{..}."
+        )
+    return value
+
+
 def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line number, fields) of each tab-separated line, quoted as the csv module does.
 

@@ -19,17 +19,17 @@ from typing import Any, overload
 import numpy as np
 from tqdm import tqdm
 
-from rlm_jax.data import passage_files
+from rlm_jax.data import passage_files, squad, trex
 from rlm_jax.data.passage_files import Passage
 from rlm_jax.errors import UserError
 from rlm_jax.storage import cache
 
 _FORMAT = 1
 NAMES = (
-    "stdlib, beir:FOLDER, dpr:FILE, jsonl:FILE, jsonl:FOLDER, corpus:NAME or several "
-    "joined by +"
+    "stdlib, beir:FOLDER, dpr:FILE, jsonl:FILE, jsonl:FOLDER, squad:FILE, trex:PATH, "
+    "corpus:NAME or several joined by +"
 )
-_JOINT = re.compile(r"\+(?=stdlib(?:\+|$)|(?:beir|dpr|jsonl|corpus):)")
+_JOINT = re.compile(r"\+(?=stdlib(?:\+|$)|(?:beir|dpr|jsonl|squad|trex|corpus):)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,9 @@ def load(
     * ``jsonl:FILE`` or ``jsonl:FOLDER`` of .jsonl and .jsonl.gz files:
       ``{"id" or "_id", "text", "title" where there is one}``. Without an id it is the
       line's number, after the file's name where there are several.
-
+    * ``squad:FILE``: the paragraphs of SQuAD's own JSON, ``TITLE#0`` and so on.
+    * ``trex:PATH``: the sentences of LAMA's T-REx (a folder or a file), each once, with
+      the fact's object in its place.
     * ``corpus:NAME`` or ``corpus:NAME#SPLIT``: the documents of a split (train, where
       none is named) of a corpus that `corpora.load` knows, cut into disjoint blocks of
       100 words (Karpukhin et al. 2020, section 4.1), the last of a document shorter.
@@ -163,6 +165,8 @@ def _read_named(
         "beir": passage_files.beir,
         "dpr": passage_files.dpr,
         "jsonl": passage_files.jsonl,
+        "squad": squad.passages,
+        "trex": trex.passages,
     }
     if name == "stdlib":
         return kind, *passage_files.stdlib()
@@ -255,6 +259,13 @@ def read(directory: Path, name: str, fingerprint: str) -> Passages:
             f"{cache.remedy(directory)}."
         )
     return passages
+
+
+def none() -> Passages:
+    """A collection without passages, for a reader that answers without any."""
+    empty = {"u1": 0, "<i8": 1, "<u8": 0, "<i4": 0}
+    arrays = (np.zeros(size, dtype) for dtype, size in empty.items())
+    return Passages("none", cache.fingerprint("no passages"), *arrays)
 
 
 def _map(directory: Path, name: str, fingerprint: str) -> Passages:

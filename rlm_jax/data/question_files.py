@@ -1,18 +1,21 @@
-"""Files of questions in the layouts of BEIR and DPR and as JSON lines; docstrings.
+"""Files of questions in the layouts of BEIR, DPR and FiD, as JSON lines; docstrings.
 
 A reader returns what tells its content apart, and a function that streams the records.
 """
 
 import ast
+import hashlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlm_jax.data import docstrings, files, sources
-from rlm_jax.data.passages import Passage
+from rlm_jax.data.passage_files import Passage
 from rlm_jax.errors import UserError
 
-_SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
+BLANK = "[MASK]"  # in a question that is a statement, the place of the answer
 
 
 class Question(NamedTuple):
@@ -29,20 +32,36 @@ class Record(NamedTuple):
     question: Question
     grades: dict[str, int]
     carried: tuple[tuple[Passage, int], ...] = ()  # with grades; ids may be empty
+    given: tuple[tuple[Passage, float], ...] = ()  # to be read, best first, with scores
 
 
 Reader = tuple[Any, Callable[[], Iterator[Record]]]  # (content, stream of records)
 
 
+def split_of(name: str) -> str:
+    """train, validation or test (80/10/10), by the SHA-256 of a name."""
+    digest = hashlib.sha256(name.encode(errors="replace")).digest()
+    percent = int.from_bytes(digest[:8], "big") % 100
+    return "train" if percent < 80 else "validation" if percent < 90 else "test"
+
+
 def stdlib(split: str) -> Reader:
     """The first paragraph of each docstring, answered by its function or class."""
-    if split not in _SPLITS:
+    return _stdlib(split, lambda id_: ())
+
+
+def stdlib_names(split: str) -> Reader:
+    """The questions of `stdlib`, with the plain name of the function or class."""
+    return _stdlib(split, lambda id_: (id_.partition("#")[0].rpartition(".")[2],))
+
+
+def _stdlib(split: str, answers: Callable[[str], tuple[str, ...]]) -> Reader:
+    if split not in SPLITS:
         raise UserError(
-            f"There is no split '{split}' of stdlib: choose one of "
-            f"{', '.join(_SPLITS)}."
+            f"There is no split '{split}' of stdlib: choose one of {', '.join(SPLITS)}."
         )
     return [docstrings.fingerprint(), split], lambda: (
-        Record(Question(d.id, d.question), {d.id: 1})
+        Record(Question(d.id, d.question, answers(d.id)), {d.id: 1})
         for d in docstrings.extract()
         if sources.stdlib_split(d.module) == split
     )
@@ -160,6 +179,43 @@ def _jsonl_questions(path: Path) -> Iterator[Record]:
             wanted = f"a question ({error})"
             raise files.bad_record(path, number, wanted) from error
         yield Record(question, {str(id_): 1 for id_ in ids}, carried)
+
+
+def fid(path: Path, split: str) -> Reader:
+    """The files of FiD's readers: a question, its answers, and passages in order."""
+    del split
+    return files.digest(path), lambda: _fid_questions(path)
+
+
+def _fid_questions(path: Path) -> Iterator[Record]:
+    for number, record in files.json_objects(path):
+        try:
+            question = _question(record, number)
+            target = record.get("target")
+            if not question.answers and isinstance(target, str):
+                question = question._replace(answers=(target,))
+            given = tuple(
+                (_carried(context), _score(context, rank))
+                for rank, context in enumerate(_contexts(record, "ctxs"), 1)
+            )
+        except _Malformed as error:
+            raise UserError(
+                f"Record {number} of {path} is not a question of FiD's ({error}): "
+                "correct or remove it."
+            ) from error
+        yield Record(question, {}, (), given)
+
+
+def _score(context: Any, rank: int) -> float:
+    # Without a score, 1 / rank: what the released code means by its default.
+    score = context.get("score") if isinstance(context, dict) else None
+    try:
+        value = 1 / rank if score is None else float(score)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise _Malformed(f"the score {score!r} is no finite number")
+    return value
 
 
 class _Malformed(ValueError):

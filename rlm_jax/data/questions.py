@@ -11,13 +11,13 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import numpy as np
 
-from rlm_jax.data import files, question_files
+from rlm_jax.data import files, question_files, squad, trex
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.data.question_files import Question, Record
@@ -25,7 +25,10 @@ from rlm_jax.errors import UserError
 from rlm_jax.storage import cache
 
 _FORMAT = 1
-NAMES = "stdlib, beir:FOLDER, dpr:FILE or jsonl:FILE"
+NAMES = (
+    "stdlib, stdlib_names, beir:FOLDER, dpr:FILE, fid:FILE, jsonl:FILE, squad:FILE or "
+    "trex:PATH"
+)
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,15 @@ class Questions:
         nobody judged is absent.
       passages: the passages whose texts came with the questions; empty for most files.
       fingerprint: SHA-256 of the content behind them.
+      given: question id -> passage id -> score: the passages that a file gives a reader
+        to read, in its order, best first; nobody has judged them. Empty for most files.
     """
 
     questions: tuple[Question, ...]
     relevance: dict[str, dict[str, int]]
     passages: Sequence[Passage]
     fingerprint: str
+    given: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -83,6 +89,7 @@ def load(
 
     * ``stdlib``: the first paragraph of a docstring, answered by its function or class;
       train, validation and test differ by module.
+    * ``stdlib_names``: the same, with the function's or class's plain name as answer.
     * ``beir:FOLDER``: ``queries.jsonl[.gz]``, with ``qrels/SPLIT.tsv[.gz]``; only the
       questions judged there.
     * ``dpr:FILE``: DPR's training file (.json[.gz]), or its question files (.tsv, .csv,
@@ -90,6 +97,13 @@ def load(
     * ``jsonl:FILE``: ``{"question", "text" or "query"}``, and where there are any
       "id"; "answers", "answer" or "golden_answers"; "passage_id" or "positive_ids"; and
       "passage", "sentence" or "positive", the text of a passage that answers.
+    * ``squad:FILE``: SQuAD's own JSON; a question's own paragraph answers it.
+    * ``trex:PATH``: LAMA's T-REx, a folder or a file (see `trex.questions`), and
+      ``relations.jsonl`` beside or above it; train, validation and test differ by
+      subject. The question is the relation's template, "[MASK]" in the object's place.
+    * ``fid:FILE``: the files of FiD's readers, a JSON list or JSON lines of
+      ``{"question", "answers" or "target", "ctxs"}``; the passages of "ctxs", ``{"id",
+      "title", "text", "score"}``, are to be read in their order (`Questions.given`).
 
     A FILE holds one split, whichever is asked for, unless ``{split}`` stands in its
     name and is filled in. A question without an id has its number from 1. A passage
@@ -106,10 +120,15 @@ def load(
     readers = {
         "beir": question_files.beir,
         "dpr": question_files.dpr,
+        "fid": question_files.fid,
         "jsonl": question_files.jsonl,
+        "squad": squad.questions,
+        "trex": trex.questions,
     }
     if name == "stdlib":
         content, read = question_files.stdlib(split)
+    elif name == "stdlib_names":
+        content, read = question_files.stdlib_names(split)
     elif kind in readers and path:
         content, read = readers[kind](Path(path), split)
     else:
@@ -213,7 +232,7 @@ def _write_questions(
     """Writes each question and yields the passages that came with it, each once."""
     seen: set[str] = set()
     kept: dict[str, str] = {}  # passage id -> id of its content
-    for question, grades, carried in records:
+    for question, grades, carried, given in records:
         if question.id in seen:
             raise UserError(
                 f"The id '{question.id}' of {name} belongs to two questions: give each "
@@ -227,17 +246,25 @@ def _write_questions(
                 f"The question '{ascii(question.id)}' of {name} holds half a character "
                 f"({error.reason}): correct or remove it."
             ) from error
-        grades = dict(grades)
-        for passage, grade in carried:
+        grades, to_read = dict(grades), {}
+        # Those with a grade first: the two kinds of value do not mix.
+        for passage, grade, score in [
+            *((passage, grade, None) for passage, grade in carried),
+            *((passage, None, score) for passage, score in given),
+        ]:
             content = _content_id(passage)
             # Files number passages, but not always those of one collection.
             same = kept.get(passage.id, content) == content
             id_ = passage.id if passage.id and same else content
-            grades[id_] = max(grade, grades.get(id_, 0))
+            if grade is not None:
+                grades[id_] = max(grade, grades.get(id_, 0))
+            else:
+                to_read.setdefault(id_, score)
             if id_ not in kept:
                 kept[id_] = content
                 yield passage._replace(id=id_)
-        file.write(json.dumps([*question, grades]) + "\n")
+        line = [*question, grades, to_read] if to_read else [*question, grades]
+        file.write(json.dumps(line) + "\n")
 
 
 def _content_id(passage: Passage) -> str:
@@ -254,16 +281,18 @@ def _read(directory: Path, name: str, fingerprint: str) -> Questions:
             f"{cache.remedy(directory)}."
         ) from error
     cache.verify(directory, checked, f"set of questions {name}")
-    questions, relevance = [], {}
+    questions, relevance, given = [], {}, {}
     for line in files.lines(directory / "questions.jsonl"):
-        id_, text, answers, grades = json.loads(line)
+        id_, text, answers, grades, *to_read = json.loads(line)
         questions.append(Question(id_, text, tuple(answers)))
         if grades:
             relevance[id_] = grades
+        if to_read:
+            given[id_] = to_read[0]
     folder = directory / "passages"
     carried = (
         passages_lib.read(folder, name, cache.fingerprint(fingerprint, "passages"))
         if folder.exists()
         else ()
     )
-    return Questions(tuple(questions), relevance, carried, fingerprint)
+    return Questions(tuple(questions), relevance, carried, fingerprint, given)

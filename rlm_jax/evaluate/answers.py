@@ -91,22 +91,29 @@ def answer_recall(
         )
     if not depths or min(depths) < 1:
         raise UserError(f"Depths {list(depths)} are no ranks; use k of at least 1.")
-    first = np.array(
+    ranks = answer_ranks([t[: max(depths)] for t in passages], answers, holds=holds)
+    return {f"answer_recall@{k}": float((ranks < k).mean()) for k in depths}
+
+
+def answer_ranks(
+    passages: Sequence[Sequence[str]],
+    answers: Sequence[Sequence[str]],
+    *,
+    holds: Callable[[str, Iterable[str]], bool] = has_answer,
+) -> np.ndarray:
+    """Of N questions the rank, from 0, of the first text that holds an answer.
+
+    Arguments: as for `answer_recall`.
+
+    Returns:
+      float64 [N], infinity where no text does.
+    """
+    return np.array(
         [
-            _first(texts[: max(depths)], wanted, holds)
+            next((rank for rank, t in enumerate(texts) if holds(t, wanted)), np.inf)
             for texts, wanted in zip(passages, answers, strict=True)
         ]
     )
-    return {f"answer_recall@{k}": float((first < k).mean()) for k in depths}
-
-
-def _first(
-    texts: Sequence[str],
-    answers: Sequence[str],
-    holds: Callable[[str, Iterable[str]], bool],
-) -> float:
-    """The rank, from 0, of the first text that holds an answer; infinity for none."""
-    return next((rank for rank, t in enumerate(texts) if holds(t, answers)), np.inf)
 
 
 # The same passages are found for many questions; 16,384 of them take some 30 MB.

@@ -71,7 +71,7 @@ def judge(
     if answered:
         depths = [k for k in answers.DEPTHS if k <= depth]
         means |= answers.answer_recall(
-            _texts(neighbours.ids[answered, : max(depths)], passages),
+            texts(neighbours.ids[answered, : max(depths)], passages),
             [asked.answers[i] for i in answered],
             depths,
             holds=answers.matches_pattern if patterns else answers.has_answer,
@@ -110,6 +110,7 @@ def write_per_question(
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _texts(ids: np.ndarray, passages: Sequence[Passage]) -> list[list[str]]:
-    texts = {int(row): passages[int(row)].joined for row in np.unique(ids) if row >= 0}
-    return [[texts[row] for row in rows if row >= 0] for rows in ids.tolist()]
+def texts(ids: np.ndarray, passages: Sequence[Passage]) -> list[list[str]]:
+    """The passages of each question as title and text, absent ones (-1) left out."""
+    found = {int(row): passages[int(row)].joined for row in np.unique(ids) if row >= 0}
+    return [[found[row] for row in rows if row >= 0] for rows in ids.tolist()]

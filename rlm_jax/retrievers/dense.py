@@ -2,8 +2,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from rlm_jax.retrieval import auto_index, datastore, encode_passages, index, sca
 from rlm_jax.retrieval.index import TARGET_RECALL
 from rlm_jax.retrievers import encoder_towers
 from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
+from rlm_jax.storage import cache
 
 
 @dataclasses.dataclass
@@ -61,17 +62,47 @@ def encode_collection(
             encoder_towers.passage_rows(tower.tokenizer, text),
             folder,
             dtype=search.dtype,
-            identity={
-                **encoder_towers.fingerprints(tower),
-                "passages": fingerprint,
-                "titles": text.titles,
-                "passage_length": text.passage_length,
-            },
+            identity=identity(tower, fingerprint, text),
             shard_size=shard_size,
             share=(0, 1) if alone else None,
             advance=advance,
         )
     return store, {"padding": encoder.padding} if encoder.counts else {}
+
+
+def identity(tower: Tower, passages: str, text: TextConfig) -> dict[str, Any]:
+    """All that passages' vectors depend on, as plain JSON.
+
+    Args:
+      passages: their fingerprint.
+    """
+    return {
+        **encoder_towers.fingerprints(tower),
+        "passages": passages,
+        "titles": text.titles,
+        "passage_length": encoder_towers.cut(text, tower.config).passage_length,
+    }
+
+
+def fingerprint(
+    questions: Mapping[str, Any],
+    vectors: Mapping[str, Any],
+    text: TextConfig,
+    search: SearchConfig,
+) -> str:
+    """Of all that decides what is found.
+
+    Args:
+      questions: `encoder_towers.fingerprints` of the questions' tower.
+      vectors: `identity` of the passages' vectors, as it is or as a datastore has it.
+    """
+    settings = dataclasses.asdict(search)
+    for name in ("k", "batch_tokens"):  # how deep is asked for; at most the rounding
+        del settings[name]
+    length = min(text.question_length, questions["encoder_config"]["max_length"])
+    # A datastore adds what the search's settings and the passages say already.
+    of_passages = {k: x for k, x in vectors.items() if k not in ("dtype", "entries")}
+    return cache.fingerprint("dense", dict(questions), of_passages, length, settings)
 
 
 def encode_questions(

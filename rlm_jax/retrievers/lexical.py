@@ -1,11 +1,13 @@
 """BM25 over a collection of passages, whose index is kept in a folder."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rlm_jax.data.passages import Passages
 from rlm_jax.method import Neighbours
 from rlm_jax.retrieval import bm25
+from rlm_jax.storage import cache
 
 
 def search(
@@ -34,3 +36,8 @@ def open_index(
     )
     bm25.save(built, folder)
     return built
+
+
+def fingerprint(passages: str, config: Mapping[str, Any]) -> str:
+    """Of all that decides what is found: the passages' fingerprint, BM25's fields."""
+    return cache.fingerprint("bm25", passages, dict(config))

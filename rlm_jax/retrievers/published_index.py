@@ -107,19 +107,50 @@ class Retriever(NamedTuple):
     """(questions, k) -> the rows of the k best passages of each, and their scores."""
 
 
+class Fingerprints(NamedTuple):
+    """Of what a run is searched in, and of all that decides what is found there."""
+
+    passages: str
+    retriever: str
+
+
+def fingerprints(workdir: pathlib.Path) -> Fingerprints:
+    """What tells one searchable run from another, without opening its index.
+
+    Raises:
+      UserError: the workdir holds no such run.
+    """
+    record = _record(workdir)
+    if "bm25" in record:
+        found = lexical.fingerprint(record["fingerprint"], record["bm25"])
+    else:
+        store = datastore.open(workdir / record["vectors"], verify=False)
+        found = dense.fingerprint(
+            record["questions"],
+            store.manifest["identity"],
+            TextConfig(**record["text"]),
+            SearchConfig(**record["search"]),
+        )
+    return Fingerprints(record["fingerprint"], found)
+
+
+def _record(workdir: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads((workdir / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"There is nothing to search in {workdir}; name the workdir of a "
+            "run of experiments.bm25, .dpr, .contriever or .encode."
+        ) from error
+
+
 def open_run(workdir: pathlib.Path) -> Retriever:
     """The collection that a run has made searchable.
 
     Raises:
       UserError: the workdir holds no such run, or its passages have changed.
     """
-    try:
-        record = json.loads((workdir / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"There is nothing to search in {workdir}; name the workdir of a "
-            "run of experiments.bm25, .dpr, .contriever or .encode."
-        ) from error
+    record = _record(workdir)
     passages = passages_lib.load(record["passages"])
     if passages.fingerprint != record["fingerprint"]:
         raise UserError(

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from rlm_jax.data import docstrings, passages, questions
+from rlm_jax.data import docstrings, passages, questions, sources
 from rlm_jax.data.passages import Passage
 from rlm_jax.data.questions import Question
 from rlm_jax.errors import UserError
@@ -188,6 +188,72 @@ def test_stdlib_questions_are_answered_by_stdlib_passages(tmp_path, monkeypatch)
             assert question.text == f"what is {pool[int(row)].title[1:]}"
     with pytest.raises(UserError, match="no split 'dev' of stdlib"):
         load("stdlib", tmp_path, "dev")
+
+
+def test_stdlib_names_are_the_answers(tmp_path, monkeypatch):
+    found = [
+        docstrings.Documented("m.C.f#2", "m", "what is it", "def f(): 0"),
+        docstrings.Documented("m.g", "m", "what is that", "def g(): 0"),
+    ]
+    monkeypatch.setattr(docstrings, "extract", lambda: iter(found))
+    monkeypatch.setattr(docstrings, "fingerprint", lambda: "these")
+    split = sources.stdlib_split("m")
+    plain, named = (load(name, tmp_path, split) for name in ("stdlib", "stdlib_names"))
+    assert [q.answers for q in named.questions] == [("f",), ("g",)]
+    assert [q._replace(answers=()) for q in named.questions] == list(plain.questions)
+    assert named.relevance == plain.relevance
+    assert named.fingerprint != plain.fingerprint
+
+
+FID = [
+    {
+        "id": "0",
+        "question": "who?",
+        "answers": ["she"],
+        "target": "her",
+        "ctxs": [
+            {"id": "9", "title": "T", "text": "she did", "score": "2.5"},
+            {"id": "4", "title": "", "text": "he did", "score": 7},
+            {"id": "9", "title": "T", "text": "she did", "score": 1},
+        ],
+    },
+    {"question": "why?", "target": "so", "ctxs": [{"title": "T", "text": "she did"}]},
+    {"question": "when?", "answers": []},
+]
+
+
+@pytest.mark.parametrize("form", ["array", "lines"])
+def test_fid_files_give_passages_in_their_order(tmp_path, form):
+    lines = "\n".join(map(json.dumps, FID))
+    write(tmp_path / "nq.json", json.dumps(FID) if form == "array" else lines)
+    loaded = load(f"fid:{tmp_path}/nq.json", tmp_path)
+    assert [q.answers for q in loaded.questions] == [("she",), ("so",), ()]
+    assert [q.id for q in loaded.questions] == ["0", "2", "3"]
+    assert loaded.relevance == {}  # nobody has judged them
+    (other,) = loaded.given["2"]
+    assert loaded.given == {"0": {"9": 2.5, "4": 7.0}, "2": {other: 1.0}}
+    assert list(loaded.given["0"]) == ["9", "4"]
+    assert [p.id for p in loaded.passages] == ["9", "4", other]
+    assert loaded.passages[2].text == "she did" and other.startswith("text-")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"ctxs": []}]', 'Record 1 .*string "question"'),
+        ('{"question": "q", "ctxs": {"a": 1}}', '"ctxs" is no list'),
+        ('{"question": "q", "ctxs": [{"title": "t"}]}', "passage has no text"),
+        ('{"question": "q", "ctxs": [{"text": "t", "score": "x"}]}', "score 'x'"),
+        ('{"question": "q", "ctxs": [{"text": "t", "score": NaN}]}', "score nan"),
+        ("{", "Line 1 .*JSON object"),
+        ("[3]", "Element 1"),
+    ],
+    ids=range(7),
+)
+def test_bad_fid_files(tmp_path, content, message):
+    write(tmp_path / "nq.json", content)
+    with pytest.raises(UserError, match=message):
+        load(f"fid:{tmp_path}/nq.json", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -54,17 +54,6 @@ def test_run_of_neighbours():
     assert run == {"q1": {"b": 2.0, "a": 1.0}, "q2": {"a": 3.0}}
 
 
-@pytest.mark.parametrize("name", ["run.trec", "folder/run.trec.gz"])
-def test_run_files(tmp_path, name):
-    path = tmp_path / name
-    run = {"q1": {"low": 0.1, "high": 1 / 3}, "q2": {"ä": -1e-30}}
-    ranking.write_run(run, path, tag="bm25")
-    assert ranking.read_run(path) == run
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-    with ranking._text(path, path, "rt") as file:
-        assert file.readline() == "q1 Q0 high 1 0.3333333333333333 bm25\n"
-
-
 @pytest.mark.parametrize(
     ("run", "measures", "message"),
     [
@@ -79,19 +68,3 @@ def test_run_files(tmp_path, name):
 def test_bad_runs(run, measures, message):
     with pytest.raises(UserError, match=message):
         ranking.evaluate(run, RELEVANCE, measures)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"q1 Q0 a 1 1.0 t\nq1 a 2\n", "Line 2"), (b"q Q0 a 1 one t", "Line 1")],
-    ids=["columns", "score"],
-)
-def test_bad_files(tmp_path, content, message):
-    (tmp_path / "run").write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        ranking.read_run(tmp_path / "run")
-    with pytest.raises(UserError, match="no run at"):
-        ranking.read_run(tmp_path / "other")
-    with pytest.raises(UserError, match="spaces"):
-        ranking.write_run({"a b": {"c": 1.0}}, tmp_path / "new")
-    assert not (tmp_path / "new").exists()

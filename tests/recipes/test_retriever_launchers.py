@@ -14,11 +14,11 @@ from experiments import bm25, contriever, dpr, encode, search
 from rlm_jax.data import text_encoding
 from rlm_jax.data.collections import CollectionConfig
 from rlm_jax.errors import UserError
-from rlm_jax.evaluate import ranking
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.recipes import runs
 from rlm_jax.report import report
 from rlm_jax.retrievers import encoder_towers, published_index
+from rlm_jax.storage import run_files
 from rlm_jax.train import checkpoint
 
 NOUNS = ("cat", "dog", "house", "river", "stone", "bird", "lamp", "road")
@@ -83,7 +83,7 @@ def test_bm25_finds_the_words(collection, tmp_path):
     assert made is not None
     assert made["metrics"]["ndcg@10"] > 0.9
     assert made["controls"]["shuffled"]["ndcg@10"] < 0.5
-    run = ranking.read_run(tmp_path / "runs" / "real.trec.gz")
+    run = run_files.read(tmp_path / "runs" / "real.trec.gz")
     assert len(run) == 20 and max(run["q1"], key=lambda p: run["q1"][p]) == "p1"
     lines = (tmp_path / "per_question.jsonl").read_text().splitlines()
     first = json.loads(lines[0])

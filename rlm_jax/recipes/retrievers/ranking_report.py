@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from rlm_jax import terminal
 from rlm_jax.data.collections import Collection, CollectionConfig
-from rlm_jax.evaluate import controls, judging, ranking
+from rlm_jax.evaluate import controls, judging
 from rlm_jax.method import Neighbours
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.runs import Run
@@ -16,6 +16,7 @@ from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import dense, lexical, published_index
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig, Towers
+from rlm_jax.storage import run_files
 from rlm_jax.train import metrics
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
@@ -210,7 +211,7 @@ def finish(
         for name, neighbours in by_control.items():
             path = run.workdir / "runs" / f"{name}.trec.gz"
             ranked = judging.as_run(neighbours, passages, asked.ids)
-            ranking.write_run(ranked, path, tag=f"{run.system}-{name}")
+            run_files.write(ranked, path, tag=f"{run.system}-{name}")
     report.write(run.workdir / "report.json", result)
     if config.per_question:
         judging.write_per_question(
