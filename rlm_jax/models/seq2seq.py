@@ -77,7 +77,7 @@ class T5(nn.Module):
 
     def embed(self, ids: Int[Array, " *B"]) -> Float[jax.Array, "*B D"]:
         """The tokens' vectors, as they are, in the computation's dtype."""
-        return self.embedding.astype(self.config.dtype)[ids]
+        return jnp.asarray(self.embedding)[ids].astype(self.config.dtype)
 
     def encode(
         self,

@@ -126,7 +126,7 @@ class Memory(NamedTuple):
     """The memory as the cross-attending layers see it, as `t5_layers.attend` says."""
 
     layers: tuple[KeysValues, ...]
-    mask: Shaped[jax.Array, "B M"]
+    mask: Shaped[Array, "B M"]
 
 
 def _norm(config: T5Config) -> nn.Module:

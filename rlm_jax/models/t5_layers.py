@@ -81,7 +81,7 @@ def relative_bias(
     distances = jnp.arange(num_keys) - positions[:, None]
     distances = jnp.clip(distances, -max_distance, max_distance)
     buckets = jnp.asarray(known)[distances + max_distance]
-    return jnp.moveaxis(table.astype(jnp.float32)[buckets], -1, 0)
+    return jnp.moveaxis(jnp.asarray(table, jnp.float32)[buckets], -1, 0)
 
 
 def attend(
@@ -117,7 +117,7 @@ def attend(
     # The bias first: added to the floor it could overflow.
     floor = jnp.finfo(jnp.float32).min
     share = jax.nn.softmax(jnp.where(visible[:, None], scores, floor))
-    share = jnp.where(visible.any(-1)[:, None, :, None], share, 0)
+    share = jnp.where(jnp.any(visible, -1)[:, None, :, None], share, 0)
     if dropout is not None:
         share = dropout(share)
     share = share.reshape(batch, keys.shape[1], -1, *share.shape[2:])

@@ -111,7 +111,7 @@ def _config(
             head_width=published["d_kv"],
             feed_forward_width=published["d_ff"],
             activation="gated_gelu" if gated else "relu",
-            tied=published.get("tie_word_embeddings", True),
+            tied=_tied(published),
             num_buckets=published.get("relative_attention_num_buckets", 32),
             max_distance=published.get("relative_attention_max_distance", 128),
             norm_epsilon=published.get("layer_norm_epsilon", 1e-6),
@@ -125,6 +125,13 @@ def _config(
         raise UserError(
             f"The config.json in {folder} lacks {error}; copy or download it again."
         ) from error
+
+
+def _tied(published: Mapping[str, Any]) -> bool:
+    """Whether this is v1.0's head. Transformers 5 calls every head tied when it writes
+    a folder, and says by another field that one is v1.1's."""
+    tied = published.get("tie_word_embeddings", True)
+    return bool(published.get("scale_decoder_outputs", tied))
 
 
 def _published(config: T5Config) -> dict[str, Any]:
@@ -172,9 +179,9 @@ def _joined_copies(
     for name in stored[1:]:
         if not np.array_equal(arrays[name], arrays[stored[0]]):
             raise UserError(
-                f"{name} and {stored[0]} in {folder} differ, and T5 has one embedding "
-                "under both names; set tie_word_embeddings in its config.json to false "
-                "if the head is not tied, or load the model as what it is."
+                f"{name} and {stored[0]} in {folder} differ, where its config.json "
+                "says that they are one embedding; say there tie_word_embeddings=false "
+                "if it is a T5 v1.1, whose head is not tied."
             )
     if stored:
         arrays[_SHARED] = arrays[stored[0]]

@@ -1,0 +1,425 @@
+"""T5 against golden arrays of transformers, FiD and Atlas; what it does at edges."""
+
+import dataclasses
+import os
+import pathlib
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlm_jax import pretrained
+from rlm_jax.errors import UserError
+from rlm_jax.models import t5, t5_layers
+from rlm_jax.models.layers import KeysValues
+from rlm_jax.models.seq2seq import T5, seq2seq, shift_right
+
+GOLDEN = pathlib.Path(
+    os.environ.get("RLM_GOLDEN") or pathlib.Path(__file__).parents[1] / "golden"
+)
+NAMES = ("t5_v1_0", "t5_v1_1")
+ATOL = 2e-4  # as tests/golden's own notes say of hf_t5_*
+
+
+@cache
+def loaded(name):
+    return pretrained.load_t5(GOLDEN / "hf" / name)
+
+
+def random_params(config, seed=0):
+    shapes = jax.eval_shape(seq2seq(config).init, jax.random.key(0))
+    random = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: (0.3 * random.normal(size=x.shape)).astype(np.float32), shapes
+    )
+
+
+def nll(logits, labels):
+    """(the mean over real labels, that of each)."""
+    real = labels >= 0
+    log_p = jax.nn.log_softmax(logits)
+    at = np.maximum(labels, 0)[..., None]
+    each = -jnp.take_along_axis(log_p, at, axis=-1)[..., 0] * real
+    return each.sum() / real.sum(), each
+
+
+def close(found, expected, atol=ATOL):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+
+
+def published(gradient):
+    """Gradients under the published names that golden files have."""
+    decoder = gradient["decoder"]
+    kv = decoder["block_1"]["cross"]["kv"]["kernel"]
+    told = {
+        "shared.weight": gradient["embedding"],
+        "decoder.final_layer_norm.weight": decoder["norm"]["scale"],
+        "decoder.block.1.layer.1.EncDecAttention.q.weight": decoder["block_1"]["cross"][
+            "q"
+        ]["kernel"].T,
+        "decoder.block.0.layer.1.EncDecAttention.k.weight": decoder["block_0"]["cross"][
+            "kv"
+        ]["kernel"][:, : kv.shape[1] // 2].T,
+    }
+    for stack in ("encoder", "decoder"):
+        name = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        told[name] = gradient[stack]["relative_bias"]
+    if "head" in gradient:
+        told["lm_head.weight"] = gradient["head"].T
+    return told
+
+
+def gradients_agree(gradient, arrays, atol):
+    told = published(gradient)
+    names = [name for name in arrays if name.startswith("grad.")]
+    assert names
+    for name in names:
+        close(told[name.removeprefix("grad.")], arrays[name], atol)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_logits_loss_states_and_gradients(golden, name):
+    arrays = golden(f"hf_{name}")
+    config, params = loaded(name)
+    ids, mask, targets_in = (
+        arrays[key].astype(np.int32)
+        for key in ("input_ids", "attention_mask", "decoder_input_ids")
+    )
+    labels = arrays["labels"]
+    assert (
+        shift_right(np.maximum(labels, config.pad_id), config.start_id) == targets_in
+    ).all()
+    blocks = (t5.EncoderBlock, t5.DecoderBlock)
+
+    @jax.jit
+    def loss(params):
+        logits, kept = T5(config).apply(
+            {"params": params}, ids, mask, targets_in,
+            capture_intermediates=lambda module, name: (
+                name == "__call__" and isinstance(module, (*blocks, t5.T5Encoder))
+            ),
+        )  # fmt: skip
+        value, each = nll(logits, labels)
+        return value, (logits, each, kept["intermediates"])
+
+    (value, (logits, each, kept)), gradient = jax.value_and_grad(loss, has_aux=True)(
+        params
+    )
+    close(value, arrays["loss"], 1e-5)
+    close(each, arrays["loss_per_token"])
+    close(logits, arrays["logits"])
+    real = mask > 0
+    states = kept["encoder"]["__call__"][0]
+    close(states[real], arrays["encoder_last_hidden_state"][real])
+    for layer in range(config.num_layers - 1):
+        found = kept["encoder"][f"block_{layer}"]["__call__"][0]
+        expected = arrays["encoder_hidden_states"][layer + 1]
+        close(found[real], expected[real])
+    for layer in range(config.num_decoder_layers - 1):
+        found = kept["decoder"][f"block_{layer}"]["__call__"][0][0]
+        close(found, arrays["decoder_hidden_states"][layer + 1])
+    gradients_agree(gradient, arrays, ATOL)
+
+
+def read_passages(config, passage_ids, passage_mask):
+    """Each passage alone, then one memory of all: Fusion-in-Decoder."""
+    model = seq2seq(config)
+    batch, number, length = passage_ids.shape
+
+    def run(params, targets_in):
+        flat = (batch * number, length)
+        states = model.encode(
+            params, passage_ids.reshape(flat), passage_mask.reshape(flat)
+        )
+        states = states.reshape(batch, number * length, -1)
+        mask = passage_mask.reshape(batch, -1)
+        decoded = model.decode(params, targets_in, states, mask, attention=True)
+        return model.logits(params, decoded.hidden), decoded.attention, states
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "file, name, atol", [("fid_reader", "t5_v1_0", 1e-4),
+                         ("fid_atlas_reader", "t5_v1_1", 5e-4)]
+)  # fmt: skip
+def test_golden_readers_of_passages(golden, file, name, atol):
+    arrays = golden(file)
+    config, params = loaded(name)
+    ids, mask = (arrays[f"passage_{key}"].astype(np.int32) for key in ("ids", "mask"))
+    labels = arrays["labels"]
+    targets_in = shift_right(np.maximum(labels, config.pad_id), config.start_id)
+
+    def loss(config):
+        run = read_passages(config, ids, mask)
+
+        def call(params):
+            logits, attention, states = run(params, targets_in)
+            value, each = nll(logits, labels)
+            return value, (logits, each, attention, states)
+
+        return call
+
+    (value, (logits, each, attention, states)), gradient = jax.jit(
+        jax.value_and_grad(loss(config), has_aux=True)
+    )(params)
+    close(value, arrays["loss"], 1e-4)
+    close(each, arrays["loss_per_token"], atol)
+    close(logits, arrays["logits"], atol)
+    gradients_agree(gradient, arrays, 1e-4 if file == "fid_reader" else 2e-4)
+    if "encoder_states" in arrays:
+        real = mask.reshape(len(mask), -1) > 0
+        close(states[real], arrays["encoder_states"][real])
+    if "xattn_scores" in arrays:
+        # Of the first target token, over layers, heads and a passage's tokens.
+        scores = attention.scores[:, :, :, 0].mean((0, 2)).reshape(mask.shape)
+        scores = (scores * mask).sum(-1) / mask.sum(-1)
+        close(scores, arrays["xattn_scores"], 1e-4)
+    if "legacy_cross_bias" in arrays:
+        bias = arrays["legacy_cross_bias"].astype(np.float32)
+        legacy = dataclasses.replace(config, legacy_cross_bias=True)
+        run = jax.jit(read_passages(legacy, ids, mask))
+        for table, expected in (
+            (bias, "logits_legacy_bias"),
+            (np.zeros_like(bias), "logits"),
+        ):
+            decoder = params["decoder"] | {"cross_bias": table}
+            found = run(params | {"decoder": decoder}, targets_in)[0]
+            close(found, arrays[expected], atol)
+
+
+def exact_bucket(distance, num_buckets, max_distance, bidirectional):
+    """In whole numbers: bucket k above the exact ones begins where
+    (d / exact)^wide >= (max / exact)^k."""
+    after = 0
+    if bidirectional:
+        num_buckets //= 2
+        after, distance = num_buckets * (distance > 0), abs(distance)
+    else:
+        distance = max(-distance, 0)
+    exact = num_buckets // 2
+    if distance < exact:
+        return after + distance
+    wide, k = num_buckets - exact, 0
+    while (
+        k < wide - 1
+        and distance**wide * exact ** (k + 1) >= max_distance ** (k + 1) * exact**wide
+    ):
+        k += 1
+    return after + exact + k
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("num_buckets, max_distance", [(32, 128), (8, 20), (4, 3)])
+def test_buckets_of_distances(num_buckets, max_distance, bidirectional):
+    distances = np.arange(-300, 301)
+    options = dict(
+        num_buckets=num_buckets, max_distance=max_distance, bidirectional=bidirectional
+    )
+    found = t5_layers.relative_buckets(distances, **options)
+    assert found.tolist() == [exact_bucket(int(d), **options) for d in distances]
+    assert found.min() == 0 and found.max() == num_buckets - 1
+    # A bias at traced positions is the table's, however far the keys.
+    table = np.random.default_rng(0).normal(size=(num_buckets, 2)).astype(np.float32)
+    del options["num_buckets"]
+    positions = jnp.array([0, 7, 290])
+    bias = t5_layers.relative_bias(table, positions, 300, **options)
+    for i, position in enumerate((0, 7, 290)):
+        expected = table[found[300 - position : 600 - position]]
+        np.testing.assert_array_equal(bias[:, i], expected.T)
+
+
+@pytest.mark.torch
+def test_buckets_are_those_of_transformers():
+    import torch
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    distances = np.arange(-1000, 1001)
+    for num_buckets, max_distance in ((32, 128), (32, 256), (8, 20), (16, 100)):
+        for bidirectional in (True, False):
+            options: dict[str, Any] = dict(
+                num_buckets=num_buckets, max_distance=max_distance,
+                bidirectional=bidirectional,
+            )  # fmt: skip
+            expected = T5Attention._relative_position_bucket(
+                torch.from_numpy(distances), **options
+            )
+            found = t5_layers.relative_buckets(distances, **options)
+            np.testing.assert_array_equal(found, expected.numpy())
+
+
+def test_attention_against_a_loop():
+    """Fewer heads of keys and values, a bias, and a row that sees nothing."""
+    random = np.random.default_rng(0)
+    batch, length, states, heads, groups, d = 2, 3, 5, 4, 2, 3
+    q = random.normal(size=(batch, length, heads, d))
+    keys = random.normal(size=(batch, groups, d, states))
+    values = random.normal(size=(batch, groups, states, d))
+    bias = random.normal(size=(heads, length, states)).astype(np.float32)
+    visible = random.random((batch, length, states)) < 0.6
+    visible[0, 0] = False
+    f = lambda x: jnp.asarray(x, jnp.float32)
+    out, scores = t5_layers.attend(
+        f(q), KeysValues(f(keys), f(values)), jnp.asarray(bias), jnp.asarray(visible)
+    )
+    for b, t, h in np.ndindex(batch, length, heads):
+        g = h // (heads // groups)
+        logits = q[b, t, h] @ keys[b, g] + bias[h, t]
+        close(scores[b, h, t], logits, 1e-5)
+        share = np.exp(logits) * visible[b, t]
+        expected = share @ values[b, g] / max(share.sum(), 1e-300)
+        close(out[b, t, h], expected, 1e-5)
+
+
+SMALL: dict[str, Any] = dict(
+    vocab_size=20, width=12, num_layers=1, num_decoder_layers=2, num_heads=2,
+    head_width=4, feed_forward_width=10, num_buckets=8, max_distance=20, dropout=0.0,
+)  # fmt: skip
+IDS = np.array([[3, 4, 5, 1, 0], [6, 7, 1, 0, 0], [8, 9, 10, 11, 1]], np.int32)
+MASK = (IDS > 0).astype(np.int32)
+TARGETS = np.array([[0, 5, 6], [0, 7, 8], [0, 9, 9]], np.int32)
+
+
+def loss_of(config):
+    """(params, memory's mask, states to add, key) -> (loss, (logits, hidden))."""
+    model = seq2seq(config)
+
+    def loss(params, mask, more=0.0, key=None):
+        states = model.encode(params, IDS, MASK, key=key) + more
+        hidden = model.decode(params, TARGETS, states, mask, key=key).hidden
+        logits = model.logits(params, hidden)
+        return jnp.square(logits).mean(), (logits, hidden)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+@cache
+def plain():
+    """A small v1.1 in float32: (config, parameters, loss and gradient)."""
+    config = t5.v1_1(**SMALL)
+    return config, random_params(config), loss_of(config)
+
+
+def test_a_memory_of_padding_is_no_memory():
+    _, params, loss = plain()
+    mask = MASK.copy()
+    mask[0] = 0
+    (_, (logits, _)), gradient = loss(params, mask)
+    (_, (whole, _)), _ = loss(params, MASK)
+    (_, (other, _)), _ = loss(params, mask, np.float32(3.0) * (mask == 0)[..., None])
+    np.testing.assert_array_equal(logits, other)  # what is masked is not read
+    np.testing.assert_array_equal(logits[1:], whole[1:])  # nor do rows meet
+    assert np.abs(logits[0] - whole[0]).max() > 1e-3
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+    assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(gradient))
+    (_, (nothing, _)), gradient = loss(params, np.zeros_like(MASK))
+    assert np.isfinite(nothing).all()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+
+
+def test_remat_gives_the_same_gradients():
+    config, params, loss = plain()
+    expected = loss(params, MASK)
+    found = loss_of(dataclasses.replace(config, remat=True))(params, MASK)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        found, expected,
+    )  # fmt: skip
+
+
+def test_bfloat16_keeps_logits_and_gradients_in_float32():
+    config, params, loss = plain()
+    half = loss_of(dataclasses.replace(config, dtype="bfloat16"))
+    (_, (logits, hidden)), gradient = half(params, MASK)
+    assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+    assert {x.dtype for x in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
+    (_, (expected, _)), _ = loss(params, MASK)
+    assert np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def test_dropout_wants_a_key():
+    config, params, loss = plain()
+    dropped = loss_of(dataclasses.replace(config, dropout=0.3))
+    keys = [jax.random.key(i) for i in (1, 1, 2)]
+    (a, _), (b, _), (c, _) = (dropped(params, MASK, 0.0, key)[0] for key in keys)
+    assert a == b != c
+    (without, _), _ = loss(params, MASK)
+    assert abs(a - without) > 1e-4
+
+
+def test_cheaper_decoders_have_fewer_parameters():
+    config = t5.v1_1(
+        **SMALL | {"num_decoder_layers": 5},
+        cross_attention_every=2, decoder_kv_heads=1, legacy_cross_bias=True,
+    )  # fmt: skip
+    shapes = jax.eval_shape(seq2seq(config).init, jax.random.key(0))
+    decoder, width = shapes["decoder"], config.head_width
+    reading = [i for i in range(5) if "cross" in decoder[f"block_{i}"]]
+    assert reading == [1, 3]
+    block = decoder["block_1"]
+    assert block["cross"]["kv"]["kernel"].shape == (config.width, 2 * width)
+    assert block["cross"]["q"]["kernel"].shape == (config.width, 2 * width)
+    assert block["attention"]["qkv"]["kernel"].shape == (config.width, 4 * width)
+    encoder = shapes["encoder"]["block_0"]["attention"]
+    assert encoder["qkv"]["kernel"].shape == (config.width, 6 * width)
+    assert decoder["cross_bias"].shape == decoder["relative_bias"].shape
+
+
+def test_initial_weights_are_those_of_t5():
+    config = t5.v1_1(**SMALL | dict(width=64, head_width=16, num_heads=6,
+                                    feed_forward_width=100, vocab_size=99))  # fmt: skip
+    params = jax.jit(seq2seq(config).init)(jax.random.key(0))
+    q, k, v = np.split(params["decoder"]["block_0"]["attention"]["qkv"]["kernel"], 3, 1)
+    block = params["decoder"]["block_0"]
+    for found, expected in (
+        (q, (64 * 16) ** -0.5),
+        (k, 64**-0.5),
+        (v, 64**-0.5),
+        (block["cross"]["q"]["kernel"], (64 * 16) ** -0.5),
+        (block["cross"]["kv"]["kernel"], 64**-0.5),
+        (block["cross"]["out"]["kernel"], 96**-0.5),
+        (block["feed_forward"]["into"]["kernel"], 64**-0.5),
+        (block["feed_forward"]["out"]["kernel"], 100**-0.5),
+        (params["embedding"], 1.0),
+        (params["head"], 1.0),
+    ):
+        assert np.std(found) == pytest.approx(expected, rel=0.06)
+    assert (block["cross_norm"]["scale"] == 1).all()
+
+
+def test_the_decoder_stands_over_states_of_another_width():
+    config = t5.T5Config(**SMALL)
+    decoder = t5.T5Decoder(config)
+    random = np.random.default_rng(0)
+    x = random.normal(size=(2, 3, config.width)).astype(np.float32)
+    states = random.normal(size=(2, 4, 7)).astype(np.float32)
+    mask = np.ones((2, 4), np.int32)
+    params = jax.jit(decoder.init)(jax.random.key(0), x, states, mask)
+    decoded, _ = jax.jit(lambda p: decoder.apply(p, x, states, mask, mutable=[]))(
+        params
+    )
+    assert decoded.hidden.shape == x.shape and decoded.attention is None
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"num_decoder_layers": 0}, "num_decoder_layers"),
+        ({"num_buckets": 7}, "num_buckets"),
+        ({"max_distance": 4}, "max_distance"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"norm_epsilon": 0.0}, "norm_epsilon"),
+        ({"dtype": "float16"}, "float16"),
+        ({"activation": "gelu"}, "activation"),
+        ({"end_id": 20}, "end_id"),
+        ({"cross_attention_every": 3}, "cross_attention_every"),
+        ({"decoder_kv_heads": 3}, "decoder_kv_heads"),
+    ],
+)
+def test_bad_sizes_are_named(changes, word):
+    with pytest.raises(UserError, match=word):
+        seq2seq(t5.T5Config(**SMALL | changes))
