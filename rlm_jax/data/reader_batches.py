@@ -11,6 +11,7 @@ A reader without passages (closed book) has K = 1, and its row holds the questio
 so does the first row of a question for which nothing was found.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,10 @@ class ReaderRows:
 
     def __len__(self) -> int:
         return len(self.questions)
+
+    def beside(self, ids: np.ndarray) -> "ReaderRows":
+        """The same questions beside other passages, int32 [N, K]."""
+        return dataclasses.replace(self, _ids=np.asarray(ids, np.int32))
 
     def batch(self, places: np.ndarray, targets: Sequence[np.ndarray]) -> Batch:
         """The rows of some questions.

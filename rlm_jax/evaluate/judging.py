@@ -1,9 +1,8 @@
 """A search judged: against judged passages, and by the strings of known answers."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -100,14 +99,15 @@ def write_per_question(
       asked: the questions, in the order of the lines.
       by_control: control -> measure -> question id -> value.
     """
-    with atomic.replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
-        for id_, text in zip(asked.ids, asked.texts, strict=True):
-            figures = {
-                name: {measure: values.get(id_) for measure, values in each.items()}
-                for name, each in by_control.items()
-            }
-            line = {"id": id_, "question": text, **figures}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def line(id_: str, text: str) -> dict[str, Any]:
+        figures = {
+            name: {measure: values.get(id_) for measure, values in each.items()}
+            for name, each in by_control.items()
+        }
+        return {"id": id_, "question": text, **figures}
+
+    atomic.write_json_lines(path, map(line, asked.ids, asked.texts))
 
 
 def texts(ids: np.ndarray, passages: Sequence[Passage]) -> list[list[str]]:

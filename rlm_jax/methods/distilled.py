@@ -22,6 +22,9 @@ Divergence = Callable[
 ]
 """(log P, log Q) -> what is to be made small, of each question."""
 
+RECALL_AT = (1, 5)
+"""Depths at which a retriever in training is judged on the passages it re-ranks."""
+
 
 def distilled(
     init: Callable[[jax.Array], Params],
@@ -42,11 +45,14 @@ def distilled(
       teacher_scores  float32 [B, K]  what the teacher says of each passage
       present         bool [B, K]     False = no such passage
       weight          float32 [B]     0 = padding
+      holds           bool [B, K]     may be absent: the passage holds an answer
 
     A question without passages counts for nothing. Beside the loss stand ``agreement``
     (how often the best passage is the teacher's), ``rank_correlation`` (Kendall's tau
     with the teacher), ``expected_score`` (the teacher's, under P), and
     ``uniform_score`` (under equal weights, what a retriever without an opinion gets).
+    Where it is told which passages hold an answer, ``answer_recall@k`` is the share of
+    questions with one of them among the retriever's first k.
     """
     if chunk:
         embed = in_chunks(embed, chunk)
@@ -81,6 +87,11 @@ def distilled(
             "expected_score": (jnp.exp(log_p) * teacher).sum(-1),
             "uniform_score": (share * teacher).sum(-1),
         }
+        if "holds" in batch:
+            before = (student[:, None] > student[..., None]) & present[:, None]
+            rank = jnp.where(batch["holds"] & present, before.sum(-1), before.shape[-1])
+            first = rank.min(-1)
+            figures |= {f"answer_recall@{k}": first < k for k in RECALL_AT}
         weight = jnp.where(present.any(-1), batch["weight"], 0.0)
         return {name: losses.weighted(x, weight) for name, x in figures.items()}
 

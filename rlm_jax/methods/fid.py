@@ -9,16 +9,17 @@ BM25, a frozen retriever, or a file.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 
 from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Params
-from rlm_jax.models import encoder_decoder, seq2seq
+from rlm_jax.models import beam, encoder_decoder, seq2seq
 from rlm_jax.models.encoder_decoder import EncoderDecoderConfig
 from rlm_jax.models.reader import Memory, Reader, reader
 from rlm_jax.models.t5 import T5Config
@@ -128,3 +129,46 @@ def relevance(
     mask = memory.mask.reshape(scores.shape)
     total = jnp.where(mask > 0, scores, 0.0).sum(-1)
     return total / jnp.maximum(mask.sum(-1), 1)
+
+
+def answerer(
+    functions: Reader, *, length: int, num_beams: int = 1
+) -> Callable[[Params, Batch], Int32[jax.Array, "B {length}"]]:
+    """The jitted ``answer(params, batch)`` -> the tokens of each question's answer.
+
+    Args:
+      length: tokens of an answer, its end counted; what follows an end does not matter.
+      num_beams: 1 decodes greedily, as the paper; more search (`models.beam`).
+
+    Raises:
+      UserError: no beam.
+    """
+    if num_beams < 1:
+        raise UserError(f"num_beams is {num_beams}; choose 1 or more.")
+    model = functions.model
+
+    @jax.jit
+    def answer(params: Params, batch: Batch):
+        memory = read(functions, params, batch)
+        cache = functions.start(params, memory, length)
+        if num_beams > 1:
+            return beam.beam_search(
+                functions.predict,
+                params,
+                cache,
+                start_id=model.start_id,
+                num_beams=num_beams,
+                max_new_tokens=length,
+                end_id=model.end_id,
+            ).tokens[:, 0]
+        return seq2seq.generate(
+            functions.predict,
+            params,
+            cache,
+            jax.random.key(0),  # greedy decoding draws nothing
+            start_id=model.start_id,
+            max_new_tokens=length,
+            end_ids=(model.end_id,),
+        ).tokens
+
+    return answer

@@ -7,16 +7,21 @@ from rlm_jax.pretrained.encoders import (
     load_masked_lm,
     save_encoder,
 )
+from rlm_jax.pretrained.readers import KIND as READER
+from rlm_jax.pretrained.readers import load_reader, save_reader
 from rlm_jax.pretrained.t5 import load_t5, save_t5
 
 __all__ = [
+    "READER",
     "check_layout",
     "has_layout",
     "load_decoder",
     "load_encoder",
     "load_masked_lm",
+    "load_reader",
     "load_t5",
     "save_decoder",
     "save_encoder",
+    "save_reader",
     "save_t5",
 ]

@@ -58,6 +58,11 @@ class Reading(NamedTuple):
     source: str
     facts: dict[str, Any]
 
+    def at(self, places: np.ndarray) -> "Reading":
+        """What some of the questions read; places among N."""
+        taken = {n: getattr(self, n)[places] for n in ("questions", "ids", "scores")}
+        return self._replace(**taken)
+
 
 def read(
     config: ReadingConfig,

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,13 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     """Writes plain JSON in UTF-8 atomically; NaN and infinity are a ValueError."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     write_bytes(path, f"{text}\n".encode())
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Writes a line of plain JSON for each value, in UTF-8, atomically."""
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for value in values:
+            file.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
 def crc32(path: Path) -> int:

@@ -278,7 +278,9 @@ def test_transformers_generates_the_same(name):
     config, params = pretrained.load_t5(folder)
     functions = seq2seq.seq2seq(config)
     predict = seq2seq.predictor(functions)
-    network: Any = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
+    network: Any = transformers.T5ForConditionalGeneration.from_pretrained(
+        folder
+    ).eval()
     random = np.random.default_rng(0)
     ids = random.integers(2, config.vocab_size, (4, 9)).astype(np.int32)
     mask = (np.arange(9) < np.array([9, 4, 7, 2])[:, None]).astype(np.int32)

@@ -1,0 +1,233 @@
+"""A reader's cross-attention distilled into a retriever (FiD-KD).
+
+The reader scores the passages that its training questions read, and an encoder learns
+to order them alike. What it then finds may be read by the next reader.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlm_jax import pretrained, processes, terminal
+from rlm_jax.data import contrastive, reader_batches
+from rlm_jax.errors import UserError
+from rlm_jax.evaluate.answers import has_answer
+from rlm_jax.method import Batch, Batches, Rows
+from rlm_jax.methods import fid, fid_kd
+from rlm_jax.methods.fid_kd import FiDKDConfig
+from rlm_jax.recipes import runs
+from rlm_jax.recipes.readers.answering import Asked
+from rlm_jax.recipes.readers.reader import ReaderModel
+from rlm_jax.retrieval import encode_stream
+from rlm_jax.retrievers import encoder_towers
+from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
+from rlm_jax.retrievers.reading import ReadingConfig
+from rlm_jax.storage import atomic
+from rlm_jax.train import fit
+from rlm_jax.train.loop import TrainConfig
+from rlm_jax.train.optim import OptimConfig
+
+TRAIN, VALIDATION = "train", "validation"
+
+
+@dataclasses.dataclass
+class DistilConfig:
+    """How the retriever learns from the reader, and how often all is done again."""
+
+    rounds: int = 0  # of distilling, retrieving again and training a new reader
+    init_from: str = ""  # folder of the encoder that learns; empty: from scratch
+    vocab_size: int = 8192  # of the WordPiece, from scratch
+    method: FiDKDConfig = dataclasses.field(default_factory=FiDKDConfig)
+    batch_size: int = 16  # questions of a step, over all devices
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    validation_batches: int = 8  # at each `train.eval_every`
+
+
+def check(config: DistilConfig, reading: ReadingConfig) -> None:
+    """Raises UserError for what would fail after the first reader is trained."""
+    if config.rounds < 0:
+        raise UserError(f"distil.rounds is {config.rounds}; choose 0 or more.")
+    if config.rounds and reading.num < 2:
+        raise UserError(
+            "One passage a question has no order to learn from; choose reading.num of "
+            "2 or more, or distil.rounds=0."
+        )
+    if config.rounds and config.init_from:
+        encoder_towers.load(config.init_from)
+
+
+def distil(
+    config: DistilConfig,
+    model: ReaderModel,
+    asked: Mapping[str, Asked],
+    folder: pathlib.Path,
+    *,
+    batch_size: int,
+    text: TextConfig,
+) -> tuple[pathlib.Path, dict[str, Any]]:
+    """Trains the retriever, or goes on; (its folder, how it agrees with the reader).
+
+    Args:
+      model: the trained reader.
+      asked: the questions of "train" and "validation" with what they read.
+      folder: of the retriever; it can be named wherever an encoder can.
+      batch_size: questions that the reader scores at a time.
+      text: how the retriever reads questions and passages.
+    """
+    tower = _initial(config, asked[TRAIN], folder)
+    pretrained.check_layout(tower.config)
+    fields = dataclasses.asdict(config)
+    runs.claim_part(
+        folder,
+        {
+            **{name: fields[name] for name in ("init_from", "method", "optim")},
+            "batch_size": config.batch_size,
+            "seed": config.train.seed,
+            "reader": encode_stream.fingerprint(model.params),
+            "passages": {name: x.reading.source for name, x in asked.items()},
+            **encoder_towers.identity(tower.tokenizer, tower.params),
+        },
+    )
+    encoder_towers.keep_tokenizer(folder, tower.tokenizer)
+    batches = {
+        name: _batches(
+            config,
+            x,
+            _scored(model, x, folder / f"{name}.npy", batch_size),
+            tower,
+            text,
+        )
+        for name, x in asked.items()
+    }
+    method = fid_kd.fid_kd(dataclasses.replace(config.method, encoder=tower.config))
+    judge = fit.validation_of(
+        method, batches[VALIDATION], config.batch_size, config.validation_batches
+    )
+    params = fit.train_on_batches(
+        method,
+        batches[TRAIN],
+        batches[VALIDATION],
+        config,
+        folder,
+        initial_params=tower.params,
+        validation_batches=config.validation_batches,
+    )
+    before, after = judge(tower.params, 0), judge(params, config.train.steps)
+    trained = tower._replace(params=params)
+    if processes.is_first():
+        encoder_towers.save(folder / "encoder", trained)
+    processes.wait("the distilled encoder")
+    terminal.say(
+        "rank correlation with the reader "
+        f"{before['rank_correlation']:.3f} -> {after['rank_correlation']:.3f}"
+    )
+    return folder, {"before": dict(before), "after": dict(after)}
+
+
+def _initial(config: DistilConfig, asked: Asked, folder: pathlib.Path) -> Tower:
+    """The encoder that learns, as it starts."""
+    wanted = config.method.encoder
+    if config.init_from:
+        return encoder_towers.load(config.init_from, wanted)
+    passages = asked.collection.passages
+    tokenizer = encoder_towers.train_tokenizer(passages, config.vocab_size, folder)
+    encoder = encoder_towers.fitted_to(wanted, tokenizer)
+    method = fid_kd.fid_kd(dataclasses.replace(config.method, encoder=encoder))
+    key = jax.random.key(config.train.seed)
+    return Tower(encoder, jax.device_get(jax.jit(method.init)(key)), tokenizer)
+
+
+def _scored(
+    model: ReaderModel, asked: Asked, path: pathlib.Path, batch_size: int
+) -> np.ndarray:
+    """What the reader says of each passage that was read, float32 [N, K]; once."""
+
+    def score() -> None:
+        functions = fid.reader_of(model.config)
+        run = jax.jit(functools.partial(fid.relevance, functions))
+        params = processes.replicated(model.params)
+        size = processes.whole_rows(batch_size)
+        batches = reader_batches.in_order(asked.rows, batch_size=size)
+        rows = []
+        with terminal.counter("the reader scores", len(asked.rows)) as advance:
+            for step in range(batches.num_batches):
+                batch = batches.batch_at(0, step)
+                kept = np.flatnonzero(batch["question"] >= 0)
+                scores = run(params, processes.spread(dict(batch)))
+                rows.append(np.asarray(scores)[kept])
+                advance(len(kept))
+        with atomic.replacing(path) as partial, partial.open("wb") as file:
+            np.save(file, np.concatenate(rows).astype(np.float32), allow_pickle=False)
+
+    processes.by_first(
+        lambda: None if path.exists() else score(), "score what the questions read"
+    )
+    return np.load(path, allow_pickle=False)
+
+
+def _batches(
+    config: DistilConfig,
+    asked: Asked,
+    scores: np.ndarray,
+    tower: Tower,
+    text: TextConfig,
+) -> Batches:
+    """Questions in a new order every epoch, with the reader's scores."""
+    text = encoder_towers.cut(text, tower.config)
+    to_rows = encoder_towers.passage_rows(tower.tokenizer, text)
+    passages, ids = asked.collection.passages, asked.reading.ids
+    texts = [question.text for question in asked.questions]
+    queries = tower.tokenizer.encode(texts, max_length=text.question_length)
+    usable = np.flatnonzero((ids >= 0).sum(axis=1) > 1)
+    size, pad_id = config.batch_size, tower.tokenizer.pad_id
+    count = len(usable) // size
+    if count < 1:
+        raise UserError(
+            f"{len(usable)} questions read two passages or more, which make no batch "
+            f"of {size}; choose a smaller distil.batch_size."
+        )
+
+    @functools.lru_cache(maxsize=1 << 16)
+    def row_of(passage: int) -> np.ndarray:
+        return to_rows([passages[passage]])[0]
+
+    @functools.lru_cache(maxsize=1 << 18)
+    def holds(place: int, passage: int) -> bool:
+        answers = asked.questions[place].answers
+        return passage >= 0 and has_answer(passages[passage].joined, answers)
+
+    def batch_at(seed: int, step: int, *, rows: Rows | None = None) -> Batch:
+        epoch, index = divmod(step, count)
+        order = np.random.default_rng((seed, epoch)).permutation(usable)
+        places = order[index * size : (index + 1) * size]
+        places = places if rows is None else places[rows]
+        read = ids[places]
+        of_passages = contrastive.padded(
+            "passage",
+            [row_of(max(0, row)) for row in read.reshape(-1).tolist()],
+            text.passage_length,
+            pad_id,
+        )
+        return {
+            **contrastive.padded(
+                "query", [queries[i] for i in places], text.question_length, pad_id
+            ),
+            **{n: x.reshape(*read.shape, -1) for n, x in of_passages.items()},
+            "teacher_scores": scores[places],
+            "present": read >= 0,
+            "holds": np.array(
+                [
+                    [holds(i, p) for p in row]
+                    for i, row in zip(places, read, strict=True)
+                ]
+            ),
+            "weight": np.ones(len(places), np.float32),
+        }
+
+    return Batches(batch_at, len(usable), count)

@@ -1,0 +1,211 @@
+"""A reader with its tokenizer: how it starts, where it is kept, how it is opened."""
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+
+from rlm_jax import pretrained
+from rlm_jax.data import reader_tokens
+from rlm_jax.data.passages import Passages
+from rlm_jax.data.reader_tokens import ReaderTokenizer
+from rlm_jax.errors import UserError
+from rlm_jax.method import Params
+from rlm_jax.methods import fid
+from rlm_jax.methods.fid import FiDConfig
+from rlm_jax.models.encoder import EncoderConfig
+from rlm_jax.models.encoder_decoder import EncoderDecoderConfig
+from rlm_jax.models.t5 import T5Config
+from rlm_jax.pretrained import folder as folders
+from rlm_jax.recipes import runs
+from rlm_jax.retrieval import encode_stream
+from rlm_jax.retrievers import encoder_towers
+
+FOLDER = "reader"
+"""Folder of a run's reader; transformers loads a T5 that does not copy."""
+
+T5_KINDS = ("t5", "rlm_jax_t5")
+_KEPT = ("dropout", "dtype", "remat")  # of the configuration, whatever a folder says
+
+
+class ReaderModel(NamedTuple):
+    """A reader that can be asked or trained."""
+
+    config: FiDConfig
+    params: Params
+    tokenizer: ReaderTokenizer
+    given: str  # fingerprint of what it starts from; empty: nothing
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What its training depends on, for `runs.claim`."""
+        prints = {"tokenizer": self.tokenizer.fingerprint}
+        return prints | ({"reader": self.given} if self.given else {})
+
+
+def start(
+    config: FiDConfig,
+    init_from: str,
+    passages: Passages,
+    *,
+    vocab_size: int,
+    seed: int,
+    workdir: pathlib.Path,
+) -> ReaderModel:
+    """A reader as its training begins.
+
+    Args:
+      config: sizes, where there is nothing to start from.
+      init_from: the folder of a T5, of an encoder, which gets a small decoder, or the
+        workdir of a run that trained a reader; empty: from scratch, with a WordPiece
+        vocabulary of the passages.
+      vocab_size: of that vocabulary.
+      seed: of what is not given.
+      workdir: keeps the tokenizer.
+
+    Raises:
+      UserError: nothing that can read is in the folder, or it does not fit.
+    """
+    if init_from:
+        return _given(config, pathlib.Path(init_from), seed)
+    made_here = encoder_towers.train_tokenizer(passages, vocab_size, workdir)
+    tokenizer = reader_tokens.of(made_here)
+    config = _fitted(config, tokenizer)
+    return ReaderModel(config, _drawn(config, seed), tokenizer, "")
+
+
+def _given(config: FiDConfig, folder: pathlib.Path, seed: int) -> ReaderModel:
+    if (folder / FOLDER / "config.json").is_file():
+        folder = folder / FOLDER
+    kind = folders.read_config(folder).get("model_type")
+    if kind == pretrained.READER:
+        return load(folder, config)
+    if kind in T5_KINDS:
+        t5, given = pretrained.load_t5(folder, **_changes(config.t5))
+        config = dataclasses.replace(config, architecture="t5", t5=t5)
+        tokenizer = reader_tokens.load(folder)
+    else:
+        wanted = config.encoder_decoder
+        tower = encoder_towers.load(folder, wanted.encoder)
+        tokenizer = reader_tokens.of(tower.tokenizer)
+        # What makes one vector of a text has no part in reading.
+        encoder = dataclasses.replace(
+            tower.config, pooling="mean", projection=0, normalise=False
+        )
+        config = _fitted(
+            dataclasses.replace(
+                config,
+                architecture="encoder_decoder",
+                encoder_decoder=dataclasses.replace(wanted, encoder=encoder),
+            ),
+            tokenizer,
+        )
+        given = {k: x for k, x in tower.params.items() if k != "projection"}
+    params = _drawn(config, seed)
+    model = params["model"] if config.copy else params
+    if kind in T5_KINDS:
+        model = given
+    else:
+        model = {**model, "encoder": given}
+    params = {**params, "model": model} if config.copy else model
+    return ReaderModel(config, params, tokenizer, encode_stream.fingerprint(given))
+
+
+def _changes(config: Any) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in _KEPT}
+
+
+def _fitted(config: FiDConfig, tokenizer: ReaderTokenizer) -> FiDConfig:
+    """The sizes with the tokenizer's vocabulary and marks."""
+    marks = {"start_id": tokenizer.start_id, "end_id": tokenizer.end_id}
+    ids = {"vocab_size": tokenizer.vocab_size, "pad_id": tokenizer.pad_id}
+    small, t5 = config.encoder_decoder, config.t5
+    if small.encoder.vocab_size:
+        ids = {"vocab_size": small.encoder.vocab_size, "pad_id": tokenizer.pad_id}
+    return dataclasses.replace(
+        config,
+        t5=dataclasses.replace(t5, **ids, **marks),
+        encoder_decoder=dataclasses.replace(
+            small, encoder=dataclasses.replace(small.encoder, **ids), **marks
+        ),
+    )
+
+
+def _drawn(config: FiDConfig, seed: int) -> Params:
+    """Parameters from nothing, on the host."""
+    init = jax.jit(fid.reader_of(config).init)
+    return jax.device_get(init(jax.random.key(seed)))
+
+
+def check_lengths(config: FiDConfig, passage_length: int) -> None:
+    """Raises UserError where rows are longer than the encoder has positions."""
+    most = config.encoder_decoder.encoder.max_length
+    if config.architecture == "encoder_decoder" and passage_length > most:
+        raise UserError(
+            f"passage_length is {passage_length} and the encoder has {most} positions; "
+            "choose at most so many."
+        )
+
+
+def save(workdir: pathlib.Path, model: ReaderModel) -> None:
+    """Leaves a trained reader in the workdir's `FOLDER`, for `load`."""
+    folder, config = workdir / FOLDER, model.config
+    if config.architecture == "t5" and not config.copy:
+        pretrained.save_t5(folder, config.t5, model.params)
+    else:
+        fields = dataclasses.asdict(config)
+        pretrained.save_reader(folder, fields, model.params)
+    model.tokenizer.save(folder)
+
+
+def load(folder: pathlib.Path, wanted: FiDConfig | None = None) -> ReaderModel:
+    """A reader that `save` left, or that was published: a T5 folder.
+
+    Args:
+      folder: of the reader, or the workdir of a run that trained one.
+      wanted: gives what no folder says: dropout, dtype, remat, chunk.
+
+    Raises:
+      UserError: there is no reader.
+    """
+    if (folder / FOLDER / "config.json").is_file():
+        folder = folder / FOLDER
+    wanted = wanted or FiDConfig(
+        t5=T5Config(dropout=0.0),
+        encoder_decoder=EncoderDecoderConfig(EncoderConfig(dropout=0.0)),
+    )
+    kind = folders.read_config(folder).get("model_type")
+    if kind in T5_KINDS:
+        t5, params = pretrained.load_t5(folder, **_changes(wanted.t5))
+        config = dataclasses.replace(wanted, architecture="t5", t5=t5, copy=False)
+    elif kind == pretrained.READER:
+        fields, params = pretrained.load_reader(folder)
+        config = _rebuilt(fields, wanted)
+    else:
+        raise UserError(
+            f"There is no reader in {folder}, but a {kind!r}; name the workdir of a "
+            "run that trained one, or the folder of a T5."
+        )
+    tokenizer = reader_tokens.load(folder)
+    return ReaderModel(config, params, tokenizer, encode_stream.fingerprint(params))
+
+
+def _rebuilt(fields: dict[str, Any], wanted: FiDConfig) -> FiDConfig:
+    small = dict(fields["encoder_decoder"])
+    ours = wanted.encoder_decoder.encoder
+    encoder = EncoderConfig(**{**small.pop("encoder"), **_changes(ours)})
+    return FiDConfig(
+        **{
+            **fields,
+            "chunk": wanted.chunk,
+            "t5": T5Config(**{**fields["t5"], **_changes(wanted.t5)}),
+            "encoder_decoder": EncoderDecoderConfig(encoder=encoder, **small),
+        }
+    )
+
+
+def keep_tokenizer(run: runs.Run, tokenizer: ReaderTokenizer) -> None:
+    """Leaves a copy of the tokenizer in the workdir, with which a rerun goes on."""
+    if not run.dry_run and not (run.workdir / runs.TOKENIZER).exists():
+        tokenizer.save(run.workdir)
