@@ -15,7 +15,8 @@ from rlm_jax.errors import UserError
 class CollectionConfig:
     """Which passages, and which questions are asked of them."""
 
-    passages: str = "stdlib"  # stdlib, beir:FOLDER, dpr:FILE or jsonl:PATH
+    # stdlib, beir:FOLDER, dpr:FILE, jsonl:PATH, squad:FILE or trex:PATH
+    passages: str = "stdlib"
     questions: str = ""  # likewise; empty: as passages
     split: str = "test"  # of the questions; empty, where they may be left out: none
 

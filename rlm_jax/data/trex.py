@@ -52,7 +52,7 @@ def questions(path: Path, split: str) -> Reader:
     The facts of one subject and relation are one question, with all their objects as
     answers and all their sentences as passages that answer. Subjects, by their labels,
     are divided 80/10/10 into train, validation and test: nothing about a subject of one
-    split is in another.
+    split is in another. The order is mixed, so that the first questions are a sample.
 
     Raises:
       UserError: another split, no such file or folder, or no relations.jsonl.
@@ -89,7 +89,7 @@ def _questions(
             left_out[f"of relations without a template in {relations}"] += 1
         elif split_of(fact.subject) == split:
             grouped.setdefault((fact.relation, fact.subject), []).append(fact)
-    for (relation, subject), facts in grouped.items():
+    for (relation, subject), facts in sorted(grouped.items(), key=_mixed):
         # Another subject may bear the same label: it is the same question then.
         text = templates[relation].replace("[Y]", BLANK).replace("[X]", subject)
         answers = tuple(dict.fromkeys(fact.object for fact in facts))
@@ -98,6 +98,10 @@ def _questions(
         yield Record(Question(id_, text, answers), grades)
     if split == SPLITS[0]:
         _tell(left_out, path)
+
+
+def _mixed(group: tuple[tuple[str, str], list[_Fact]]) -> str:
+    return _id(" ".join(group[0]))
 
 
 def _facts(path: Path, paths: list[Path], left_out: Counter[str]) -> Iterator[_Fact]:

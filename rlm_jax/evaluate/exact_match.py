@@ -101,7 +101,7 @@ class Figures(NamedTuple):
     per_question: dict[str, np.ndarray]
 
 
-def reading(
+def judge(
     predictions: Sequence[str],
     answers: Sequence[Sequence[str]],
     passages: Sequence[Sequence[str]] | None = None,
@@ -165,16 +165,16 @@ def by_number(
     depths: Sequence[int] = DEPTHS,
     holds: Callable[[str, Iterable[str]], bool] = has_answer,
 ) -> dict[int, Figures]:
-    """The figures of `reading` for each number of passages that the reader was given.
+    """The figures of `judge` for each number of passages that the reader was given.
 
     Arguments:
       predictions: number of passages -> predictions of N questions; 0 without any.
-      answers, passages: as for `reading`; each number reads the first ones.
+      answers, passages: as for `judge`; each number reads the first ones.
 
     Source: Izacard and Grave 2021, FiD, section 4 (scaling with passages).
     """
     return {
-        number: reading(
+        number: judge(
             predicted,
             answers,
             [texts[:number] for texts in passages],

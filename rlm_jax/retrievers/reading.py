@@ -158,12 +158,14 @@ def read(
 def evidence(collection: Collection, numbers: np.ndarray) -> list[np.ndarray]:
     """Of each question the rows, int32, of the passages that are known to answer it.
 
+    The best grade comes first; passages that are not in the collection are left out.
+
     Args:
       numbers: of questions of the collection, such as `Reading.questions`.
     """
     relevance = collection.questions.relevance
     asked = [collection.questions.questions[number].id for number in numbers]
-    judged = [[p for p, g in relevance.get(q, {}).items() if g > 0] for q in asked]
+    judged = [_best_first(relevance.get(id_, {})) for id_ in asked]
     rows = collection.passages.rows_of(id_ for ids in judged for id_ in ids)
     parts = np.split(rows, np.cumsum([len(ids) for ids in judged]))[:-1]
     return [part[part >= 0] for part in parts]
@@ -181,6 +183,11 @@ def _answered(collection: Collection) -> np.ndarray:
             f"(the first is '{first}')"
         )
     return numbers
+
+
+def _best_first(grades: Mapping[str, int]) -> list[str]:
+    relevant = [id_ for id_, grade in grades.items() if grade > 0]
+    return sorted(relevant, key=lambda id_: -grades[id_])
 
 
 def _among(ids: np.ndarray, sets: Sequence[np.ndarray]) -> np.ndarray:

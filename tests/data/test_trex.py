@@ -88,6 +88,10 @@ def test_facts_become_questions_about_their_sentences(lama, tmp_path, capsys):
                 (text,) = found
                 assert question.answers[0] in text
     assert load(lama, tmp_path, "train") == splits["train"]
+    order = [q.text.split()[0] for q in splits["train"].questions]
+    numbers = [int(subject[1:]) for subject in order if subject.startswith("S")]
+    assert len(numbers) > 30
+    assert numbers != sorted(numbers)  # the first questions are a sample of all
     with pytest.raises(UserError, match="no split 'dev' of T-REx"):
         load(lama, tmp_path, "dev")
 

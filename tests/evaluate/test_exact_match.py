@@ -57,7 +57,7 @@ PASSAGES = [["no", "in Paris"], ["nothing"], ["Berlin"], []]
 
 
 def test_figures_of_a_reader():
-    figures = exact_match.reading(PREDICTIONS, ANSWERS, PASSAGES, depths=(1, 2, 5))
+    figures = exact_match.judge(PREDICTIONS, ANSWERS, PASSAGES, depths=(1, 2, 5))
     assert figures.means == {
         "exact_match": 0.5,
         "f1": pytest.approx((1 + 1 + 2 / 3 + 0) / 4),
@@ -74,13 +74,13 @@ def test_figures_of_a_reader():
     }
     assert figures.per_question["answer_found"].tolist() == [1, 0, 1, 0]
     assert figures.per_question["exact_match"].tolist() == [1, 1, 0, 0]
-    closed = exact_match.reading(PREDICTIONS, ANSWERS)
+    closed = exact_match.judge(PREDICTIONS, ANSWERS)
     assert set(closed.means) == {"exact_match", "f1"}
     assert closed.counts == {"questions": 4}
 
 
 def test_the_mean_over_no_question_is_left_out():
-    found = exact_match.reading(["a"], [["b"]], [["b"]]).means
+    found = exact_match.judge(["a"], [["b"]], [["b"]]).means
     assert "exact_match_where_found" in found and "exact_match_where_not" not in found
     assert all(np.isfinite(value) for value in found.values())
 
@@ -108,6 +108,6 @@ def test_figures_by_the_number_of_passages():
 )
 def test_what_cannot_be_judged(predictions, wanted, passages):
     with pytest.raises(UserError, match="give as many of each"):
-        exact_match.reading(predictions, wanted, passages)
+        exact_match.judge(predictions, wanted, passages)
     with pytest.raises(UserError, match="squad or orqa"):
         exact_match.normalise("x", "nfc")  # type: ignore[arg-type]

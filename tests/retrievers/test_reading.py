@@ -1,5 +1,6 @@
 """What each question reads: by words, by an encoder, by a run, by a file."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -108,6 +109,10 @@ def test_own_evidence_is_left_out_and_replaced(collection, tmp_path):
     own = reading.evidence(collection, found.questions)
     rows = [collection.passages.rows_of(ids) for ids in (["b"], ["e"], [])]
     assert [x.tolist() for x in own] == [x.tolist() for x in rows]
+    graded = {"q1": {"a": 1, "gone": 3, "b": 2, "c": 0}}
+    judged = dataclasses.replace(collection.questions, relevance=graded)
+    best = reading.evidence(collection._replace(questions=judged), found.questions)[0]
+    assert best.tolist() == collection.passages.rows_of(["b", "a"]).tolist()
 
 
 def test_a_rerun_does_not_search_again(collection, tmp_path, monkeypatch):
