@@ -139,8 +139,8 @@ def nq() -> Config:
 
     Command: python -m experiments.fid --preset nq --workdir runs/fid_nq
       --config.init_from=FOLDER (t5-base) --config.data.questions=fid:FILE
-    Corpus: the released files of Natural Questions, {split} in their names. Hardware: 64
-    GPUs. Time: a day. Figure: exact match 48.2 in the paper, table 1; not run here.
+    Corpus: the released files of Natural Questions, {split} in their names. Hardware:
+    64 GPUs. Time: a day. Figure: exact match 48.2 in the paper, table 1; not run here.
     """
     return Config(
         data=AnsweringConfig("", "fid:data/nq/{split}.json"),

@@ -121,6 +121,15 @@ class ReaderTokenizer:
             kept = kept[: kept.index(self.end_id)]
         return self._tokenizer.decode(kept)
 
+    def token(self, id_: int) -> str:
+        """One token as it is written in the vocabulary."""
+        return self._tokenizer.id_to_token(id_) or ""
+
+    @property
+    def marks(self) -> frozenset[str]:
+        """What is no text: the tokens that start, end and fill up rows."""
+        return frozenset(map(self.token, (self.start_id, self.end_id, self.pad_id)))
+
     def save(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json into a folder, for `load` and for others."""
         pathlib.Path(folder, FILE).write_text(self.content, encoding="utf-8")

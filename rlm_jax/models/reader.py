@@ -155,7 +155,9 @@ def reader(model: Seq2Seq, *, vectors: int = 0, chunk: int = 0, copy: bool = Fal
     def attention(
         params: Params, memory: Memory, targets: Int[Array, "B L"]
     ) -> CrossAttention:
-        return decode(params, memory, targets, None, attention=True).attention
+        told = decode(params, memory, targets, None, attention=True).attention
+        assert told is not None
+        return told
 
     def start(params: Params, memory: Memory, length: int) -> DecodingCache:
         cache = model.start(of_model(params), memory.states, memory.mask, length)

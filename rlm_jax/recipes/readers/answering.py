@@ -141,7 +141,7 @@ def judged(
     config: AnswersConfig, given: Asked, said: Sequence[str]
 ) -> exact_match.Figures:
     """The figures of some answers, by what had been read."""
-    return exact_match.reading(
+    return exact_match.judge(
         said,
         given.answers,
         given.texts() if given.reading.ids.shape[1] else None,

@@ -208,6 +208,10 @@ def _batches(
         places = order[index * size : (index + 1) * size]
         places = places if rows is None else places[rows]
         read = ids[places]
+        held = [
+            [holds(place, row) for row in rows]
+            for place, rows in zip(places.tolist(), read.tolist(), strict=True)
+        ]
         of_passages = contrastive.padded(
             "passage",
             [row_of(max(0, row)) for row in read.reshape(-1).tolist()],
@@ -221,12 +225,7 @@ def _batches(
             **{n: x.reshape(*read.shape, -1) for n, x in of_passages.items()},
             "teacher_scores": scores[places],
             "present": read >= 0,
-            "holds": np.array(
-                [
-                    [holds(i, p) for p in row]
-                    for i, row in zip(places, read, strict=True)
-                ]
-            ),
+            "holds": np.array(held),
             "weight": np.ones(len(places), np.float32),
         }
 

@@ -155,7 +155,9 @@ def run(config: Config, here: Run):
             twin = _trained(setting, none, here.workdir / "closed_book")
         curves["closed_book"] = here.workdir / "closed_book"
     runs.leave_to_first()
-    reader.save(here.workdir, model)
+    reads = {"retriever": chosen.retriever, "num": config.reading.num}
+    source = {"source": found[TRAIN].source}
+    reader.save(here.workdir, model, reads | source)
     return _evaluate(setting, phases, model, chosen, twin, curves, facts)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +22,13 @@ from rlm_jax.pretrained import folder as folders
 from rlm_jax.recipes import runs
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import encoder_towers
+from rlm_jax.storage import atomic
 
 FOLDER = "reader"
 """Folder of a run's reader; transformers loads a T5 that does not copy."""
+
+READS = "reads.json"
+"""Beside it: which retriever's passages it was trained on, and how many."""
 
 T5_KINDS = ("t5", "rlm_jax_t5")
 _KEPT = ("dropout", "dtype", "remat")  # of the configuration, whatever a folder says
@@ -148,8 +153,13 @@ def check_lengths(config: FiDConfig, passage_length: int) -> None:
         )
 
 
-def save(workdir: pathlib.Path, model: ReaderModel) -> None:
-    """Leaves a trained reader in the workdir's `FOLDER`, for `load`."""
+def save(workdir: pathlib.Path, model: ReaderModel, reads: Mapping[str, Any]) -> None:
+    """Leaves a trained reader in the workdir's `FOLDER`, for `load`.
+
+    Args:
+      reads: "retriever", "num" and "source", the fingerprint, of what it was trained
+        on: a reader loses on another's passages.
+    """
     folder, config = workdir / FOLDER, model.config
     if config.architecture == "t5" and not config.copy:
         pretrained.save_t5(folder, config.t5, model.params)
@@ -157,6 +167,7 @@ def save(workdir: pathlib.Path, model: ReaderModel) -> None:
         fields = dataclasses.asdict(config)
         pretrained.save_reader(folder, fields, model.params)
     model.tokenizer.save(folder)
+    atomic.write_json(folder / READS, dict(reads))
 
 
 def load(folder: pathlib.Path, wanted: FiDConfig | None = None) -> ReaderModel:

@@ -1,0 +1,234 @@
+"""Ask a reader: its answer, the passages that it read, and where in them it looked.
+
+The workdir is that of a run that trained a reader. Questions come from the
+configuration, from a pipe, one a line, or from a prompt.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlm_jax import terminal
+from rlm_jax.data import passage_tokens, question_answering, reader_batches
+from rlm_jax.data.collections import Collection
+from rlm_jax.data.question_answering import AnsweringConfig
+from rlm_jax.data.question_files import Question
+from rlm_jax.errors import UserError
+from rlm_jax.method import Batch
+from rlm_jax.methods import fid
+from rlm_jax.models.reader import looked_at
+from rlm_jax.recipes import runs
+from rlm_jax.recipes.readers import reader
+from rlm_jax.recipes.readers.reader import ReaderModel
+from rlm_jax.recipes.runs import Run, recipe
+from rlm_jax.report import fusion
+from rlm_jax.retrievers import passage_list, passage_sources
+from rlm_jax.retrievers.dense import SearchConfig
+from rlm_jax.retrievers.encoder_towers import TextConfig
+
+
+@dataclasses.dataclass
+class Config:
+    """What is asked, and how much is shown."""
+
+    question: str = ""  # empty: questions are asked for
+    retriever: str = ""  # empty: the run's own; see `reading.ReadingConfig`
+    num: int = 0  # passages that are read; 0: as many as in training
+    num_beams: int = 1  # 1: greedy
+    lines: int = 2  # of a passage that is shown
+    words: int = 3  # of each passage at which the reader looked most
+    json: bool = False  # a line of JSON for each question
+    plot: str = ""  # file for a picture of where the reader looked; empty: none
+
+
+@recipe("ask")
+def run(config: Config, here: Run) -> None:
+    """Answer until there are no more questions."""
+    if min(config.lines, config.num_beams) < 1 or min(config.num, config.words) < 0:
+        raise UserError("lines and num_beams are at least 1, num and words at least 0.")
+    asking = Asking(config, here.workdir)
+    if not config.json:
+        terminal.say(asking.describe())
+    if here.dry_run:
+        return
+    if not config.question and not config.json:
+        terminal.say("a question a line; an empty line ends")
+    for question in [config.question] if config.question else terminal.asked():
+        told = asking.answer(question)
+        if config.json:
+            line = json.dumps(told.record(), ensure_ascii=False)
+            sys.stdout.write(f"{line}\n")
+        else:
+            sys.stdout.write(told.text(config.lines))
+        sys.stdout.flush()
+        if config.plot:
+            told.draw(config.plot)
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """An answer, and what it was made from."""
+
+    question: str
+    answer: str
+    collection: Collection
+    ids: np.ndarray  # int32 [K]; -1 = absent
+    scores: np.ndarray  # float32 [K]
+    share: np.ndarray  # float32 [K, T], of each token in what the answer was made from
+    words: list[list[str]]  # of each passage those that were looked at most
+    tokens: list[list[str]]  # of each row
+
+    @property
+    def places(self) -> list[int]:
+        return [place for place, row in enumerate(self.ids.tolist()) if row >= 0]
+
+    def record(self) -> dict[str, Any]:
+        """Plain JSON."""
+        passages = self.collection.passages
+        return {
+            "question": self.question,
+            "answer": self.answer,
+            "passages": [
+                {
+                    **passages[int(self.ids[place])]._asdict(),
+                    "score": round(float(self.scores[place]), 4),
+                    "looked_at": round(float(self.share[place].sum()), 4),
+                    "words": self.words[place],
+                }
+                for place in self.places
+            ],
+        }
+
+    def text(self, lines: int) -> str:
+        """For the terminal."""
+        blocks = [f"\n{self.answer or '(nothing)'}\n"]
+        passages = self.collection.passages
+        for place in self.places:
+            row, score = self.ids[place : place + 1], self.scores[place : place + 1]
+            shown = passage_list.listed(passages, score, row, lines).strip("\n")
+            at = ", ".join(self.words[place])
+            share = f"{self.share[place].sum():.0%} of what the answer was made from"
+            blocks.append(f"{shown}\n    {share}{': ' if at else ''}{at}\n")
+        return "\n".join(blocks) + "\n"
+
+    def draw(self, path: str) -> None:
+        """A picture of the fusion step."""
+        kept = self.places
+        fusion.draw(
+            path,
+            question=self.question,
+            answer=self.answer,
+            tokens=[self.tokens[place] for place in kept],
+            share=[self.share[place] for place in kept],
+        )
+
+
+class Asking:
+    """A run's reader with its passages; what it runs is compiled once."""
+
+    def __init__(self, config: Config, workdir: pathlib.Path):
+        stored = runs.stored(workdir)
+        if "reading" not in stored or "data" not in stored:
+            raise UserError(
+                f"There is no reader to ask in {workdir}; name the workdir of a run of "
+                "experiments.fid."
+            )
+        self.model: ReaderModel = reader.load(workdir)
+        data = AnsweringConfig(**stored["data"])
+        self.collection = question_answering.load(data, stored["split"])
+        trained_on = json.loads((workdir / reader.FOLDER / reader.READS).read_text())
+        name = config.retriever or trained_on["retriever"]
+        self._source = passage_sources.choose(
+            name,
+            self.collection,
+            workdir / "retrieval",
+            SearchConfig(**stored["search"]),
+            TextConfig(**stored["text"]),
+            stored["split"],
+        )
+        if self._source.fingerprint != trained_on["source"]:
+            terminal.say(f"note: the reader was not trained on the passages of {name}")
+        self._num = config.num or trained_on["num"]
+        self._words = config.words
+        self._lengths = stored["passage_length"], stored["target_length"]
+        functions = fid.reader_of(self.model.config)
+        self._answer = fid.answerer(
+            functions, length=self._lengths[1], num_beams=config.num_beams
+        )
+
+        @jax.jit
+        def look(params, batch: Batch):
+            memory = fid.read(functions, params, batch)
+            seen = functions.attention(params, memory, batch["targets"])
+            share = looked_at(seen, memory.mask)
+            kept = batch["target_mask"][..., None]
+            mean = (share * kept).sum(1) / kept.sum(1)
+            return mean.reshape(*batch["passage_ids"].shape[:2], -1)
+
+        self._look = look
+        self._params = jax.device_put(self.model.params)
+        self._tokens = passage_tokens.build(
+            self.collection.passages, self.model.tokenizer, max_length=self._lengths[0]
+        )
+
+    def describe(self) -> str:
+        size = sum(x.size for x in jax.tree.leaves(self.model.params))
+        passages = self.collection.passages
+        return (
+            f"{size:,} parameters read {self._num} of {len(passages):,} passages of "
+            f"{passages.name or 'the questions'}"
+        )
+
+    def answer(self, question: str) -> Told:
+        """The answer to one question."""
+        asked = Question("asked", question)
+        found, _ = self._source.find([asked], self._num)
+        ids = np.full((1, self._num), -1, np.int32)
+        ids[:, : found.ids.shape[1]] = found.ids[:, : self._num]
+        rows = reader_batches.rows(
+            self.model.tokenizer,
+            [asked],
+            ids,
+            self._tokens,
+            passage_length=self._lengths[0],
+            target_length=self._lengths[1],
+        )
+        batch = dict(rows.batch(np.zeros(1, np.int64), [np.zeros(0, np.int32)]))
+        said = np.asarray(self._answer(self._params, batch))[0]
+        end = np.flatnonzero(said == self.model.tokenizer.end_id)
+        length = int(end[0]) + 1 if len(end) else len(said)
+        batch["targets"] = np.where(np.arange(len(said)) < length, said, 0)[None]
+        batch["target_mask"] = (np.arange(len(said)) < length)[None].astype(np.int32)
+        share = np.asarray(self._look(self._params, batch))[0]
+        tokens = [
+            [
+                self.model.tokenizer.token(int(i))
+                for i, kept in zip(*row, strict=True)
+                if kept
+            ]
+            for row in zip(
+                batch["passage_ids"][0], batch["passage_mask"][0], strict=True
+            )
+        ]
+        return Told(
+            question,
+            self.model.tokenizer.decode(said).strip(),
+            self.collection,
+            ids[0],
+            np.resize(found.scores[0], self._num),
+            share,
+            [self._most(*row) for row in zip(tokens, share, strict=True)],
+            tokens,
+        )
+
+    def _most(self, tokens: list[str], share: np.ndarray) -> list[str]:
+        """The tokens of a row that were looked at most, marks left out."""
+        order = np.argsort(-share[: len(tokens)], kind="stable")
+        marks = self.model.tokenizer.marks
+        named = [tokens[i] for i in order if tokens[i] not in marks]
+        return list(dict.fromkeys(named))[: self._words]
