@@ -7,6 +7,7 @@ apart, so that each passage is tokenized once, and joined by `ReaderTokenizer.ro
 
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from rlm_jax.storage import cache
 
 Layout = Literal["t5", "pair"]
 _SENTINEL = "<extra_id_{}>"
+_INSIDE = re.compile(r"(?<=\w) ?([-_'’]) ?(?=\w)")
 _CHARACTERS = 64  # of a text for each token that is kept of it, amply counted
 
 
@@ -82,11 +84,7 @@ class ReaderTokenizer:
         self, passages: Sequence[Passage], *, max_length: int
     ) -> list[np.ndarray]:
         """Title and text of each passage as they follow a question, without marks."""
-        if self.layout == "t5":
-            told = [f"title: {p.title} context: {p.text}" for p in passages]
-        else:
-            told = [f"{p.title}. {p.text}" if p.title else p.text for p in passages]
-        return self.encode(told, max_length=max_length)
+        return self.encode(list(map(self._told, passages)), max_length=max_length)
 
     def answers(self, texts: Sequence[str], *, max_length: int) -> list[np.ndarray]:
         """What the decoder is to say for each answer, `end_id` last.
@@ -115,11 +113,40 @@ class ReaderTokenizer:
         return np.append(ids, self.end_id).astype(np.int32) if ends else ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids up to the first `end_id`, without marks."""
+        """The text of some ids up to the first `end_id`, without marks.
+
+        WordPiece does not say whether a blank stood beside a mark; of those inside
+        words it is assumed that none did.
+        """
+        text = self._tokenizer.decode(self._before_end(ids)).strip()
+        return _INSIDE.sub(r"\1", text) if self.layout == "pair" else text
+
+    def as_written(self, ids: Iterable[int], passages: Iterable[Passage]) -> str:
+        """The text of some ids as the first passage that holds them has it.
+
+        So an answer that was copied has the passage's capitals, accents and blanks,
+        which WordPiece drops; without such a passage it is as `decode` says.
+        """
+        kept = self._before_end(ids)
+        if self.layout == "pair" and kept:
+            for passage in passages:
+                text = self._told(passage)
+                whole = self._tokenizer.encode(text, add_special_tokens=False)
+                at = _place(kept, whole.ids)
+                if at >= 0:
+                    first, last = whole.offsets[at], whole.offsets[at + len(kept) - 1]
+                    return text[first[0] : last[1]]
+        return self.decode(kept)
+
+    def _before_end(self, ids: Iterable[int]) -> list[int]:
         kept = [int(i) for i in ids]
-        if self.end_id in kept:
-            kept = kept[: kept.index(self.end_id)]
-        return self._tokenizer.decode(kept)
+        return kept[: kept.index(self.end_id)] if self.end_id in kept else kept
+
+    def _told(self, passage: Passage) -> str:
+        if self.layout == "t5":
+            return f"title: {passage.title} context: {passage.text}"
+        title = f"{passage.title}. " if passage.title else ""
+        return f"{title}{passage.text}"
 
     def token(self, id_: int) -> str:
         """One token as it is written in the vocabulary."""
@@ -133,6 +160,13 @@ class ReaderTokenizer:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json into a folder, for `load` and for others."""
         pathlib.Path(folder, FILE).write_text(self.content, encoding="utf-8")
+
+
+def _place(ids: Sequence[int], whole: Sequence[int]) -> int:
+    """Where the ids stand one after another in others; -1: nowhere."""
+    count = len(ids)
+    starts = (i for i, x in enumerate(whole) if x == ids[0])
+    return next((i for i in starts if whole[i : i + count] == ids), -1)
 
 
 def load(

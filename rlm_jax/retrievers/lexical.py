@@ -19,7 +19,7 @@ def search(
 ) -> Neighbours:
     """The passages with the largest BM25 scores; the index stays in ``folder``."""
     index = open_index(passages, folder, config or bm25.BM25Config())
-    return index.search(texts, k, progress=True)
+    return index.search(texts, k, progress=len(texts) > 1)
 
 
 def open_index(

@@ -10,7 +10,11 @@ from rlm_jax.data.passages import Passage
 
 
 def listed(
-    passages: Sequence[Passage], scores: np.ndarray, ids: np.ndarray, lines: int
+    passages: Sequence[Passage],
+    scores: np.ndarray,
+    ids: np.ndarray,
+    lines: int,
+    notes: Sequence[str] = (),
 ) -> str:
     """The passages of one question with their scores, in the terminal's width.
 
@@ -18,6 +22,7 @@ def listed(
       passages: the collection by row.
       scores, ids: [K], best first; -1 = absent.
       lines: of a passage, at most.
+      notes: a line below each passage that is there; none where there are none.
     """
     width = min(100, shutil.get_terminal_size().columns)
     blocks = []
@@ -31,7 +36,8 @@ def listed(
         wrapped = textwrap.wrap(" ".join(passage.text.split()), width - 4)
         if len(wrapped) > lines:
             wrapped = [*wrapped[: lines - 1], f"{wrapped[lines - 1][: width - 6]} …"]
-        blocks.append("\n".join([head, *(f"    {line}" for line in wrapped)]))
+        below = notes[len(blocks) : len(blocks) + 1]
+        blocks.append("\n".join([head, *(f"    {x}" for x in (*wrapped, *below))]))
     if not blocks:
         return "\nnothing was found; BM25 needs a word in common\n\n"
     return "\n" + "\n".join(blocks) + "\n\n"

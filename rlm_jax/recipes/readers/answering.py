@@ -11,10 +11,12 @@ import numpy as np
 from rlm_jax import processes, terminal
 from rlm_jax.data import passage_tokens, reader_batches
 from rlm_jax.data.collections import Collection
+from rlm_jax.data.passages import Passage
 from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.data.question_files import Question
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import answers, exact_match
+from rlm_jax.evaluate.judging import texts
 from rlm_jax.method import Params
 from rlm_jax.methods import fid
 from rlm_jax.recipes.readers.reader import ReaderModel
@@ -60,11 +62,10 @@ class Asked(NamedTuple):
     def answers(self) -> list[tuple[str, ...]]:
         return [question.answers for question in self.questions]
 
-    def texts(self, ids: np.ndarray | None = None) -> list[list[str]]:
-        """Of each question the passages that it reads, best first."""
-        ids = self.reading.ids if ids is None else ids
+    def read(self, place: int) -> list[Passage]:
+        """The passages that a question reads, best first."""
         passages = self.collection.passages
-        return [[passages[i].joined for i in row if i >= 0] for row in ids.tolist()]
+        return [passages[i] for i in self.reading.ids[place].tolist() if i >= 0]
 
 
 def asked(
@@ -125,10 +126,10 @@ class Answerer:
             for step in range(batches.num_batches):
                 batch = batches.batch_at(0, step)
                 tokens = self._answer(self._params, processes.spread(dict(batch)))
-                kept = np.flatnonzero(batch["question"] >= 0)
-                rows = np.asarray(tokens)[kept]
-                said += [self.model.tokenizer.decode(row).strip() for row in rows]
-                advance(len(kept))
+                places = batch["question"][batch["question"] >= 0]
+                for place, row in zip(places, np.asarray(tokens), strict=False):
+                    said.append(self.model.tokenizer.as_written(row, given.read(place)))
+                advance(len(places))
         return said
 
 
@@ -141,10 +142,11 @@ def judged(
     config: AnswersConfig, given: Asked, said: Sequence[str]
 ) -> exact_match.Figures:
     """The figures of some answers, by what had been read."""
+    reads = given.reading.ids.shape[1] > 0
     return exact_match.judge(
         said,
         given.answers,
-        given.texts() if given.reading.ids.shape[1] else None,
+        texts(given.reading.ids, given.collection.passages) if reads else None,
         protocol=config.protocol,
         depths=config.depths,
         holds=holds(config),
@@ -158,11 +160,11 @@ def controls_of(config: AnswersConfig, given: Asked) -> dict[str, Asked]:
     """
     if not given.reading.ids.shape[1]:
         return {}
-    texts, found = given.collection.passages, given.reading
+    passages, found = given.collection.passages, given.reading
     test = holds(config)
 
     def has(place: int, row: int) -> bool:
-        return test(texts[row].joined, given.questions[place].answers)
+        return test(passages[row].joined, given.questions[place].answers)
 
     may = found.facts["own_evidence"] == "read"
     relevant = reading.evidence(given.collection, found.questions) if may else None

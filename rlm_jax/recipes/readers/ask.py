@@ -106,15 +106,14 @@ class Told:
 
     def text(self, lines: int) -> str:
         """For the terminal."""
-        blocks = [f"\n{self.answer or '(nothing)'}\n"]
-        passages = self.collection.passages
+        notes = []
         for place in self.places:
-            row, score = self.ids[place : place + 1], self.scores[place : place + 1]
-            shown = passage_list.listed(passages, score, row, lines).strip("\n")
-            at = ", ".join(self.words[place])
             share = f"{self.share[place].sum():.0%} of what the answer was made from"
-            blocks.append(f"{shown}\n    {share}{': ' if at else ''}{at}\n")
-        return "\n".join(blocks) + "\n"
+            notes.append(": ".join([share, ", ".join(self.words[place])]))
+        shown = passage_list.listed(
+            self.collection.passages, self.scores, self.ids, lines, notes
+        )
+        return f"\n{self.answer or '(nothing)'}\n{shown}"
 
     def draw(self, path: str) -> None:
         """A picture of the fusion step."""
@@ -217,7 +216,9 @@ class Asking:
         ]
         return Told(
             question,
-            self.model.tokenizer.decode(said).strip(),
+            self.model.tokenizer.as_written(
+                said, [self.collection.passages[i] for i in ids[0].tolist() if i >= 0]
+            ),
             self.collection,
             ids[0],
             np.resize(found.scores[0], self._num),
