@@ -232,7 +232,11 @@ def _evaluate(
         protocol={
             "protocol": judge.protocol,
             "num_beams": judge.num_beams,
-            "reads": {name: x.reading.source[:16] for name, x in asked.items()},
+            "reads": {
+                name: asked[name].reading.source[:16]
+                for name in asked
+                if name not in ("shuffled", "oracle", "closed_book")
+            },
             "by_number_of_passages": numbers,
             "distillation": distilled,
         },
