@@ -61,11 +61,11 @@ def beam_search(
     """The sequences of highest score log p(y) / |y|^length_penalty that are found.
 
     The rules are those of transformers 5 (``GenerationMixin._beam_search``). Each step
-    takes the 2 K best continuations of the K sequences of a text. Of the first K those
-    that end, or reach N tokens, compete for the K places of finished ones; the best K
-    that do not end go on. A text is done when its places are taken and its best open
-    sequence, at its present length, scores no better than the worst finished one. It
-    does not depend on other texts.
+    takes the 2 K best continuations of the K sequences of a text; with E end ids, the
+    (1 + E) K best. Of the first K those that end, or reach N tokens, compete for the K
+    places of finished ones; the best K that do not end go on. A text is done when its
+    places are taken and its best open sequence, at its present length, scores no better
+    than the worst finished one. It does not depend on other texts.
 
     Args:
       predict: of the model (`seq2seq.predictor`); made once, as the search is compiled

@@ -1,7 +1,7 @@
 """T5's layers against loops, and what the model does at its edges."""
 
 import dataclasses
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import pytest
 from rlm_jax.errors import UserError
 from rlm_jax.models import t5, t5_layers
 from rlm_jax.models.layers import KeysValues
-from rlm_jax.models.seq2seq import seq2seq
+from rlm_jax.models.seq2seq import T5, seq2seq
 
 
 def exact_bucket(distance, num_buckets, max_distance, bidirectional):
@@ -217,10 +217,15 @@ def test_initial_weights_are_those_of_t5():
     params: Any = jax.jit(t5.T5Decoder(config).init)(jax.random.key(0), x, x, mask)
     block = params["params"]["block_0"]
     q, k, v = np.split(block["attention"]["qkv"]["kernel"], 3, 1)
+    joined: Any = jax.jit(partial(T5(config).init, method="embed"))(
+        jax.random.key(1), jnp.zeros(1, jnp.int32)
+    )
     for found, expected in (
         (q, (64 * 16) ** -0.5),
         (k, 64**-0.5),
         (v, 64**-0.5),
+        (joined["params"]["embedding"], 1.0),
+        (joined["params"]["head"], 1.0),
         (block["cross"]["q"]["kernel"], (64 * 16) ** -0.5),
         (block["cross"]["kv"]["kernel"], 64**-0.5),
         (block["cross"]["out"]["kernel"], 96**-0.5),
