@@ -23,6 +23,7 @@ NAMES = (
     "search_at_scale",
     "search_token_keys",
     "generate_vs_torch",
+    "t5_decoding_vs_torch",
 )
 
 

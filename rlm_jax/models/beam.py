@@ -61,11 +61,11 @@ def beam_search(
     """The sequences of highest score log p(y) / |y|^length_penalty that are found.
 
     The rules are those of transformers 5 (``GenerationMixin._beam_search``). Each step
-    takes the 2 K best continuations of the K sequences of a text. Of the first K those
-    that end, or reach N tokens, compete for the K places of finished ones; the best K
-    that do not end go on. A text is done when its places are taken and its best open
-    sequence, at its present length, scores no better than the worst finished one. It
-    does not depend on other texts.
+    takes the 2 K best continuations of the K sequences of a text; with E end ids, the
+    (1 + E) K best. Of the first K those that end, or reach N tokens, compete for the K
+    places of finished ones; the best K that do not end go on. A text is done when its
+    places are taken and its best open sequence, at its present length, scores no better
+    than the worst finished one. It does not depend on other texts.
 
     Args:
       predict: of the model (`seq2seq.predictor`); made once, as the search is compiled
@@ -90,7 +90,7 @@ def beam_search(
     ends = (end_id,) if isinstance(end_id, int) else tuple(end_id)
     num_texts = jax.tree.leaves(cache.slots)[0].shape[0]
     ids = jnp.full(num_texts, start_id, jnp.int32)
-    log_probs, cache = predict(params, ids, cache)
+    log_probs, (memory, slots, length) = predict(params, ids, cache)
     if log_probs.shape[-1] < max(2, 1 + len(ends)):
         raise UserError(
             f"a vocabulary of {log_probs.shape[-1]} tokens has too few for a beam "
@@ -101,32 +101,32 @@ def beam_search(
     )
     # One row a text has been read; from here on there are K.
     log_probs = jnp.repeat(log_probs[:, None], num_beams, axis=1)
-    slots = jax.tree.map(lambda x: jnp.repeat(x, num_beams, axis=0), cache.slots)
-    cache = cache._replace(slots=slots)
+    slots = jax.tree.map(lambda x: jnp.repeat(x, num_beams, axis=0), slots)
 
     def one_step(state):
-        search, cache = state
+        search, slots, length = state
         rows = search.parents + num_beams * jnp.arange(num_texts)[:, None]
-        slots = jax.tree.map(lambda x: x[rows.reshape(-1)], cache.slots)
+        slots = jax.tree.map(lambda x: x[rows.reshape(-1)], slots)
         last = jax.lax.dynamic_index_in_dim(
             search.tokens, search.step - 1, axis=2, keepdims=False
         )
-        log_probs, cache = predict(
-            params, last.reshape(-1), cache._replace(slots=slots)
+        # The memory is no part of the state: what a loop carries is copied once.
+        log_probs, (_, slots, length) = predict(
+            params, last.reshape(-1), DecodingCache(memory, slots, length)
         )
         log_probs = log_probs.reshape(num_texts, num_beams, -1)
-        return choose(search, log_probs), cache
+        return choose(search, log_probs), slots, length
 
     def goes_on(state):
-        search, _ = state
+        search = state[0]
         open_texts = search.improvable
         if early_stopping is True:
             open_texts = open_texts & ~search.finished.all(1)
         return (search.step < max_new_tokens) & open_texts.any()
 
     start = choose(_blank(num_texts, num_beams, max_new_tokens), log_probs)
-    search, _ = jax.lax.while_loop(goes_on, one_step, (start, cache))
-    found = search.found
+    state = start, slots, length
+    found = jax.lax.while_loop(goes_on, one_step, state)[0].found
     # After its end a sequence repeats its last token.
     at = jnp.minimum(jnp.arange(max_new_tokens), found.lengths[..., None] - 1)
     return found._replace(tokens=jnp.take_along_axis(found.tokens, at, axis=2))

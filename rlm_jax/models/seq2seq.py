@@ -244,10 +244,17 @@ def generate(
     num_rows = jax.tree.leaves(cache.slots)[0].shape[0]
     ids = jnp.full(num_rows, start_id, jnp.int32)
     log_probs, cache = predict(params, ids, cache)
+    memory = cache.memory
+
+    def read(ids, own):
+        log_probs, extended = predict(params, ids, DecodingCache(memory, *own))
+        return log_probs, (extended.slots, extended.length)
+
     return generation.continued(
-        partial(predict, params),
+        read,
         log_probs,
-        cache,
+        # Without the memory: what a loop carries is copied when it begins.
+        (cache.slots, cache.length),
         key,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
