@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import rlm_jax
 from experiments import ask, fid
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.question_answering import AnsweringConfig
@@ -132,6 +133,8 @@ def test_a_finished_run_goes_on_and_a_folder_is_a_reader(trained, corpus):
     kept = reader.load(workdir)
     last = checkpoint.load_params(workdir / "reader_1")
     assert encode_stream.fingerprint(kept.params) == encode_stream.fingerprint(last)
+    opened = rlm_jax.load(workdir)
+    jax.tree.map(np.testing.assert_array_equal, opened.params, kept.params)
     assert kept.config.copy and kept.config.encoder_decoder.num_decoder_layers == 1
 
 

@@ -31,6 +31,9 @@ READS = "reads.json"
 """Beside it: which retriever's passages it was trained on, and how many."""
 
 T5_KINDS = ("t5", "rlm_jax_t5")
+KINDS = (*T5_KINDS, pretrained.READER)
+"""The ``model_type`` of what can read."""
+
 _KEPT = ("dropout", "dtype", "remat")  # of the configuration, whatever a folder says
 
 
