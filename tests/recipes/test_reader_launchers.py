@@ -134,6 +134,7 @@ def test_a_finished_run_goes_on_and_a_folder_is_a_reader(trained, corpus):
     last = checkpoint.load_params(workdir / "reader_1")
     assert encode_stream.fingerprint(kept.params) == encode_stream.fingerprint(last)
     opened = rlm_jax.load(workdir)
+    assert isinstance(opened, reader.ReaderModel)
     jax.tree.map(np.testing.assert_array_equal, opened.params, kept.params)
     assert kept.config.copy and kept.config.encoder_decoder.num_decoder_layers == 1
 
