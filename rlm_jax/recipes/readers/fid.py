@@ -62,6 +62,7 @@ SAME = (
 )
 
 TRAIN, VALIDATION = "train", "validation"
+CONTROLS = ("shuffled", "oracle", "closed_book")  # what they read has no name
 
 
 class Setting(NamedTuple):
@@ -125,9 +126,9 @@ def run(config: Config, here: Run):
     setting = Setting(config, here, splits, initial)
     if here.dry_run:
         return _describe(setting)
-    chosen, curves, facts = config.reading, {}, []
+    chosen, curves, facts, earlier = config.reading, {}, [], []
     for number in range(config.distil.rounds + 1):
-        name = f"reader_{number}" if config.distil.rounds else "reader_0"
+        name = f"reader_{number}"
         with phases("search"):
             found = {split: setting.read(chosen, split) for split in splits}
         with phases("train"):
@@ -144,6 +145,7 @@ def run(config: Config, here: Run):
                     text=config.text,
                 )
             facts.append(figures)
+            earlier.append((model, chosen))
             curves[f"retriever_{number + 1}"] = taught
             chosen = dataclasses.replace(chosen, retriever=str(taught))
     twin = None
@@ -158,7 +160,7 @@ def run(config: Config, here: Run):
     reads = {"retriever": chosen.retriever, "num": config.reading.num}
     source = {"source": found[TRAIN].source}
     reader.save(here.workdir, model, reads | source)
-    return _evaluate(setting, phases, model, chosen, twin, curves, facts)
+    return _evaluate(setting, phases, model, chosen, twin, curves, facts, earlier)
 
 
 def _describe(setting: Setting) -> None:
@@ -199,8 +201,13 @@ def _evaluate(
     twin: ReaderModel | None,
     curves: dict[str, pathlib.Path],
     distilled: list[dict[str, Any]],
+    earlier: list[tuple[ReaderModel, ReadingConfig]],
 ):
-    """Answers of the test questions, beside every control."""
+    """Answers of the test questions, beside every control.
+
+    Args:
+      earlier: the readers of the rounds before, with what each of them read.
+    """
     config, split = setting.config, setting.config.split
     judge = config.answers
     answer = answering.Answerer(model, judge, config.target_length)
@@ -220,6 +227,11 @@ def _evaluate(
             asked["closed_book"] = none
             closed = answering.Answerer(twin, judge, config.target_length)
             said["closed_book"] = closed(none, "answering: closed book")
+        for number, (before, theirs) in enumerate(earlier):
+            name = f"round_{number}"
+            asked[name] = setting.asked(setting.read(theirs, split), split)
+            of_round = answering.Answerer(before, judge, config.target_length)
+            said[name] = of_round(asked[name], f"answering: {name}")
     figures = {name: answering.judged(judge, asked[name], said[name]) for name in said}
     return answering.finish(
         setting.run,
@@ -235,7 +247,7 @@ def _evaluate(
             "reads": {
                 name: asked[name].reading.source[:16]
                 for name in asked
-                if name not in ("shuffled", "oracle", "closed_book")
+                if name not in CONTROLS
             },
             "by_number_of_passages": numbers,
             "distillation": distilled,
