@@ -7,7 +7,7 @@ import numpy as np
 
 from rlm_jax.report.plot_style import GREY, INK, PALETTE, canvas
 
-_SHOWN = 48  # tokens of a row, at most
+_SHOWN = 64  # tokens of a row, at most
 
 
 def draw(

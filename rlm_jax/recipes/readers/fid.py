@@ -44,6 +44,7 @@ class Config:
     method: FiDConfig = dataclasses.field(default_factory=FiDConfig)
     passage_length: int = 128  # tokens of a question beside a passage
     target_length: int = 16  # tokens of an answer, its end counted
+    passage_end: bool = True  # T5's </s> after a passage; the first readers had none
     batch_size: int = 16  # questions of a step, over all devices
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
@@ -58,7 +59,15 @@ class Config:
 
 SAME = (
     *("data", "reading", "init_from", "vocab_size", "method", "passage_length"),
-    *("target_length", "batch_size", "optim", "text", "distil", *runs.DRAWS),
+    *(
+        "target_length",
+        "passage_end",
+        "batch_size",
+        "optim",
+        "text",
+        "distil",
+        *runs.DRAWS,
+    ),
 )
 
 TRAIN, VALIDATION = "train", "validation"
@@ -116,6 +125,7 @@ def run(config: Config, here: Run):
             vocab_size=config.vocab_size,
             seed=config.train.seed,
             workdir=here.workdir,
+            passage_end=config.passage_end,
         )
     reader.check_lengths(initial.config, config.passage_length)
     config = dataclasses.replace(config, method=initial.config)
