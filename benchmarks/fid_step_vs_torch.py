@@ -11,7 +11,6 @@ ours with the passages in micro-batches. FiD-Light and sparse cross-attention, a
 decoding with them, are timed against plain Fusion-in-Decoder, all of them ours.
 """
 
-import contextlib
 import functools
 import tempfile
 from typing import Any
@@ -162,20 +161,14 @@ def peak_mb(side: str, case: dict) -> float:
 
 
 def compare(case: dict, rounds: int) -> dict:
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
+    with tempfile.TemporaryDirectory() as folder:
         save_model(case, folder)
-        told = case | {"folder": folder}
-        sides = {
-            s: stack.enter_context(
-                workers.worker("benchmarks.fid_step_vs_torch", s, told)
-            )
-            for s in SIDES
-        }
-        time = record.interleaved({s: turn for s, (_, turn) in sides.items()}, rounds)
+        first, time = workers.compared(
+            "benchmarks.fid_step_vs_torch", SIDES, case | {"folder": folder}, rounds
+        )
     return {
         "case": case,
-        "first_losses": {side: losses for side, (losses, _) in sides.items()},
+        "first_losses": first,
         "time": time,
     }
 
