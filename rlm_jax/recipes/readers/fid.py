@@ -65,7 +65,6 @@ SAME = (
         "batch_size",
         "optim",
         "text",
-        "distil",
         *runs.DRAWS,
     ),
 )
