@@ -38,10 +38,10 @@ def tiny() -> Config:
         dropout=0.0,
     )
     return Config(
-        reading=ReadingConfig(num=4),
+        reading=ReadingConfig(num=3),
         method=FiDConfig(
             encoder_decoder=EncoderDecoderConfig(encoder, num_decoder_layers=1),
-            k=4,
+            k=3,
             copy=True,
         ),
         passage_length=96,

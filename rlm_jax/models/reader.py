@@ -75,7 +75,7 @@ def reader(model: Seq2Seq, *, vectors: int = 0, chunk: int = 0, copy: bool = Fal
             return model.init(key)
         keys = jax.random.split(key)
         kernel = nn.initializers.normal(model.width**-0.5)
-        shape = (model.width, model.width)
+        shape = (2, model.width, model.width)
         return {"model": model.init(keys[0]), "copy": kernel(keys[1], shape)}
 
     def read(
@@ -105,9 +105,13 @@ def reader(model: Seq2Seq, *, vectors: int = 0, chunk: int = 0, copy: bool = Fal
         )
 
     def copy_scores(params, hidden: Float[Array, "B L D"], memory: Memory):
-        asked = jnp.einsum("bld,de->ble", hidden, params["copy"].astype(hidden.dtype))
-        scores = jnp.einsum(
-            "bld,bmd->blm", asked, memory.states, preferred_element_type=jnp.float32
+        """c_j = o (W h_j + U h_{j-1}) / sqrt(D): a token is also known by the one
+        before it, so that to go on copying asks for no layer of its own."""
+        before = jnp.pad(memory.states[:, :-1], ((0, 0), (1, 0), (0, 0)))
+        asked = jnp.einsum("bld,kde->kble", hidden, params["copy"].astype(hidden.dtype))
+        scores = sum(
+            jnp.einsum("bld,bmd->blm", a, h, preferred_element_type=jnp.float32)
+            for a, h in zip(asked, (memory.states, before), strict=True)
         )
         return scores * model.width**-0.5
 
