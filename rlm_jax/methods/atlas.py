@@ -73,6 +73,9 @@ def atlas(config: AtlasConfig) -> Method:
       candidate_ids, candidate_mask  int32 [B, K, T']
       present                        bool [B, K]      False = no such passage
 
+    There may be more than ``reader.k`` candidates: the k are read that the current
+    parameters score best, of those present (the released code's re-ranking).
+
     Beside the loss stand the reader's and the retriever's, and of the passages, by
     question: ``agreement`` (how often the retriever's best is the reader's),
     ``rank_correlation`` with the reader (Kendall's tau), ``expected_gold`` (the
@@ -117,6 +120,20 @@ def of_reader(config: AtlasConfig, functions: Reader) -> Method:
         product = mixtures.inner_product(queries, passages)
         return product * queries.shape[-1] ** -0.5
 
+    def best(params: Params, batch: Batch) -> Batch:
+        """The batch with the k candidates of the largest s."""
+        if batch["passage_ids"].shape[1] <= config.reader.k:
+            return batch
+        score = scores(jax.lax.stop_gradient(params), batch, (None, None))
+        score = jnp.where(batch["present"].astype(bool), score, -jnp.inf)
+        _, places = jax.lax.top_k(score, config.reader.k)
+
+        def taken(x):
+            index = places.reshape(*places.shape, *[1] * (x.ndim - 2))
+            return jnp.take_along_axis(x, index, axis=1)
+
+        return {**batch, **{name: taken(batch[name]) for name in OF_PASSAGES}}
+
     def sums(read: Sums, params: Params, batch: Batch, keys) -> Sums:
         if config.loss == "none":
             return {**read, "reader_loss": read["loss"]}
@@ -139,12 +156,14 @@ def of_reader(config: AtlasConfig, functions: Reader) -> Method:
         }
 
     def loss(params, batch, key, *, axis=None):
+        batch = best(params["retriever"], batch)
         first, second = jax.random.split(key)
         read = reading.loss(params["reader"], batch, first, axis=axis)
         keys = jax.random.split(collectives.fold_rank(second, axis))
         return sums(read, params, batch, (keys[0], keys[1]))
 
     def evaluate(params, batch, key=None, *, axis=None):
+        batch = best(params["retriever"], batch)
         read = reading.evaluate(params["reader"], batch, axis=axis)
         return sums(read, params, batch, (None, None))
 
@@ -156,6 +175,12 @@ def of_reader(config: AtlasConfig, functions: Reader) -> Method:
         encode_keys=embed,
     )
     return Method(init=init, loss=loss, evaluate=evaluate, retrieval=retrieval)
+
+
+OF_PASSAGES = tuple(
+    "passage_ids passage_mask candidate_ids candidate_mask present".split()
+)
+"""What a batch has of each passage."""
 
 
 def distilled(

@@ -238,6 +238,21 @@ def staleness(stale: Neighbours, fresh: Neighbours) -> dict[str, float]:
     }
 
 
+def spread(ids: np.ndarray) -> dict[str, float]:
+    """Whether many questions find the same few passages: what a collapse looks like.
+
+    Args:
+      ids: int32 [N, K], what N questions found; -1 = absent.
+
+    Returns:
+      ``distinct_passages``, their number, and ``commonest_share``, the share of the
+      questions that found the one that most of them found.
+    """
+    passages, counts = np.unique(ids[ids >= 0], return_counts=True)
+    most = counts.max() / len(ids) if counts.size else 0.0
+    return {"distinct_passages": float(len(passages)), "commonest_share": float(most)}
+
+
 def _path(folder: str | os.PathLike, step: int) -> Path:
     return Path(folder) / f"step_{step}"
 

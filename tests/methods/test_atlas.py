@@ -258,6 +258,41 @@ def test_a_question_without_passages_teaches_the_reader_alone():
     assert all((x == 0).all() for x in jax.tree.leaves(gradient["retriever"]))
 
 
+@pytest.mark.parametrize("absent", [False, True])
+def test_more_candidates_than_are_read(absent):
+    """The k that score best are read, in their order, whatever else was found."""
+    config, functions, method, params, batch = small(loss="pdist")
+    if absent:
+        batch = dict(batch, present=np.ones_like(batch["present"]))
+        batch["present"][:, 0] = False
+    k = 2
+    fewer = dataclasses.replace(config, reader=dataclasses.replace(config.reader, k=k))
+    retrieval = method.retrieval
+    assert retrieval is not None
+
+    def encode(tower, side):
+        flat = {x: batch[f"{side}_{x}"] for x in ("ids", "mask")}
+        flat = {x: y.reshape(-1, y.shape[-1]) for x, y in flat.items()}
+        made = jax.jit(retrieval.encode_queries)(params["retriever"][tower], flat)
+        return np.asarray(made).reshape(systems.ROWS, -1, made.shape[-1])
+
+    score = np.einsum(
+        "bqd,bkd->bk", encode("question", "query"), encode("passage", "candidate")
+    )
+    score = np.where(batch["present"], score, -np.inf)
+    order = np.argsort(-score, axis=1)[:, :k]
+    chosen = dict(batch)
+    for name in atlas.OF_PASSAGES:
+        index = order.reshape(*order.shape, *[1] * (batch[name].ndim - 2))
+        chosen[name] = np.take_along_axis(batch[name], index, axis=1)
+    run = jax.jit(atlas.of_reader(fewer, functions).evaluate)
+    found, wanted = run(params, batch), run(params, chosen)
+    assert float(found["retriever_loss"][0]) > 0
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, wanted
+    )
+
+
 def test_what_the_released_divisor_is():
     assert reader_signals.RELEASED_DIVISOR == 256
 
