@@ -30,11 +30,11 @@ from jaxtyping import Float32, Shaped
 from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Params, Retrieval, Sums
-from rlm_jax.methods import fid
+from rlm_jax.methods import fid, reader_scores
 from rlm_jax.methods.dpr import TOWERS
 from rlm_jax.methods.fid import FiDConfig
 from rlm_jax.models.encoder import EncoderConfig, embedder, in_chunks
-from rlm_jax.models.reader import Memory, Reader
+from rlm_jax.models.reader import Reader
 from rlm_jax.ops import (
     Array,
     collectives,
@@ -207,63 +207,6 @@ def marginalised(
     return -mixtures.ensemble(log_p, log_likelihoods)
 
 
-# --- what the reader says ------------------------------------------------------------
-
-
-def alone(
-    functions: Reader, params: Params, batch: Batch, *, temperature: float = 1.0
-) -> Float32[jax.Array, "B K L"]:
-    """log p(y_t | q, d_i, y_{<t}), each passage read alone.
-
-    Args:
-      temperature: of the vocabulary; see `reader_signals.sharpened`.
-    """
-    rows, number, _ = batch["passage_ids"].shape
-    memory = fid.read(functions, params, batch)
-
-    def each(x):
-        return x.reshape(rows * number, -1, *x.shape[2:])
-
-    targets = jnp.repeat(batch["targets"], number, axis=0)
-    single = Memory(*map(each, memory))
-    if temperature == 1.0:
-        log_p = -functions.nll(params, single, targets)
-    else:
-        every = functions.log_probs(params, single, targets)
-        every = reader_signals.sharpened(every, temperature)
-        log_p = jnp.take_along_axis(every, targets[..., None], axis=-1)[..., 0]
-    return log_p.reshape(rows, number, -1)
-
-
-def left_out(
-    functions: Reader, params: Params, batch: Batch
-) -> Float32[jax.Array, "B K L"]:
-    """-log p(y_t | q, all passages but d_i, y_{<t}); one passage after another."""
-    number = batch["passage_ids"].shape[1]
-    memory = fid.read(functions, params, batch)
-    of_passage = jnp.arange(memory.mask.shape[1]) // (memory.mask.shape[1] // number)
-
-    def without(passage):
-        mask = jnp.where(of_passage == passage, 0, memory.mask)
-        return functions.nll(params, memory._replace(mask=mask), batch["targets"])
-
-    return jnp.moveaxis(jax.lax.map(without, jnp.arange(number)), 0, 1)
-
-
-def attended(
-    functions: Reader, params: Params, batch: Batch
-) -> Float32[jax.Array, "B K"]:
-    """`reader_signals.attention_mass` of the decoder that writes y."""
-    memory = fid.read(functions, params, batch)
-    seen = functions.attention(params, memory, batch["targets"])
-    return reader_signals.attention_mass(
-        *seen,
-        memory.mask,
-        batch["target_mask"],
-        passages=batch["passage_ids"].shape[1],
-    )
-
-
 LOG_PROB = {
     "mean": reader_signals.mean_log_prob,
     "sum": reader_signals.total_log_prob,
@@ -279,19 +222,19 @@ def gold_scores(
 
 def _pdist(config, functions, params, batch):
     mask = batch["target_mask"][:, None]
-    log_p = alone(functions, params, batch)
+    log_p = reader_scores.alone(functions, params, batch)
     return LOG_PROB[config.log_prob](log_p, jnp.broadcast_to(mask, log_p.shape))
 
 
 def _loop(config, functions, params, batch):
     mask = batch["target_mask"][:, None]
-    nll = left_out(functions, params, batch)
+    nll = reader_scores.left_out(functions, params, batch)
     return LOG_PROB[config.log_prob](nll, jnp.broadcast_to(mask, nll.shape))
 
 
 def _adist(config, functions, params, batch):
     del config
-    return attended(functions, params, batch)
+    return reader_scores.attended(functions, params, batch)
 
 
 GOLD: dict[str, Callable[..., jax.Array]] = {
@@ -312,7 +255,9 @@ def _from_gold(config, functions, params, batch, score):
 def _from_marginal(config, functions, params, batch, score):
     """(the marginal of each target, [B, L]; figures of the questions)."""
     present = batch["present"].astype(bool)
-    log_p = alone(functions, params, batch, temperature=config.vocabulary_temperature)
+    log_p = reader_scores.alone(
+        functions, params, batch, temperature=config.vocabulary_temperature
+    )
     loss = marginalised(config, log_p, score, present)
     mask = jnp.broadcast_to(batch["target_mask"][:, None], log_p.shape)
     gold = reader_signals.mean_log_prob(log_p, mask)

@@ -10,7 +10,7 @@ import pytest
 
 from rlm_jax import pretrained
 from rlm_jax.errors import UserError
-from rlm_jax.methods import atlas, fid
+from rlm_jax.methods import atlas, fid, reader_scores
 from rlm_jax.methods.atlas import AtlasConfig
 from rlm_jax.methods.fid import FiDConfig
 from rlm_jax.ops import reader_signals
@@ -91,9 +91,11 @@ def test_golden_emdr2(golden, golden_folder, tag):
         loss="emdr2", temperature=of_score, vocabulary_temperature=of_gold
     )
     mask, present = batch["target_mask"], np.ones(score.shape, bool)
-    run = jax.jit(functools.partial(atlas.alone, functions, temperature=of_gold))
+    run = jax.jit(
+        functools.partial(reader_scores.alone, functions, temperature=of_gold)
+    )
     log_p = run(params, batch)
-    exact = jax.jit(functools.partial(atlas.alone, functions))(params, batch)
+    exact = jax.jit(functools.partial(reader_scores.alone, functions))(params, batch)
     kept = np.broadcast_to(mask[:, None] > 0, exact.shape)
     np.testing.assert_allclose(
         np.asarray(exact)[kept], z["gold_emdr_label_logp"][kept], atol=5e-4
@@ -195,7 +197,7 @@ def test_parts_add_up_and_gold_has_no_gradient(loss):
 
 def test_leaving_one_out_is_not_giving_it():
     _, functions, _, params, batch = small(loss="loop")
-    found = jax.jit(functools.partial(atlas.left_out, functions))(
+    found = jax.jit(functools.partial(reader_scores.left_out, functions))(
         params["reader"], batch
     )
     for passage in range(batch["passage_ids"].shape[1]):

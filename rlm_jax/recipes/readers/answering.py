@@ -22,6 +22,7 @@ from rlm_jax.methods import fid
 from rlm_jax.recipes.readers.reader import ReaderModel
 from rlm_jax.recipes.runs import Run
 from rlm_jax.report import plots, report, tables
+from rlm_jax.retrieval import refresh
 from rlm_jax.retrievers import reading, reading_controls
 from rlm_jax.retrievers.reading import Reading
 from rlm_jax.storage import atomic
@@ -96,6 +97,20 @@ def asked(
         target_length=lengths.target,
     )
     return Asked(collection, questions, found, rows)
+
+
+def sample(config: AnswersConfig, found: Reading) -> np.ndarray | None:
+    """The places of the questions that are answered; None: all."""
+    count = config.max_questions
+    if not 0 < count < len(found.questions):
+        return None
+    random = np.random.default_rng(0)
+    return np.sort(random.choice(len(found.questions), count, replace=False))
+
+
+def spread(**by_name: Asked) -> dict[str, dict[str, float]]:
+    """Of each way of reading how many passages are read, and of the commonest."""
+    return {name: refresh.spread(x.reading.ids) for name, x in by_name.items()}
 
 
 def reading_again(given: Asked, other: Reading) -> Asked:

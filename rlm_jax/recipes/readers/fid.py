@@ -9,8 +9,6 @@ import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from rlm_jax.data import collections, question_answering, reader_batches
 from rlm_jax.data.collections import Collection
 from rlm_jax.data.question_answering import AnsweringConfig
@@ -89,11 +87,9 @@ class Setting(NamedTuple):
 
     def asked(self, found: Reading, split: str) -> Asked:
         """The questions of a split in tokens; of the last one a sample may be taken."""
-        count = self.config.answers.max_questions
         sample = None
-        if split == self.config.split and 0 < count < len(found.questions):
-            random = np.random.default_rng(0)
-            sample = np.sort(random.choice(len(found.questions), count, replace=False))
+        if split == self.config.split:
+            sample = answering.sample(self.config.answers, found)
         collection = self.splits[split]
         return answering.asked(collection, found, self.initial, self.lengths, sample)
 
