@@ -8,9 +8,17 @@ them.
 """
 
 import collections
+import json
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from rlm_jax.data.passages import Passages
+from rlm_jax.storage import cache
+
+_FORMAT = 1
 
 Span = tuple[int, int]
 """First character and the one after the last."""
@@ -124,6 +132,21 @@ def names(counted: Casing, *, most: float = 0.1) -> Rule:
 def rules_of(texts: Iterable[str]) -> tuple[Rule, ...]:
     """The rules of this file, names by the casing of a collection."""
     return dates, names(casing(texts)), numbers
+
+
+def rules_of_passages(
+    passages: Passages, *, cache_dir: str | os.PathLike | None = None
+) -> tuple[Rule, ...]:
+    """`rules_of` a collection, whose casing is counted once and cached."""
+    key = cache.fingerprint("casing", _FORMAT, passages.fingerprint)
+    folder = cache.root(cache_dir) / "casing" / key[:32]
+
+    def build(there: Path) -> None:
+        counted = casing(passage.text for passage in passages)
+        (there / "counts.json").write_text(json.dumps([counted.lower, counted.capital]))
+
+    lower, capital = json.loads((cache.once(folder, build) / "counts.json").read_text())
+    return dates, names(Casing(lower, capital)), numbers
 
 
 def salient(text: str, rules: Sequence[Rule]) -> list[Span]:

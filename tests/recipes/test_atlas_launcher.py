@@ -16,6 +16,7 @@ from rlm_jax.recipes.readers.reader import ReaderModel
 from rlm_jax.recipes.stale_training import warn_of_collapse
 from rlm_jax.report import report
 from rlm_jax.retrievers import encoder_towers
+from rlm_jax.retrievers.published_index import Retriever
 from rlm_jax.train import checkpoint, metrics
 from rlm_jax.train.rounds import RefreshConfig
 from tests.recipes import shrunken
@@ -104,6 +105,7 @@ def test_answers_can_be_asked_for_and_a_folder_is_a_reader(trained, capsys):
     last = checkpoint.load_params(workdir / "joint")
     jax.tree.map(np.testing.assert_array_equal, opened.params, last["reader"])
     found = rlm_jax.load(workdir / "retriever")
+    assert isinstance(found, Retriever)
     assert len(found.search(["where is cat number 3 ?"], 3).ids[0]) == 3
 
 

@@ -232,8 +232,9 @@ def _task(setting: Setting) -> stale_training.Task:
         answers = [q.answers for q in every if q.answers][: len(held_out.texts)]
     judge = joint.judge(
         setting.method,
-        batch_of,
-        held_out,
+        held_out.texts,
+        held_out.own,
+        lambda places, ids: batch_of(held_out.at(places), ids),
         passages,
         answers,
         k=config.method.reader.k,

@@ -174,8 +174,9 @@ def batches(source: Source, rows: RetrieverRows) -> BatchOf:
 
 def judge(
     method: Method,
-    batch_of: BatchOf,
-    held_out: Problems,
+    texts: Sequence[str],
+    own: Sequence[np.ndarray],
+    batch_of: Callable[[np.ndarray, np.ndarray], Batch],
     passages: Passages,
     answers: Sequence[Sequence[str]] | None,
     *,
@@ -186,12 +187,14 @@ def judge(
     """By what training is judged: the method's own figures, and answer recall.
 
     Args:
-      held_out: the problems; without any there is nothing to judge by.
+      texts: what each problem asks the index; without any there is nothing to judge by.
+      own: of each the passages that may not be read.
+      batch_of: (places of problems, int32 [B, K] that they read) -> the method's batch.
       answers: of each problem; None: not known.
       k: passages that are read, among which answers are looked for.
       asked: candidates of each problem that the method gets.
     """
-    number = len(held_out.texts)
+    number = len(texts)
     if not number:
         return None
     run = parallel.parallelise(
@@ -199,16 +202,15 @@ def judge(
     )
 
     def figures(params: Params, found: np.ndarray) -> Mapping[str, float]:
-        ids = without_own(found, held_out.own, asked)
+        ids = without_own(found, own, asked)
 
         def batch_at(seed: int, step: int, *, rows: Rows | None = None) -> Batch:
             del seed
             places = np.arange(batch_size)[rows if rows is not None else slice(None)]
             places = places + step * batch_size
             filled = np.minimum(places, number - 1)
-            some = Problems(*([x[i] for i in filled] for x in held_out))
-            made = batch_of(some, ids[filled])
-            return {**made, "weight": (places < number).astype(np.float32)}
+            made = batch_of(filled, ids[filled])
+            return {**made, "weight": made["weight"] * (places < number)}
 
         judged = Batches(batch_at, number, -(-number // batch_size))
         told = dict(fit.figures_of(run, judged, batch_size)(params))
@@ -220,7 +222,7 @@ def judge(
             told["answer_recall"] = float(np.mean(right))
         return told
 
-    return Judge(held_out.texts, figures)
+    return Judge(texts, figures)
 
 
 def keep_tokenizer(folder: pathlib.Path, tokenizer: TextTokenizer) -> None:

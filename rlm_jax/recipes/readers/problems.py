@@ -27,7 +27,7 @@ Kind = Literal["questions", "spans", "prefix"]
 LeftOut = Literal["nothing", "own", "title"]
 
 JUDGED = 1 << 20
-"""The step from which the problems of `texts` that are judged are drawn."""
+"""Seed of the passages by which training on texts is judged, and of what they hide."""
 
 
 class Problems(NamedTuple):
@@ -37,6 +37,10 @@ class Problems(NamedTuple):
     prefixes: list[np.ndarray]  # what stands before each passage that is read
     targets: list[np.ndarray]
     own: list[np.ndarray]  # rows of the passages that would give the answer away
+
+    def at(self, places: np.ndarray) -> "Problems":
+        """Some of them."""
+        return Problems(*([x[i] for i in places] for x in self))
 
     def batch(
         self,
@@ -170,7 +174,8 @@ def of_texts(
     """The passages themselves, in a new order every epoch.
 
     What is hidden of a passage is drawn anew every epoch. The passage itself is never
-    read; with "title" no other of its title is.
+    read; with "title" no other of its title is. Those by which training is judged are
+    not trained on.
 
     Args:
       kind: "spans" are hidden, or the rest of a "prefix".
@@ -188,13 +193,15 @@ def of_texts(
     tokens = passage_tokens.build(passages, tokenizer, max_length=lengths.passage)
     sizes = np.array([min(len(tokens[i]), text_length) for i in range(len(tokens))])
     usable = np.flatnonzero(sizes >= 8)
+    judged = np.random.default_rng(JUDGED).permutation(usable)[:num_judged]
+    usable = np.setdiff1d(usable, judged)
     count = len(usable) // batch_size if batch_size > 0 else 0
     if count < 1:
         raise UserError(
             f"{len(usable)} passages of 8 tokens or more make no batch of {batch_size}:"
             " choose another batch size."
         )
-    siblings = _siblings(passages) if left_out == "title" else None
+    siblings = siblings_of(passages) if left_out == "title" else None
 
     @functools.lru_cache(maxsize=2)
     def order(seed: int, epoch: int) -> np.ndarray:
@@ -223,7 +230,6 @@ def of_texts(
             seed, epoch, (places if rows is None else places[rows]).tolist()
         )
 
-    judged = np.random.default_rng(JUDGED).permutation(usable)[:num_judged]
     return Source(
         at,
         problems(JUDGED, 0, judged.tolist()),
@@ -232,7 +238,7 @@ def of_texts(
         lengths,
         len(usable),
         count,
-        1 if siblings is None else max(map(len, map(siblings, usable.tolist()))),
+        1 if siblings is None else max(len(siblings(i)) for i in range(len(passages))),
     )
 
 
@@ -250,7 +256,7 @@ def _target(tokenizer: ReaderTokenizer, ids: np.ndarray, length: int) -> np.ndar
     return whole[:length].astype(np.int32)
 
 
-def _siblings(passages: Passages) -> Callable[[int], np.ndarray]:
+def siblings_of(passages: Passages) -> Callable[[int], np.ndarray]:
     """Row -> the rows of its title, itself alone where it has none."""
     by_title: dict[str, list[int]] = {}
     titles = [passage.title for passage in passages]
