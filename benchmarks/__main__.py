@@ -24,6 +24,7 @@ NAMES = (
     "search_token_keys",
     "generate_vs_torch",
     "t5_decoding_vs_torch",
+    "fid_step_vs_torch",
 )
 
 

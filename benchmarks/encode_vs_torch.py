@@ -156,17 +156,8 @@ def measure(
 
 def encode(argument: dict) -> dict[str, Any]:
     """Both sides encode everything, slice by slice in turn; the times."""
-    with contextlib.ExitStack() as stack:
-        sides = {
-            name: stack.enter_context(
-                workers.worker("benchmarks.encode_vs_torch", name, argument)
-            )
-            for name in SIDES
-        }
-        return record.interleaved(
-            {name: turn for name, (_, turn) in sides.items()},
-            rounds=len(slices(argument)),
-        )
+    rounds = len(slices(argument))
+    return workers.compared("benchmarks.encode_vs_torch", SIDES, argument, rounds)[1]
 
 
 def judge(argument: dict) -> dict[str, Any]:

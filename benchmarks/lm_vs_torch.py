@@ -8,7 +8,6 @@ and the attention that Transformers chooses. Each side lives in a process of its
 sleeps while the other works: two thread pools in one process would fight for the cores.
 """
 
-import contextlib
 import functools
 
 import jax
@@ -125,12 +124,7 @@ SIDES = {"transformers": theirs, "rlm_jax": ours}
 
 
 def compare(model: dict, rounds: int) -> dict:
-    with contextlib.ExitStack() as stack:
-        sides = {
-            s: stack.enter_context(workers.worker("benchmarks.lm_vs_torch", s, model))
-            for s in SIDES
-        }
-        time = record.interleaved({s: step for s, (_, step) in sides.items()}, rounds)
+    first, time = workers.compared("benchmarks.lm_vs_torch", SIDES, model, rounds)
     num_tokens = model["batch_size"] * model["length"]
     return {
         "model": model,
@@ -138,7 +132,7 @@ def compare(model: dict, rounds: int) -> dict:
             side: round(num_tokens / seconds)
             for side, seconds in time["seconds"].items()
         },
-        "first_losses": {side: losses for side, (losses, _) in sides.items()},
+        "first_losses": first,
         "time": time,
     }
 

@@ -10,7 +10,6 @@ values and decodes. PyTorch runs as it comes, eagerly and with its growing cache
 sides must choose the same tokens.
 """
 
-import contextlib
 import tempfile
 from typing import Any
 
@@ -120,19 +119,13 @@ SIDES = {"transformers": theirs, "rlm_jax": ours}
 
 
 def compare(case: dict, rounds: int) -> dict:
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
+    with tempfile.TemporaryDirectory() as folder:
         save_model(case, folder)
-        told = case | {"folder": folder}
-        sides = {
-            s: stack.enter_context(
-                workers.worker("benchmarks.t5_decoding_vs_torch", s, told)
-            )
-            for s in SIDES
-        }
-        time = record.interleaved({s: turn for s, (_, turn) in sides.items()}, rounds)
+        first, time = workers.compared(
+            "benchmarks.t5_decoding_vs_torch", SIDES, case | {"folder": folder}, rounds
+        )
     num_tokens = case["batch_size"] * case["new_tokens"]
-    chosen = [np.asarray(first[0]) for first, _ in sides.values()]
+    chosen = [np.asarray(turns[0]) for turns in first.values()]
     return {
         "case": case,
         "tokens_per_second": {

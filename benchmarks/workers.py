@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from benchmarks import record
@@ -20,6 +20,18 @@ NUM_THREADS = 2
 
 Turn = Callable[[], tuple[float, float]]
 """One turn's work -> its (wall-clock, processor) seconds."""
+
+
+def compared(
+    module: str, sides: Iterable[str], argument: Any, rounds: int
+) -> tuple[dict[str, list], dict[str, Any]]:
+    """(side -> what its first two turns gave, `record.interleaved` of the sides)."""
+    with contextlib.ExitStack() as stack:
+        told = {
+            side: stack.enter_context(worker(module, side, argument)) for side in sides
+        }
+        time = record.interleaved({s: turn for s, (_, turn) in told.items()}, rounds)
+    return {side: first for side, (first, _) in told.items()}, time
 
 
 def serve(module: str, side: str, argument: Any) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from rlm_jax.report.plot_style import GREY, INK, PALETTE, canvas
 
-_SHOWN = 48  # tokens of a row, at most
+_SHOWN = 64  # tokens of a row, at most
 
 
 def draw(
@@ -35,24 +35,26 @@ def draw(
     rows = max(1, len(tokens))
     longest = max([1, *(min(_SHOWN, len(row)) for row in tokens)])
     most = max([1e-9, *(float(np.max(x[:_SHOWN], initial=0)) for x in share)])
-    height = 1.3 + 0.72 * rows
+    height = 0.7 + 0.75 * rows
     with canvas(path, 9.6, height) as (figure, axes):
         axes.set_axis_off()
         axes.set_xlim(-0.5, 100)
-        axes.set_ylim(-0.9, rows + 0.4)
+        axes.set_ylim(-0.5, rows - 0.2)
         axes.invert_yaxis()
         cell = 74 / longest
         for at, (row, weights) in enumerate(zip(tokens, share, strict=True)):
             axes.text(-0.5, at - 0.24, f"passage {at + 1}", color=INK, fontsize=7)
+            named = 0
             for i, (token, weight) in enumerate(
                 zip(row[:_SHOWN], weights, strict=False)
             ):
                 strength = float(weight) / most
                 axes.add_patch(_box(i * cell, at - 0.14, cell * 0.92, 0.5, strength))
-                if strength > 0.25:
+                if strength > 0.3:
+                    named += 1  # of neighbours each second one a line lower
                     axes.text(
                         (i + 0.46) * cell,
-                        at + 0.5,
+                        at + (0.4 if named % 2 else 0.53),
                         token,
                         ha="center",
                         va="top",

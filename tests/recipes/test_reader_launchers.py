@@ -66,7 +66,7 @@ def trained(corpus, tmp_path_factory):
 def test_a_run_reports_every_control(trained, corpus):
     workdir, result = trained
     assert result == report.read(workdir / "report.json")
-    names = {"shuffled", "oracle", "bm25", "closed_book"}
+    names = {"shuffled", "oracle", "bm25", "closed_book", "round_0"}
     assert set(result["controls"]) == names
     for figures in (result["metrics"], *result["controls"].values()):
         assert 0 <= figures["exact_match"] <= figures["f1"] <= 1
@@ -76,7 +76,7 @@ def test_a_run_reports_every_control(trained, corpus):
     (taught,) = protocol["distillation"]
     assert {"rank_correlation", "answer_recall@1"} <= set(taught["after"])
     sources = protocol["reads"]
-    assert set(sources) == {"real", "bm25"} and sources["real"] != sources["bm25"]
+    assert sources["real"] != sources["bm25"] == sources["round_0"]
     said = [json.loads(x) for x in (workdir / "answers.jsonl").read_text().splitlines()]
     assert len(said) == 8 and names | {"real", "question"} <= set(said[0])
     assert (workdir / "plots" / "controls.png").exists()
@@ -108,12 +108,14 @@ def test_a_finished_run_goes_on_and_a_folder_is_a_reader(trained, corpus):
     config = small(corpus)
     config.distil.rounds = 1
     again = fid.run(config, workdir)
+    assert again is not None
     assert again["metrics"] == result["metrics"]
     assert again["controls"] == result["controls"]
     kept = reader.load(workdir)
     last = checkpoint.load_params(workdir / "reader_1")
     assert encode_stream.fingerprint(kept.params) == encode_stream.fingerprint(last)
     opened = rlm_jax.load(workdir)
+    assert isinstance(opened, reader.ReaderModel)
     jax.tree.map(np.testing.assert_array_equal, opened.params, kept.params)
     assert kept.config.copy and kept.config.encoder_decoder.num_decoder_layers == 1
 

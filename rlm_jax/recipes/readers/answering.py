@@ -41,7 +41,8 @@ class AnswersConfig:
     batch_size: int = 16  # questions at a time
     max_questions: int = 0  # of the test split, drawn by the seed; 0: all
     numbers: tuple[int, ...] = ()  # of passages, with which it answers again
-    depths: tuple[int, ...] = (1, 5, 20, 100)  # k of answer recall
+    # k of answer recall, beside the number of passages that are read
+    depths: tuple[int, ...] = (1, 5, 20, 100)
 
 
 class Lengths(NamedTuple):
@@ -157,13 +158,14 @@ def judged(
     config: AnswersConfig, given: Asked, said: Sequence[str]
 ) -> exact_match.Figures:
     """The figures of some answers, by what had been read."""
-    reads = given.reading.ids.shape[1] > 0
+    reads = given.reading.ids.shape[1]
+    depths = sorted({k for k in config.depths if k < reads} | {reads})
     return exact_match.judge(
         said,
         given.answers,
         texts(given.reading.ids, given.collection.passages) if reads else None,
         protocol=config.protocol,
-        depths=config.depths,
+        depths=depths,
         holds=holds(config),
     )
 

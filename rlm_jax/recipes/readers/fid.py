@@ -42,6 +42,7 @@ class Config:
     method: FiDConfig = dataclasses.field(default_factory=FiDConfig)
     passage_length: int = 128  # tokens of a question beside a passage
     target_length: int = 16  # tokens of an answer, its end counted
+    passage_end: bool = True  # T5's </s> after a passage; the first readers had none
     batch_size: int = 16  # questions of a step, over all devices
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
@@ -56,10 +57,18 @@ class Config:
 
 SAME = (
     *("data", "reading", "init_from", "vocab_size", "method", "passage_length"),
-    *("target_length", "batch_size", "optim", "text", "distil", *runs.DRAWS),
+    *(
+        "target_length",
+        "passage_end",
+        "batch_size",
+        "optim",
+        "text",
+        *runs.DRAWS,
+    ),
 )
 
 TRAIN, VALIDATION = "train", "validation"
+CONTROLS = ("shuffled", "oracle", "closed_book")  # what they read has no name
 
 
 class Setting(NamedTuple):
@@ -111,6 +120,7 @@ def run(config: Config, here: Run):
             vocab_size=config.vocab_size,
             seed=config.train.seed,
             workdir=here.workdir,
+            passage_end=config.passage_end,
         )
     reader.check_lengths(initial.config, config.passage_length)
     config = dataclasses.replace(config, method=initial.config)
@@ -121,9 +131,9 @@ def run(config: Config, here: Run):
     setting = Setting(config, here, splits, initial)
     if here.dry_run:
         return _describe(setting)
-    chosen, curves, facts = config.reading, {}, []
+    chosen, curves, facts, earlier = config.reading, {}, [], []
     for number in range(config.distil.rounds + 1):
-        name = f"reader_{number}" if config.distil.rounds else "reader_0"
+        name = f"reader_{number}"
         with phases("search"):
             found = {split: setting.read(chosen, split) for split in splits}
         with phases("train"):
@@ -140,6 +150,7 @@ def run(config: Config, here: Run):
                     text=config.text,
                 )
             facts.append(figures)
+            earlier.append((model, chosen))
             curves[f"retriever_{number + 1}"] = taught
             chosen = dataclasses.replace(chosen, retriever=str(taught))
     twin = None
@@ -154,7 +165,7 @@ def run(config: Config, here: Run):
     reads = {"retriever": chosen.retriever, "num": config.reading.num}
     source = {"source": found[TRAIN].source}
     reader.save(here.workdir, model, reads | source)
-    return _evaluate(setting, phases, model, chosen, twin, curves, facts)
+    return _evaluate(setting, phases, model, chosen, twin, curves, facts, earlier)
 
 
 def _describe(setting: Setting) -> None:
@@ -195,8 +206,13 @@ def _evaluate(
     twin: ReaderModel | None,
     curves: dict[str, pathlib.Path],
     distilled: list[dict[str, Any]],
+    earlier: list[tuple[ReaderModel, ReadingConfig]],
 ):
-    """Answers of the test questions, beside every control."""
+    """Answers of the test questions, beside every control.
+
+    Args:
+      earlier: the readers of the rounds before, with what each of them read.
+    """
     config, split = setting.config, setting.config.split
     judge = config.answers
     answer = answering.Answerer(model, judge, config.target_length)
@@ -216,6 +232,11 @@ def _evaluate(
             asked["closed_book"] = none
             closed = answering.Answerer(twin, judge, config.target_length)
             said["closed_book"] = closed(none, "answering: closed book")
+        for number, (before, theirs) in enumerate(earlier):
+            name = f"round_{number}"
+            asked[name] = setting.asked(setting.read(theirs, split), split)
+            of_round = answering.Answerer(before, judge, config.target_length)
+            said[name] = of_round(asked[name], f"answering: {name}")
     figures = {name: answering.judged(judge, asked[name], said[name]) for name in said}
     return answering.finish(
         setting.run,
@@ -231,7 +252,7 @@ def _evaluate(
             "reads": {
                 name: asked[name].reading.source[:16]
                 for name in asked
-                if name not in ("shuffled", "oracle", "closed_book")
+                if name not in CONTROLS
             },
             "by_number_of_passages": numbers,
             "distillation": distilled,

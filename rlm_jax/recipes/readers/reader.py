@@ -60,6 +60,7 @@ def start(
     vocab_size: int,
     seed: int,
     workdir: pathlib.Path,
+    passage_end: bool = True,
 ) -> ReaderModel:
     """A reader as its training begins.
 
@@ -71,28 +72,32 @@ def start(
       vocab_size: of that vocabulary.
       seed: of what is not given.
       workdir: keeps the tokenizer.
+      passage_end: of a T5; see `reader_tokens.ReaderTokenizer`.
 
     Raises:
       UserError: nothing that can read is in the folder, or it does not fit.
     """
     if init_from:
-        return _given(config, pathlib.Path(init_from), seed)
+        return _given(config, pathlib.Path(init_from), seed, passage_end)
     made_here = encoder_towers.train_tokenizer(passages, vocab_size, workdir)
     tokenizer = reader_tokens.of(made_here)
     config = _fitted(config, tokenizer)
     return ReaderModel(config, _drawn(config, seed), tokenizer, "")
 
 
-def _given(config: FiDConfig, folder: pathlib.Path, seed: int) -> ReaderModel:
+def _given(
+    config: FiDConfig, folder: pathlib.Path, seed: int, passage_end: bool
+) -> ReaderModel:
     if (folder / FOLDER / "config.json").is_file():
         folder = folder / FOLDER
     kind = folders.read_config(folder).get("model_type")
     if kind == pretrained.READER:
         return load(folder, config)
     if kind in T5_KINDS:
-        t5, given = pretrained.load_t5(folder, **_changes(config.t5))
+        legacy = {"legacy_cross_bias": True} if config.t5.legacy_cross_bias else {}
+        t5, given = pretrained.load_t5(folder, **_changes(config.t5), **legacy)
         config = dataclasses.replace(config, architecture="t5", t5=t5)
-        tokenizer = reader_tokens.load(folder)
+        tokenizer = reader_tokens.load(folder, passage_end=passage_end)
     else:
         wanted = config.encoder_decoder
         tower = encoder_towers.load(folder, wanted.encoder)
@@ -170,7 +175,8 @@ def save(workdir: pathlib.Path, model: ReaderModel, reads: Mapping[str, Any]) ->
         fields = dataclasses.asdict(config)
         pretrained.save_reader(folder, fields, model.params)
     model.tokenizer.save(folder)
-    atomic.write_json(folder / READS, dict(reads))
+    ends = {"passage_end": model.tokenizer.passage_end}
+    atomic.write_json(folder / READS, {**reads, **ends})
 
 
 def load(folder: pathlib.Path, wanted: FiDConfig | None = None) -> ReaderModel:
@@ -201,7 +207,8 @@ def load(folder: pathlib.Path, wanted: FiDConfig | None = None) -> ReaderModel:
             f"There is no reader in {folder}, but a {kind!r}; name the workdir of a "
             "run that trained one, or the folder of a T5."
         )
-    tokenizer = reader_tokens.load(folder)
+    reads = folders.read_json(folder / READS) or {}
+    tokenizer = reader_tokens.load(folder, passage_end=reads.get("passage_end", True))
     return ReaderModel(config, params, tokenizer, encode_stream.fingerprint(params))
 
 
