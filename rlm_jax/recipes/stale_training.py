@@ -28,12 +28,6 @@ from rlm_jax.train import fit, loop, parallel, rounds
 from rlm_jax.train.optim import OptimConfig
 from rlm_jax.train.rounds import Refresher, Round
 
-COLLAPSED = 0.5
-"""The share of questions that find the same passage, from which a warning is given."""
-
-FEW = 16
-"""Questions, of which fewer are not warned of."""
-
 
 class Judge(NamedTuple):
     """What is found in the index that serves, judged at each ``train.eval_every``."""
@@ -176,9 +170,8 @@ def train(
 
 def warn_of_collapse(ids: np.ndarray, number: int, step: int) -> None:
     """Says so where most questions find one and the same of ``number`` passages."""
-    share = refresh.spread(ids)["commonest_share"]
-    # Few questions, or of few passages, find the same whatever finds them.
-    if len(ids) >= FEW and share > max(COLLAPSED, 2 * ids.shape[1] / number):
+    if refresh.has_collapsed(ids, number):
+        share = refresh.spread(ids)["commonest_share"]
         terminal.say(
             f"warning: at step {step} {share:.0%} of the questions find the same "
             "passage; retrieval collapses, so lower the retriever's learning rate or "

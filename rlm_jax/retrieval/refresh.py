@@ -35,6 +35,9 @@ from rlm_jax.storage import atomic, checked_files
 SNAPSHOT, INDEX = "snapshot", "index"
 """The folders inside a step's."""
 
+COLLAPSED, FEW = 0.5, 16
+"""What `has_collapsed` goes by: a share of questions, and their number."""
+
 _FORMAT = "rlm_jax stale index 2"
 _CANDIDATES = "rlm_jax candidates 1"
 
@@ -251,6 +254,19 @@ def spread(ids: np.ndarray) -> dict[str, float]:
     passages, counts = np.unique(ids[ids >= 0], return_counts=True)
     most = counts.max() / len(ids) if counts.size else 0.0
     return {"distinct_passages": float(len(passages)), "commonest_share": float(most)}
+
+
+def has_collapsed(ids: np.ndarray, number: int) -> bool:
+    """Whether more than `COLLAPSED` of the questions find one and the same passage.
+
+    Fewer than `FEW` questions may, and so may any where there are few passages.
+
+    Args:
+      ids: as for `spread`.
+      number: of passages in all.
+    """
+    bound = max(COLLAPSED, 2 * ids.shape[1] / max(number, 1))
+    return len(ids) >= FEW and spread(ids)["commonest_share"] > bound
 
 
 def _path(folder: str | os.PathLike, step: int) -> Path:

@@ -11,11 +11,10 @@ import rlm_jax
 from experiments import ask, atlas
 from rlm_jax.errors import UserError
 from rlm_jax.models.encoder import EncoderConfig
-from rlm_jax.recipes.readers import joint
 from rlm_jax.recipes.readers.reader import ReaderModel
 from rlm_jax.recipes.stale_training import warn_of_collapse
 from rlm_jax.report import report
-from rlm_jax.retrievers import encoder_towers
+from rlm_jax.retrievers import encoder_towers, trained_towers
 from rlm_jax.retrievers.published_index import Retriever
 from rlm_jax.train import checkpoint, metrics
 from rlm_jax.train.rounds import RefreshConfig
@@ -86,10 +85,10 @@ def test_training_is_judged_in_the_index_that_serves(trained):
 def test_own_passages_are_dropped_and_others_take_their_places():
     found = np.array([[3, 1, 2, 0], [4, 5, -1, -1]], np.int32)
     own = [np.array([3, 2]), np.array([4])]
-    kept = joint.without_own(found, own, 2)
+    kept = trained_towers.without_own(found, own, 2)
     assert kept.tolist() == [[1, 0], [5, -1]]
     with pytest.raises(UserError, match="5 passages, and 3 are to be read beside 4"):
-        joint.depth(3, 4, range(5))  # type: ignore[arg-type]
+        trained_towers.depth(3, 4, range(5))  # type: ignore[arg-type]
 
 
 def test_answers_can_be_asked_for_and_a_folder_is_a_reader(trained, capsys):

@@ -12,6 +12,7 @@ from rlm_jax import processes, terminal
 from rlm_jax.data import passage_tokens, reader_batches
 from rlm_jax.data.collections import Collection
 from rlm_jax.data.passages import Passage
+from rlm_jax.data.problems import Lengths
 from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.data.question_files import Question
 from rlm_jax.errors import UserError
@@ -43,13 +44,6 @@ class AnswersConfig:
     numbers: tuple[int, ...] = ()  # of passages, with which it answers again
     # k of answer recall, beside the number of passages that are read
     depths: tuple[int, ...] = (1, 5, 20, 100)
-
-
-class Lengths(NamedTuple):
-    """Tokens of a row, question and passage, and of an answer with its end."""
-
-    passage: int
-    target: int
 
 
 class Asked(NamedTuple):

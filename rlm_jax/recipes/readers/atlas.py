@@ -12,20 +12,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlm_jax import terminal
-from rlm_jax.data import collections, question_answering
+from rlm_jax.data import collections, problems, question_answering
 from rlm_jax.data.collections import Collection
+from rlm_jax.data.problems import BatchOf, Lengths, Source
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Batches, Method, Params, Rows
 from rlm_jax.methods import atlas, fid
 from rlm_jax.recipes import runs, stale_training
-from rlm_jax.recipes.readers import answering, atlas_config, joint, problems, reader
-from rlm_jax.recipes.readers.answering import Asked, Lengths
+from rlm_jax.recipes.readers import answering, atlas_config, joint, reader
+from rlm_jax.recipes.readers.answering import Asked
 from rlm_jax.recipes.readers.atlas_config import Config
-from rlm_jax.recipes.readers.problems import Source
 from rlm_jax.recipes.readers.reader import ReaderModel
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrieval import encode_stream
-from rlm_jax.retrievers import passage_sources, reading
+from rlm_jax.retrievers import passage_sources, reading, trained_towers
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.reading import ReadingConfig
 from rlm_jax.train import dry_run, fit
@@ -51,7 +51,9 @@ class Setting(NamedTuple):
 
     @property
     def initial(self) -> Params:
-        retriever = joint.of_towers(self.tower.params, self.config.method.towers)
+        retriever = trained_towers.of_towers(
+            self.tower.params, self.config.method.towers
+        )
         return {"reader": self.model.params, "retriever": retriever}
 
     @property
@@ -85,12 +87,12 @@ def run(config: Config, here: Run):
     towers, places = setting.config.method.towers, {}
     for name, of in ((INIT, setting.initial), (RETRIEVER, params)):
         with phases("encode"):
-            places[name] = joint.publish(
+            places[name] = trained_towers.publish(
                 here.workdir / name,
                 passages,
                 config.text,
                 config.search,
-                joint.towers_of(setting.tower, of["retriever"], towers),
+                trained_towers.towers_of(setting.tower, of["retriever"], towers),
             )
     model = setting.model._replace(params=params["reader"])
     return _evaluate(setting, phases, model, twin, places, curves, refreshes)
@@ -115,7 +117,7 @@ def _prepare(config: Config, here: Run) -> Setting:
         workdir=here.workdir,
     )
     reader.check_lengths(model.config, config.passage_length)
-    tower = joint.initial_tower(
+    tower = trained_towers.initial_tower(
         config.method.encoder,
         config.retriever_from,
         passages,
@@ -131,11 +133,15 @@ def _prepare(config: Config, here: Run) -> Setting:
     common: dict[str, Any] = {
         "batch_size": config.batch_size,
         "num_judged": config.validation_batches * config.batch_size,
-        "left_out": config.left_out,
     }
     if config.task == "questions":
         source = problems.of_questions(
-            splits[TRAIN], splits[VALIDATION], model.tokenizer, lengths, **common
+            splits[TRAIN],
+            splits[VALIDATION],
+            model.tokenizer,
+            lengths,
+            evidence=reading.evidence if config.left_out == "own" else None,
+            **common,
         )
     else:
         source = problems.of_texts(
@@ -143,10 +149,11 @@ def _prepare(config: Config, here: Run) -> Setting:
             passages,
             model.tokenizer,
             lengths,
+            left_out=config.left_out,
             text_length=config.text_length,
             **common,
         )
-    joint.depth(_asked(config), source.most_own, passages)
+    trained_towers.depth(_asked(config), source.most_own, passages)
     prints = dict(model.identity)
     if config.retriever_from:
         prints["retriever"] = encode_stream.fingerprint(tower.params)
@@ -155,7 +162,7 @@ def _prepare(config: Config, here: Run) -> Setting:
     )
     reader.keep_tokenizer(here, model.tokenizer)
     if not here.dry_run:
-        joint.keep_tokenizer(here.workdir / "joint", tower.tokenizer)
+        trained_towers.keep_tokenizer(here.workdir / "joint", tower.tokenizer)
     return Setting(config, here, splits, model, tower, source)
 
 
@@ -187,14 +194,14 @@ def _describe(setting: Setting) -> None:
     dry_run.describe(setting.method, made, config)
 
 
-def _batches(setting: Setting) -> joint.BatchOf:
-    rows = joint.RetrieverRows(
+def _batches(setting: Setting) -> BatchOf:
+    rows = trained_towers.TextRows(
         setting.splits[TRAIN].passages,
         setting.tower.tokenizer,
         setting.tower.config,
         setting.config.text,
     )
-    return joint.batches(setting.source, rows)
+    return setting.source.beside(rows)
 
 
 def _train(
@@ -224,7 +231,7 @@ def _task(setting: Setting) -> stale_training.Task:
 
     def batch(step: int, rows: np.ndarray, candidates: np.ndarray) -> Batch:
         drawn = source.at(seed, step, rows)
-        return batch_of(drawn, joint.without_own(candidates, drawn.own, asked))
+        return batch_of(drawn, trained_towers.without_own(candidates, drawn.own, asked))
 
     answers = None
     if config.task == "questions":
@@ -244,7 +251,7 @@ def _task(setting: Setting) -> stale_training.Task:
     return stale_training.Task(
         questions=lambda step: source.at(seed, step).texts,
         batch=batch,
-        k=joint.depth(asked, source.most_own, passages),
+        k=trained_towers.depth(asked, source.most_own, passages),
         sample=lambda: held_out.texts,
         sample_k=config.method.reader.k,
         judge=judge,

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 from rlm_jax.data import collections, question_answering, reader_batches
 from rlm_jax.data.collections import Collection
+from rlm_jax.data.problems import Lengths
 from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.methods import fid
 from rlm_jax.methods.fid import FiDConfig
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.readers import answering, distilling, reader
-from rlm_jax.recipes.readers.answering import AnswersConfig, Asked, Lengths
+from rlm_jax.recipes.readers.answering import AnswersConfig, Asked
 from rlm_jax.recipes.readers.distilling import DistilConfig
 from rlm_jax.recipes.readers.reader import ReaderModel
 from rlm_jax.recipes.runs import Run, recipe

@@ -19,6 +19,7 @@ from rlm_jax.data import (
     collections,
     inverse_cloze,
     masked_sentences,
+    problems,
     salient_spans,
 )
 from rlm_jax.data.batching import Batch
@@ -33,13 +34,13 @@ from rlm_jax.methods.realm import REALMConfig
 from rlm_jax.models.encoder import masked_lm
 from rlm_jax.pretrained import folder as folders
 from rlm_jax.recipes import runs, stale_training
-from rlm_jax.recipes.readers import joint, problems
+from rlm_jax.recipes.readers import joint
 from rlm_jax.recipes.retrievers import ranking_report
 from rlm_jax.recipes.retrievers.ranking_report import Experiment
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.report import plots
 from rlm_jax.retrieval import encode_stream
-from rlm_jax.retrievers import encoder_towers
+from rlm_jax.retrievers import encoder_towers, trained_towers
 from rlm_jax.retrievers.background import WorkerConfig
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.train import dry_run, fit, metrics, rounds
@@ -115,7 +116,7 @@ def run(config: Config, here: Run):
     if here.dry_run:
         return _describe(setting, drawn)
     curves = {}
-    retriever = joint.of_towers(setting.tower.params, config.method.towers)
+    retriever = trained_towers.of_towers(setting.tower.params, config.method.towers)
     initial = retriever
     if config.cloze.train.steps:
         with phases("warm_up"):
@@ -127,7 +128,7 @@ def run(config: Config, here: Run):
     curves["REALM"] = folder
     runs.leave_to_first()
     towers = {
-        name: joint.towers_of(setting.tower, each, config.method.towers)
+        name: trained_towers.towers_of(setting.tower, each, config.method.towers)
         for name, each in (
             (ranking_report.REAL, params["retriever"]),
             ("init", initial),
@@ -190,7 +191,7 @@ def check(config: Config) -> None:
 def _prepare(config: Config, here: Run) -> Setting:
     collection = collections.load(config.collection)
     passages, seed = collection.passages, config.train.seed
-    tower = joint.initial_tower(
+    tower = trained_towers.initial_tower(
         config.method.retriever,
         config.init_from or config.reader_from,
         passages,
@@ -228,7 +229,7 @@ def _prepare(config: Config, here: Run) -> Setting:
     )
     runs.claim(here, config, passages.fingerprint, same=SAME, identity=prints)
     if not here.dry_run:
-        joint.keep_tokenizer(here.workdir / JOINT, tower.tokenizer)
+        trained_towers.keep_tokenizer(here.workdir / JOINT, tower.tokenizer)
     rules = salient_spans.rules_of_passages(passages)
     return Setting(config, here, collection, tower, given, rules)
 
@@ -322,7 +323,7 @@ def _train(
     def batch(step: int, rows: np.ndarray, candidates: np.ndarray) -> Batch:
         places, asked = drawn.at(seed, step, rows)
         own = [own_of(place) for place in places.tolist()]
-        return batch_of(asked, joint.without_own(candidates, own, others))
+        return batch_of(asked, trained_towers.without_own(candidates, own, others))
 
     held_out, sentences = drawn.judged
     texts = [sentence.text for sentence in sentences]
@@ -340,13 +341,13 @@ def _train(
     task = stale_training.Task(
         questions=questions,
         batch=batch,
-        k=joint.depth(others, most_own, passages),
+        k=trained_towers.depth(others, most_own, passages),
         sample=lambda: texts,
         sample_k=others,
         judge=judge,
     )
     # The passages' tower as training starts: the warmed up one.
-    towers = joint.towers_of(setting.tower, retriever, config.method.towers)
+    towers = trained_towers.towers_of(setting.tower, retriever, config.method.towers)
     initial: dict[str, Any] = {"reader": setting.reader, "retriever": retriever}
     return stale_training.train(
         setting.method,

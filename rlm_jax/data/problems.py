@@ -20,14 +20,21 @@ from rlm_jax.data.question_files import BLANK
 from rlm_jax.data.reader_tokens import ReaderTokenizer
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batches, Rows
-from rlm_jax.recipes.readers.answering import Lengths
-from rlm_jax.retrievers import reading
 
 Kind = Literal["questions", "spans", "prefix"]
 LeftOut = Literal["nothing", "own", "title"]
 
+Evidence = Callable[[Collection, np.ndarray], Sequence[np.ndarray]]
+
 JUDGED = 1 << 20
 """Seed of the passages by which training on texts is judged, and of what they hide."""
+
+
+class Lengths(NamedTuple):
+    """Tokens of a row, question and passage, and of an answer with its end."""
+
+    passage: int
+    target: int
 
 
 class Problems(NamedTuple):
@@ -75,6 +82,21 @@ class Source(NamedTuple):
     num_batches: int
     most_own: int  # of one problem
 
+    def beside(
+        self, retriever: Callable[[Sequence[str], np.ndarray], Batch]
+    ) -> "BatchOf":
+        """What a reader and its retriever read of problems and passages.
+
+        Args:
+          retriever: (texts, int32 [B, K]) -> what it reads of them.
+        """
+
+        def batch_of(drawn: Problems, ids: np.ndarray) -> Batch:
+            made = drawn.batch(self.tokenizer, self.tokens, ids, self.lengths)
+            return {**made, **retriever(drawn.texts, ids)}
+
+        return batch_of
+
     def closed_book(self) -> Batches:
         """The same problems, each read alone."""
 
@@ -86,6 +108,10 @@ class Source(NamedTuple):
         return Batches(batch_at, self.num_problems, self.num_batches)
 
 
+BatchOf = Callable[[Problems, np.ndarray], Batch]
+"""(problems, int32 [B, K] that they read) -> the batch of reader and retriever."""
+
+
 def of_questions(
     training: Collection,
     validation: Collection,
@@ -94,14 +120,15 @@ def of_questions(
     *,
     batch_size: int,
     num_judged: int,
-    left_out: LeftOut,
+    evidence: Evidence | None,
 ) -> Source:
     """Questions with answers, in a new order every epoch.
 
     Args:
       training, validation: the splits, over the same passages.
       num_judged: questions of the validation split by which training is judged.
-      left_out: "own": the passages that are known to answer a question are not read.
+      evidence: (collection, numbers of questions) -> the rows of the passages that are
+        known to answer each, which are then not read; None: they may be.
 
     Raises:
       UserError: as `reader_batches.rows` and `draws`, or passages to leave out that no
@@ -114,15 +141,15 @@ def of_questions(
     def asked(collection: Collection, count: int | None):
         every = collection.questions.questions
         numbers = [i for i, question in enumerate(every) if question.answers][:count]
-        own = reading.evidence(collection, np.asarray(numbers, np.int32))
-        if left_out == "own" and not any(map(len, own)):
-            raise UserError(
-                "No question has a passage that is known to answer it, so none can be "
-                "left out: set left_out to nothing, or give questions with their "
-                "passages."
-            )
-        if left_out == "nothing":
-            own = [np.zeros(0, np.int32)] * len(numbers)
+        own = [np.zeros(0, np.int32)] * len(numbers)
+        if evidence is not None:
+            own = list(evidence(collection, np.asarray(numbers, np.int32)))
+            if not any(map(len, own)):
+                raise UserError(
+                    "No question has a passage that is known to answer it, so none can "
+                    "be left out: set left_out to nothing, or give questions with their"
+                    " passages."
+                )
         rows = reader_batches.rows(
             tokenizer,
             [every[number] for number in numbers],
