@@ -82,19 +82,21 @@ def spans_at_random(
 ) -> np.ndarray:
     """int32 [length]: the number of the span that hides each token; -1 = none.
 
-    T5's way: the hidden tokens are divided into spans, and what is read into as many
-    parts before them, each division with equal probability.
+    The hidden tokens are divided into spans, each division with equal probability, and
+    the spans put between what is read, no two at one place. (T5's code puts one at the
+    very end always, which of a short text hides the end alone.)
     """
     num_hidden = min(max(round(length * density), 1), length - 1)
-    num_spans = min(max(round(num_hidden / mean_length), 1), length - num_hidden)
-
-    def divide(total: int) -> np.ndarray:
-        cuts = 1 + rng.choice(total - 1, num_spans - 1, replace=False)
-        return np.diff([0, *np.sort(cuts), total])
-
-    sizes = np.stack([divide(length - num_hidden), divide(num_hidden)], axis=1)
-    numbers = np.stack([np.full(num_spans, -1), np.arange(num_spans)], axis=1)
-    return np.repeat(numbers.ravel(), sizes.ravel()).astype(np.int32)
+    num_read = length - num_hidden
+    num_spans = min(max(round(num_hidden / mean_length), 1), num_read + 1)
+    cuts = 1 + np.sort(rng.choice(num_hidden - 1, num_spans - 1, replace=False))
+    sizes = np.diff([0, *cuts, num_hidden])
+    # How many tokens are read before each span.
+    before = np.sort(rng.choice(num_read + 1, num_spans, replace=False))
+    between = np.diff([0, *before, num_read])
+    numbers = np.stack([np.full(num_spans, -1), np.arange(num_spans)], axis=1).ravel()
+    counts = np.stack([between[:-1], sizes], axis=1).ravel()
+    return np.repeat([*numbers, -1], [*counts, between[-1]]).astype(np.int32)
 
 
 def divided(tokens: np.ndarray, share: float = 0.5) -> Hidden:
