@@ -174,6 +174,16 @@ def test_a_collapse_is_told(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_dry_run_tells_sizes_and_trains_nothing(corpus, tmp_path, capsys):
+    atlas.run(small(corpus), tmp_path / "run", dry_run=True)
+    shown = capsys.readouterr().err
+    assert (
+        "an index of 32 vectors of width 16" in shown
+        and "one step of the whole batch" in shown
+    )
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -96,6 +96,13 @@ def test_other_choices(corpus, tmp_path):
     assert (tmp_path / "run" / "question_encoder").is_dir()
 
 
+def test_a_dry_run_tells_sizes_and_trains_nothing(corpus, tmp_path, capsys):
+    realm.run(small(corpus), tmp_path / "run", dry_run=True)
+    shown = capsys.readouterr().err
+    assert "32 passages of" in shown and "one step of the whole batch" in shown
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
