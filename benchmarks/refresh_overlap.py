@@ -117,7 +117,7 @@ def _run(policy: str, cores: list[int], sizes: dict[str, int], folder: str) -> f
         return {
             **padded("query", questions(step)),
             **{n: x.reshape(*candidates.shape, -1) for n, x in of_passages.items()},
-            "lm_scores": np.sin(candidates).astype(np.float32),
+            "teacher_scores": np.sin(candidates).astype(np.float32),
             "present": candidates >= 0,
             "weight": np.ones(len(rows), np.float32),
         }

@@ -13,8 +13,9 @@ so does the first row of a question for which nothing was found.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,6 +53,11 @@ class ReaderRows:
     def __len__(self) -> int:
         return len(self.questions)
 
+    @property
+    def prefixes(self) -> list[np.ndarray]:
+        """What stands before each question's passages, in tokens."""
+        return self._prefixes
+
     def beside(self, ids: np.ndarray) -> "ReaderRows":
         """The same questions beside other passages, int32 [N, K]."""
         return dataclasses.replace(self, _ids=np.asarray(ids, np.int32))
@@ -64,30 +70,57 @@ class ReaderRows:
           targets: of each the tokens of an answer; none where nothing is to be learnt.
         """
         filled = np.maximum(places, 0)  # whatever it is, the weight is 0
-        ids = self._ids[filled]
-        num, k, t = len(places), max(ids.shape[1], 1), self.passage_length
-        passage_ids = np.full((num, k, t), self._tokenizer.pad_id, np.int32)
-        passage_mask = np.zeros((num, k, t), np.int32)
-        target_ids = np.full(
-            (num, self.target_length), self._tokenizer.pad_id, np.int32
+        made = assemble(
+            self._tokenizer,
+            self._passages,
+            [self._prefixes[place] for place in filled],
+            self._ids[filled],
+            targets,
+            passage_length=self.passage_length,
+            target_length=self.target_length,
         )
-        target_mask = np.zeros((num, self.target_length), np.int32)
-        for b, (place, target) in enumerate(zip(filled, targets, strict=True)):
-            prefix, read = self._prefixes[place], self._passages
-            rows: list = [(j, read[p]) for j, p in enumerate(ids[b]) if p >= 0]
-            for j, passage in rows or [(0, None)]:
-                row = self._tokenizer.row(prefix, passage, t)
-                passage_ids[b, j, : len(row)], passage_mask[b, j, : len(row)] = row, 1
-            target_ids[b, : len(target)], target_mask[b, : len(target)] = target, 1
-        target_mask[places < 0] = 0
+        made["target_mask"][places < 0] = 0
         return {
-            "passage_ids": passage_ids,
-            "passage_mask": passage_mask,
-            "targets": target_ids,
-            "target_mask": target_mask,
+            **made,
             "weight": (places >= 0).astype(np.float32),
             "question": places.astype(np.int32),
         }
+
+
+def assemble(
+    tokenizer: ReaderTokenizer,
+    passages: PassageTokens,
+    prefixes: Sequence[np.ndarray],
+    ids: np.ndarray,
+    targets: Sequence[np.ndarray],
+    *,
+    passage_length: int,
+    target_length: int,
+) -> Batch:
+    """passage_ids, passage_mask, targets and target_mask of B questions.
+
+    Args:
+      prefixes: what stands before each passage, as `ReaderTokenizer.questions` gives.
+      ids: int32 [B, K], the passages that each reads, -1 = absent.
+      targets: the tokens to be written, L at most; there may be none.
+    """
+    num, k, t = len(prefixes), max(ids.shape[1], 1), passage_length
+    passage_ids = np.full((num, k, t), tokenizer.pad_id, np.int32)
+    passage_mask = np.zeros((num, k, t), np.int32)
+    target_ids = np.full((num, target_length), tokenizer.pad_id, np.int32)
+    target_mask = np.zeros((num, target_length), np.int32)
+    for b, (prefix, target) in enumerate(zip(prefixes, targets, strict=True)):
+        read: list = [(j, passages[p]) for j, p in enumerate(ids[b]) if p >= 0]
+        for j, passage in read or [(0, None)]:
+            row = tokenizer.row(prefix, passage, t)
+            passage_ids[b, j, : len(row)], passage_mask[b, j, : len(row)] = row, 1
+        target_ids[b, : len(target)], target_mask[b, : len(target)] = target, 1
+    return {
+        "passage_ids": passage_ids,
+        "passage_mask": passage_mask,
+        "targets": target_ids,
+        "target_mask": target_mask,
+    }
 
 
 def rows(
@@ -170,7 +203,16 @@ def rows(
     )
 
 
-def training(examples: ReaderRows, *, batch_size: int) -> Batches:
+class Draws(NamedTuple):
+    """Which questions are learnt from at each step, and what of; see `draws`."""
+
+    at: Callable[..., tuple[np.ndarray, list[np.ndarray]]]
+    """``at(seed, step, rows=None)`` -> (places int [B], an answer's tokens of each)."""
+    num_questions: int
+    num_batches: int
+
+
+def draws(examples: ReaderRows, *, batch_size: int) -> Draws:
     """Every question once an epoch, in a new order, with one of its answers.
 
     Order and answers are drawn by (seed, epoch); questions that have no answer of at
@@ -202,7 +244,7 @@ def training(examples: ReaderRows, *, batch_size: int) -> Batches:
     def order(seed: int, epoch: int) -> np.ndarray:
         return np.random.default_rng((seed, epoch)).permutation(usable)
 
-    def batch_at(seed: int, step: int, *, rows: Rows | None = None) -> Batch:
+    def at(seed: int, step: int, rows: Rows | None = None):
         epoch, index = divmod(step, num_batches)
         places = order(seed, epoch)[index * batch_size : (index + 1) * batch_size]
         places = places if rows is None else places[rows]
@@ -211,9 +253,22 @@ def training(examples: ReaderRows, *, batch_size: int) -> Batches:
             own = examples.targets[place]
             rng = np.random.default_rng((seed, epoch, int(place)))
             drawn.append(own[rng.integers(len(own))])
-        return examples.batch(places, drawn)
+        return places, drawn
 
-    return Batches(batch_at, len(usable), num_batches)
+    return Draws(at, len(usable), num_batches)
+
+
+def training(examples: ReaderRows, *, batch_size: int) -> Batches:
+    """What `draws` draws, beside the passages that the questions read.
+
+    Arguments and errors: as for `draws`.
+    """
+    drawn = draws(examples, batch_size=batch_size)
+
+    def batch_at(seed: int, step: int, *, rows: Rows | None = None) -> Batch:
+        return examples.batch(*drawn.at(seed, step, rows))
+
+    return Batches(batch_at, drawn.num_questions, drawn.num_batches)
 
 
 def in_order(examples: ReaderRows, *, batch_size: int) -> Batches:

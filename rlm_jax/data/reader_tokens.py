@@ -148,6 +148,31 @@ class ReaderTokenizer:
         title = f"{passage.title}. " if passage.title else ""
         return f"{title}{passage.text}"
 
+    def hidden_marks(self, number: int) -> np.ndarray:
+        """int32 [number], what stands for each hidden span of a text.
+
+        T5's sentinels, or BERT's [unused0] and so on. A vocabulary with too few of them
+        (a WordPiece that was trained here has none) has [MASK] for every span, which
+        then are told apart by their order alone.
+
+        Raises:
+          UserError: there is nothing to hide spans with.
+        """
+        if number <= len(self.sentinels):
+            return np.asarray(self.sentinels[:number], np.int32)
+        names = [f"[unused{i}]" for i in range(number)]
+        ids = [self._tokenizer.token_to_id(name) for name in names]
+        if None in ids:
+            mask = self._tokenizer.token_to_id("[MASK]")
+            if mask is None:
+                raise UserError(
+                    f"The reader's vocabulary has {len(self.sentinels)} sentinels and "
+                    f"no [MASK] to hide {number} spans with: hide fewer, in shorter "
+                    "texts."
+                )
+            ids = [mask] * number
+        return np.asarray(ids, np.int32)
+
     def token(self, id_: int) -> str:
         """One token as it is written in the vocabulary."""
         return self._tokenizer.id_to_token(id_) or ""

@@ -124,6 +124,11 @@ class TextTokenizer:
         """The text of some ids, without marks."""
         return self._tokenizer.decode([int(i) for i in ids])
 
+    @property
+    def mask_token(self) -> str:
+        """What stands in a text for one hidden token."""
+        return self._tokenizer.id_to_token(self.mask_id)
+
     def save(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json into a folder, for `load` and for others."""
         Path(folder, FILE).write_text(self.content, encoding="utf-8")

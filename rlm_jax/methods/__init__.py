@@ -5,12 +5,14 @@ configuration nor builder.
 """
 
 from rlm_jax.methods import (
+    atlas,
     contriever,
     dpr,
     fid,
     fid_kd,
     knn_lm,
     lm,
+    realm,
     replug,
     replug_lsr,
     reranker,
@@ -31,6 +33,8 @@ METHODS = {
     ),
     "fid": (fid.FiDConfig, fid.fid),
     "fid_kd": (fid_kd.FiDKDConfig, fid_kd.fid_kd),
+    "atlas": (atlas.AtlasConfig, atlas.atlas),
+    "realm": (realm.REALMConfig, realm.realm),
     "replug": (replug.REPLUGConfig, replug.replug),
     "replug_lsr": (replug_lsr.REPLUGLSRConfig, replug_lsr.replug_lsr),
     "reranker": (reranker.RerankerConfig, reranker.reranker),

@@ -9,9 +9,10 @@ import contextlib
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from rlm_jax import processes, terminal
@@ -24,7 +25,16 @@ from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
 from rlm_jax.retrievers.stale_index import StaleIndex
 from rlm_jax.storage import atomic
 from rlm_jax.train import fit, loop, parallel, rounds
+from rlm_jax.train.optim import OptimConfig
 from rlm_jax.train.rounds import Refresher, Round
+
+
+class Judge(NamedTuple):
+    """What is found in the index that serves, judged at each ``train.eval_every``."""
+
+    questions: Sequence[str]
+    figures: Callable[[Params, np.ndarray], Mapping[str, float]]
+    """(parameters, int32 [N, K] that the questions found) -> what is told of them."""
 
 
 class Task(NamedTuple):
@@ -43,6 +53,7 @@ class Task(NamedTuple):
     # Questions by which an index is held to the one that replaces it.
     sample: Callable[[], Sequence[str]] = tuple
     sample_k: int = 10
+    judge: Judge | None = None
 
 
 def train(
@@ -56,6 +67,8 @@ def train(
     text: TextConfig,
     search: SearchConfig,
     initial_params: Params | None = None,
+    trainable: Callable[..., Any] | None = None,
+    parts: Mapping[str, OptimConfig] = {},
     shard_size: int = encode_passages.SHARD_SIZE,
 ) -> tuple[Params, list[dict[str, float]]]:
     """Trains, or goes on in ``folder``; the parameters, and what each refresh found.
@@ -72,6 +85,7 @@ def train(
       text: how passages and questions become tokens.
       search: how they are encoded and searched.
       initial_params: of the method, to start from.
+      trainable, parts: as for `optim.optimizer`.
       shard_size: as for `StaleIndex`.
 
     Raises:
@@ -114,6 +128,27 @@ def train(
         if processes.is_first() and saved:
             refresh.remove_candidates(found, saved[0])
 
+    def validation(params: Params, step: int) -> Mapping[str, float]:
+        judge = task.judge
+        assert judge is not None
+        turn = [turn for turn in turns if turn.start < step][-1]
+        there = folder / "judged.npy"
+
+        def search() -> None:
+            queries = jax.device_get(retrieval.query_params(params))
+            found = stale.find(
+                turn.keys_step, queries, judge.questions, task.k, keep=task.keep
+            )
+            with atomic.replacing(there) as partial, partial.open("wb") as file:
+                np.save(file, found.ids, allow_pickle=False)
+
+        processes.by_first(search, "search for the questions that are judged")
+        processes.wait("searched")
+        ids = np.load(there, allow_pickle=False)
+        figures = {"index_age": float(step - turn.keys_step), **refresh.spread(ids)}
+        warn_of_collapse(ids, len(passages), step)
+        return figures | dict(judge.figures(params, ids))
+
     refresher = Refresher(stale.start, stale.finish, find, batches, keep)
     with contextlib.closing(worker) if worker else contextlib.nullcontext():
         params = fit.train(
@@ -123,11 +158,25 @@ def train(
             config.train,
             folder,
             initial_params=initial_params,
+            validation=validation if task.judge else None,
+            trainable=trainable,
+            parts=parts,
             boundaries=rounds.boundaries(turns, retrieval, refresher, folder),
         )
     if turns:
         keep({turns[-1].keys_step}, [turns[-1].start])
     return params, log.refreshes
+
+
+def warn_of_collapse(ids: np.ndarray, number: int, step: int) -> None:
+    """Says so where most questions find one and the same of ``number`` passages."""
+    if refresh.has_collapsed(ids, number):
+        share = refresh.spread(ids)["commonest_share"]
+        terminal.say(
+            f"warning: at step {step} {share:.0%} of the questions find the same "
+            "passage; retrieval collapses, so lower the retriever's learning rate or "
+            "raise its temperature"
+        )
 
 
 def _find(

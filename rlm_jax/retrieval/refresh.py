@@ -35,6 +35,9 @@ from rlm_jax.storage import atomic, checked_files
 SNAPSHOT, INDEX = "snapshot", "index"
 """The folders inside a step's."""
 
+COLLAPSED, FEW = 0.5, 16
+"""What `has_collapsed` goes by: a share of questions, and their number."""
+
 _FORMAT = "rlm_jax stale index 2"
 _CANDIDATES = "rlm_jax candidates 1"
 
@@ -236,6 +239,34 @@ def staleness(stale: Neighbours, fresh: Neighbours) -> dict[str, float]:
         "stale_recall": recall(stale, fresh),
         "stale_first": float(np.mean(same)) if same.size else 1.0,
     }
+
+
+def spread(ids: np.ndarray) -> dict[str, float]:
+    """Whether many questions find the same few passages: what a collapse looks like.
+
+    Args:
+      ids: int32 [N, K], what N questions found; -1 = absent.
+
+    Returns:
+      ``distinct_passages``, their number, and ``commonest_share``, the share of the
+      questions that found the one that most of them found.
+    """
+    passages, counts = np.unique(ids[ids >= 0], return_counts=True)
+    most = counts.max() / len(ids) if counts.size else 0.0
+    return {"distinct_passages": float(len(passages)), "commonest_share": float(most)}
+
+
+def has_collapsed(ids: np.ndarray, number: int) -> bool:
+    """Whether more than `COLLAPSED` of the questions find one and the same passage.
+
+    Fewer than `FEW` questions may, and so may any where there are few passages.
+
+    Args:
+      ids: as for `spread`.
+      number: of passages in all.
+    """
+    bound = max(COLLAPSED, 2 * ids.shape[1] / max(number, 1))
+    return len(ids) >= FEW and spread(ids)["commonest_share"] > bound
 
 
 def _path(folder: str | os.PathLike, step: int) -> Path:

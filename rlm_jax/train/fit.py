@@ -67,12 +67,24 @@ def validation_of(
     method: Method, batches: Batches, batch_size: int, count: int
 ) -> Validation:
     """The means of the method's own evaluation on the first ``count`` batches."""
-    rows = parallel.local_rows(batch_size)
     run = parallel.parallelise(
         functools.partial(step.eval_step, method=method), donate=False
     )
+    judge = figures_of(run, batches, batch_size, count)
+    return lambda params, _: judge(params)
 
-    def evaluate(params: Params, _: int) -> Mapping[str, float]:
+
+def figures_of(
+    run: Callable[..., Any], batches: Batches, batch_size: int, count: int = 1 << 30
+) -> Callable[[Params], Mapping[str, float]]:
+    """parameters -> the means of an evaluation over the first ``count`` batches.
+
+    Args:
+      run: a parallelised `step.eval_step`, compiled once for several such functions.
+    """
+    rows = parallel.local_rows(batch_size)
+
+    def evaluate(params: Params) -> Mapping[str, float]:
         sums: metrics.HostSums = {}
         for i in range(min(count, batches.num_batches)):
             batch = batches.batch_at(0, i, rows=rows)

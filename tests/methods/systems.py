@@ -57,7 +57,22 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "reranker": ("reranker", {"chunk": 5}),
     "fid": ("fid", {"k": 3, "chunk": 5}),
     "fid_encoder": ("fid", {"k": 3, "copy": True, "vectors": 4}),
+    "atlas": (
+        "atlas",
+        {"temperature": 0.3, "gold_temperature": 0.5, "chunk": 5, "weight": 2.0},
+    ),
+    "atlas_emdr2": (
+        "atlas",
+        {
+            "loss": "emdr2",
+            "towers": "shared",
+            "temperature": 0.3,
+            "vocabulary_temperature": 0.5,
+        },
+    ),
+    "realm": ("realm", {"k": 3, "chunk": 5, "temperature": 0.3}),
 }
+JOINT = ("atlas", "realm")  # a reader and its retriever
 TAUGHT = ("replug_lsr", "fid_kd", "reranker")  # by a language model
 RETRIEVERS = ("dpr", "contriever", "contriever_in_batch", *TAUGHT)
 
@@ -67,6 +82,15 @@ def config(name: str, **model) -> Any:
     entry, changes = SYSTEMS[name]
     if entry == "fid":
         return METHODS[entry][0](**_reader(name, model), **changes)
+    if entry in JOINT:
+        sizes = {"dropout": 0.0, "max_length": 12} | model
+        encoder = EncoderConfig(**SIZES, **sizes)
+        if entry == "realm":
+            return METHODS[entry][0](encoder=encoder, retriever=encoder, **changes)
+        fields = _reader("fid" if name == "atlas" else name, model)
+        copy = {"copy": True} if name == "atlas_emdr2" else {"chunk": 5}
+        reader = METHODS["fid"][0](k=3, **fields, **copy)
+        return METHODS[entry][0](reader=reader, encoder=encoder, **changes)
     if entry in RETRIEVERS:
         if entry == "reranker":
             model = {"pooling": "cls", "projection": 1} | model
@@ -115,6 +139,9 @@ def batch(name: str = "lm", seed: int = 0, rows: int = ROWS) -> dict[str, np.nda
         return candidates(seed, rows)
     if entry == "fid":
         return readings(seed, rows)
+    if entry in JOINT:
+        # REALM's candidates are to help unequally.
+        return joint(entry, seed + 7 * (entry == "realm"), rows)
     return texts(seed, rows) if entry in RETRIEVERS else tokens(seed, rows)
 
 
@@ -127,6 +154,9 @@ def learnable(name: str, seed: int) -> dict[str, np.ndarray]:
         return ensembles(seed, ROWS)
     if SYSTEMS[name][0] == "fid":
         batch = readings(0, 8)
+        return batch | {"weight": np.ones(8, np.float32)}
+    if SYSTEMS[name][0] in JOINT:
+        batch = joint(SYSTEMS[name][0], 0, 8)
         return batch | {"weight": np.ones(8, np.float32)}
     if SYSTEMS[name][0] in TAUGHT:
         batch = candidates(seed, 8)
@@ -231,6 +261,45 @@ def readings(seed: int, rows: int) -> dict[str, np.ndarray]:
         "targets": targets.astype(np.int32),
         "target_mask": target_mask,
         "weight": weight,
+    }
+
+
+def joint(entry: str, seed: int, rows: int) -> dict[str, Any]:
+    """A reader's batch, and its passages as the retriever reads them.
+
+    REALM's sentence stands before each of its candidates, and the null one is empty.
+    """
+    batch, found = readings(seed, rows), candidates(seed, rows)
+    alone = {f"query_{x}": found[f"query_{x}"] for x in ("ids", "mask")}
+    alone |= {f"candidate_{x}": found[f"passage_{x}"] for x in ("ids", "mask")}
+    if entry == "atlas":
+        return batch | alone | {"present": batch["passage_mask"].any(-1)}
+    sentence = np.repeat(alone["query_ids"][:, None], 3, axis=1)
+    mask = alone["candidate_mask"].copy()
+    mask[:, 0, 1:] = 0
+    alone["candidate_mask"] = mask
+    parts = {"ids": alone["candidate_ids"], "mask": mask, "types": np.ones_like(mask)}
+    before = {"ids": sentence, "mask": np.ones_like(sentence)}
+    before["types"] = np.zeros_like(sentence)
+    together = {
+        f"passage_{name}": np.concatenate([before[name], parts[name]], axis=-1)
+        for name in parts
+    }
+    random = np.random.default_rng(seed)
+    positions = np.stack([random.permutation(4)[:2] for _ in range(rows)])
+    target_mask = np.ones((rows, 2), np.float32)
+    target_mask[1, 1] = 0
+    present = found["present"].copy()
+    present[:, 0] = True
+    present[0, 2] = False
+    return {
+        **alone,
+        **together,
+        "positions": positions.astype(np.int32),
+        "targets": batch["targets"][:, :2],
+        "target_mask": target_mask,
+        "present": present,
+        "weight": batch["weight"],
     }
 
 

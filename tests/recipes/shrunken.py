@@ -1,5 +1,6 @@
 """Presets made so small that a run takes seconds, and a corpus to go with them."""
 
+import json
 import pathlib
 import shutil
 from typing import Any
@@ -8,10 +9,13 @@ import jax
 import numpy as np
 
 from rlm_jax.data.passages import Passages
+from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.models.encoder import EncoderConfig, embedder
 from rlm_jax.retrievers import encoder_towers
 from rlm_jax.retrievers.encoder_towers import Tower
 
+NOUNS = ("cat", "dog", "house", "river", "stone", "bird", "lamp", "road")
+PLACES = ("oslo", "bergen", "turku", "riga")
 SENTENCES = ("the cat sat on the mat .", "a dog ran to the red house .", "so it goes .")
 
 
@@ -24,6 +28,29 @@ def write_corpus(folder: pathlib.Path) -> str:
         text = "\n".join(SENTENCES[i] for i in chosen)
         (folder / f"{name}.txt").write_text(text + "\n")
     return f"text:{folder}"
+
+
+def write_questions(folder: pathlib.Path) -> AnsweringConfig:
+    """32 passages that say where something is, and a question about each."""
+    passages, questions = [], {"train": [], "validation": [], "test": []}
+    for i, (noun, place) in enumerate((n, p) for n in NOUNS for p in PLACES):
+        text = f"The {noun} number {i} is in {place} ."
+        passages.append({"id": f"p{i}", "title": noun, "text": text})
+        asked = {
+            "id": f"q{i}",
+            "question": f"where is {noun} number {i} ?",
+            "answers": [place],
+            "passage_id": f"p{i}",
+        }
+        split = ("train", "train", "validation", "test")[i % 4]
+        questions[split].append(asked)
+    lines = lambda records: "".join(json.dumps(r) + "\n" for r in records)
+    (folder / "passages.jsonl").write_text(lines(passages))
+    for split, records in questions.items():
+        (folder / f"{split}.jsonl").write_text(lines(records))
+    return AnsweringConfig(
+        f"jsonl:{folder}/passages.jsonl", f"jsonl:{folder}/{{split}}.jsonl"
+    )
 
 
 def shrink(config: Any, corpus: str) -> Any:

@@ -20,9 +20,8 @@ from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import encoder_towers
 from rlm_jax.retrievers.reading import ReadingConfig
 from rlm_jax.train import checkpoint
+from tests.recipes import shrunken
 
-NOUNS = ("cat", "dog", "house", "river", "stone", "bird", "lamp", "road")
-PLACES = ("oslo", "bergen", "turku", "riga")
 ENCODER = EncoderConfig(
     num_layers=1, width=16, num_heads=2, feed_forward_width=24, max_length=24,
     dropout=0.0,
@@ -32,26 +31,7 @@ ENCODER = EncoderConfig(
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory, cache) -> AnsweringConfig:
     """32 passages that say where something is, and a question about each."""
-    folder = tmp_path_factory.mktemp("questions")
-    passages, questions = [], {"train": [], "validation": [], "test": []}
-    for i, (noun, place) in enumerate((n, p) for n in NOUNS for p in PLACES):
-        text = f"The {noun} number {i} is in {place} ."
-        passages.append({"id": f"p{i}", "title": noun, "text": text})
-        asked = {
-            "id": f"q{i}",
-            "question": f"where is {noun} number {i} ?",
-            "answers": [place],
-            "passage_id": f"p{i}",
-        }
-        split = ("train", "train", "validation", "test")[i % 4]
-        questions[split].append(asked)
-    lines = lambda records: "".join(json.dumps(r) + "\n" for r in records)
-    (folder / "passages.jsonl").write_text(lines(passages))
-    for split, records in questions.items():
-        (folder / f"{split}.jsonl").write_text(lines(records))
-    return AnsweringConfig(
-        f"jsonl:{folder}/passages.jsonl", f"jsonl:{folder}/{{split}}.jsonl"
-    )
+    return shrunken.write_questions(tmp_path_factory.mktemp("questions"))
 
 
 def small(corpus: AnsweringConfig, **fields) -> fid.Config:

@@ -230,3 +230,17 @@ def test_staleness():
         "stale_first": pytest.approx(1 / 2),
     }
     assert refresh.staleness(fresh, fresh)["stale_recall"] == 1
+
+
+def test_how_many_passages_are_found_and_when_that_is_a_collapse():
+    few = np.stack([np.full(20, 7), np.arange(20) + 10, np.full(20, -1)], axis=1)
+    told = refresh.spread(few)
+    assert told == {"distinct_passages": 21.0, "commonest_share": 1.0}
+    assert refresh.has_collapsed(few, 1000)
+    assert not refresh.has_collapsed(few, 5)  # of five passages three are found
+    assert not refresh.has_collapsed(few[:15], 1000)
+    wide = np.arange(60).reshape(20, 3)
+    assert refresh.spread(wide)["commonest_share"] == 1 / 20
+    assert not refresh.has_collapsed(wide, 1000)
+    nothing = np.full((20, 3), -1)
+    assert refresh.spread(nothing) == {"distinct_passages": 0.0, "commonest_share": 0.0}

@@ -120,7 +120,9 @@ def run(
         return {
             **padded("query", [passages[row].text[:20] for row in places]),
             **{n: x.reshape(*candidates.shape, -1) for n, x in of_passages.items()},
-            "lm_scores": np.take_along_axis(likes, candidates, 1).astype(np.float32),
+            "teacher_scores": np.take_along_axis(likes, candidates, 1).astype(
+                np.float32
+            ),
             "present": candidates >= 0,
             "weight": np.ones(len(rows), np.float32),
         }

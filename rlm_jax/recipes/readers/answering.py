@@ -12,6 +12,7 @@ from rlm_jax import processes, terminal
 from rlm_jax.data import passage_tokens, reader_batches
 from rlm_jax.data.collections import Collection
 from rlm_jax.data.passages import Passage
+from rlm_jax.data.problems import Lengths
 from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.data.question_files import Question
 from rlm_jax.errors import UserError
@@ -22,6 +23,7 @@ from rlm_jax.methods import fid
 from rlm_jax.recipes.readers.reader import ReaderModel
 from rlm_jax.recipes.runs import Run
 from rlm_jax.report import plots, report, tables
+from rlm_jax.retrieval import refresh
 from rlm_jax.retrievers import reading, reading_controls
 from rlm_jax.retrievers.reading import Reading
 from rlm_jax.storage import atomic
@@ -42,13 +44,6 @@ class AnswersConfig:
     numbers: tuple[int, ...] = ()  # of passages, with which it answers again
     # k of answer recall, beside the number of passages that are read
     depths: tuple[int, ...] = (1, 5, 20, 100)
-
-
-class Lengths(NamedTuple):
-    """Tokens of a row, question and passage, and of an answer with its end."""
-
-    passage: int
-    target: int
 
 
 class Asked(NamedTuple):
@@ -97,6 +92,20 @@ def asked(
         target_length=lengths.target,
     )
     return Asked(collection, questions, found, rows)
+
+
+def sample(config: AnswersConfig, found: Reading) -> np.ndarray | None:
+    """The places of the questions that are answered; None: all."""
+    count = config.max_questions
+    if not 0 < count < len(found.questions):
+        return None
+    random = np.random.default_rng(0)
+    return np.sort(random.choice(len(found.questions), count, replace=False))
+
+
+def spread(**by_name: Asked) -> dict[str, dict[str, float]]:
+    """Of each way of reading how many passages are read, and of the commonest."""
+    return {name: refresh.spread(x.reading.ids) for name, x in by_name.items()}
 
 
 def reading_again(given: Asked, other: Reading) -> Asked:

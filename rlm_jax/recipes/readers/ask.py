@@ -132,10 +132,10 @@ class Asking:
 
     def __init__(self, config: Config, workdir: pathlib.Path):
         stored = runs.stored(workdir)
-        if "reading" not in stored or "data" not in stored:
+        if "passage_length" not in stored or "data" not in stored:
             raise UserError(
                 f"There is no reader to ask in {workdir}; name the workdir of a run of "
-                "experiments.fid."
+                "experiments.fid or experiments.atlas."
             )
         self.model: ReaderModel = reader.load(workdir)
         data = AnsweringConfig(**stored["data"])

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from rlm_jax import pretrained, processes, terminal
-from rlm_jax.data import contrastive, reader_batches
+from rlm_jax.data import reader_batches
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate.answers import has_answer
 from rlm_jax.method import Batch, Batches, Rows
@@ -24,7 +24,7 @@ from rlm_jax.recipes import runs
 from rlm_jax.recipes.readers.answering import Asked
 from rlm_jax.recipes.readers.reader import ReaderModel
 from rlm_jax.retrieval import encode_stream
-from rlm_jax.retrievers import encoder_towers
+from rlm_jax.retrievers import encoder_towers, trained_towers
 from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
 from rlm_jax.retrievers.reading import ReadingConfig
 from rlm_jax.storage import atomic
@@ -80,7 +80,14 @@ def distil(
       batch_size: questions that the reader scores at a time.
       text: how the retriever reads questions and passages.
     """
-    tower = _initial(config, asked[TRAIN], folder)
+    tower = trained_towers.initial_tower(
+        config.method.encoder,
+        config.init_from,
+        asked[TRAIN].collection.passages,
+        vocab_size=config.vocab_size,
+        seed=config.train.seed,
+        folder=folder,
+    )
     pretrained.check_layout(tower.config)
     fields = dataclasses.asdict(config)
     runs.claim_part(
@@ -130,19 +137,6 @@ def distil(
     return folder, {"before": dict(before), "after": dict(after)}
 
 
-def _initial(config: DistilConfig, asked: Asked, folder: pathlib.Path) -> Tower:
-    """The encoder that learns, as it starts."""
-    wanted = config.method.encoder
-    if config.init_from:
-        return encoder_towers.load(config.init_from, wanted)
-    passages = asked.collection.passages
-    tokenizer = encoder_towers.train_tokenizer(passages, config.vocab_size, folder)
-    encoder = encoder_towers.fitted_to(wanted, tokenizer)
-    method = fid_kd.fid_kd(dataclasses.replace(config.method, encoder=encoder))
-    key = jax.random.key(config.train.seed)
-    return Tower(encoder, jax.device_get(jax.jit(method.init)(key)), tokenizer)
-
-
 def _scored(
     model: ReaderModel, asked: Asked, path: pathlib.Path, batch_size: int
 ) -> np.ndarray:
@@ -179,23 +173,16 @@ def _batches(
     text: TextConfig,
 ) -> Batches:
     """Questions in a new order every epoch, with the reader's scores."""
-    text = encoder_towers.cut(text, tower.config)
-    to_rows = encoder_towers.passage_rows(tower.tokenizer, text)
     passages, ids = asked.collection.passages, asked.reading.ids
-    texts = [question.text for question in asked.questions]
-    queries = tower.tokenizer.encode(texts, max_length=text.question_length)
+    to_rows = trained_towers.TextRows(passages, tower.tokenizer, tower.config, text)
     usable = np.flatnonzero((ids >= 0).sum(axis=1) > 1)
-    size, pad_id = config.batch_size, tower.tokenizer.pad_id
+    size = config.batch_size
     count = len(usable) // size
     if count < 1:
         raise UserError(
             f"{len(usable)} questions read two passages or more, which make no batch "
             f"of {size}; choose a smaller distil.batch_size."
         )
-
-    @functools.lru_cache(maxsize=1 << 16)
-    def row_of(passage: int) -> np.ndarray:
-        return to_rows([passages[passage]])[0]
 
     @functools.lru_cache(maxsize=1 << 18)
     def holds(place: int, passage: int) -> bool:
@@ -212,19 +199,10 @@ def _batches(
             [holds(place, row) for row in rows]
             for place, rows in zip(places.tolist(), read.tolist(), strict=True)
         ]
-        of_passages = contrastive.padded(
-            "passage",
-            [row_of(max(0, row)) for row in read.reshape(-1).tolist()],
-            text.passage_length,
-            pad_id,
-        )
+        texts = [asked.questions[place].text for place in places]
         return {
-            **contrastive.padded(
-                "query", [queries[i] for i in places], text.question_length, pad_id
-            ),
-            **{n: x.reshape(*read.shape, -1) for n, x in of_passages.items()},
+            **to_rows(texts, read, name="passage"),
             "teacher_scores": scores[places],
-            "present": read >= 0,
             "holds": np.array(held),
             "weight": np.ones(len(places), np.float32),
         }

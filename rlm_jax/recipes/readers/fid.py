@@ -9,16 +9,15 @@ import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from rlm_jax.data import collections, question_answering, reader_batches
 from rlm_jax.data.collections import Collection
+from rlm_jax.data.problems import Lengths
 from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.methods import fid
 from rlm_jax.methods.fid import FiDConfig
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.readers import answering, distilling, reader
-from rlm_jax.recipes.readers.answering import AnswersConfig, Asked, Lengths
+from rlm_jax.recipes.readers.answering import AnswersConfig, Asked
 from rlm_jax.recipes.readers.distilling import DistilConfig
 from rlm_jax.recipes.readers.reader import ReaderModel
 from rlm_jax.recipes.runs import Run, recipe
@@ -98,11 +97,9 @@ class Setting(NamedTuple):
 
     def asked(self, found: Reading, split: str) -> Asked:
         """The questions of a split in tokens; of the last one a sample may be taken."""
-        count = self.config.answers.max_questions
         sample = None
-        if split == self.config.split and 0 < count < len(found.questions):
-            random = np.random.default_rng(0)
-            sample = np.sort(random.choice(len(found.questions), count, replace=False))
+        if split == self.config.split:
+            sample = answering.sample(self.config.answers, found)
         collection = self.splits[split]
         return answering.asked(collection, found, self.initial, self.lengths, sample)
 

@@ -63,6 +63,7 @@ def evaluate(
     phases: runs.Phases,
     *,
     curves: Mapping[str, pathlib.Path],
+    protocol: Mapping[str, Any] | None = None,
 ) -> report.Report:
     """Encode the collection, search it, and judge, beside BM25 and other towers.
 
@@ -70,8 +71,10 @@ def evaluate(
       towers: "real", which stay in the workdir to be searched and loaded with, and
         controls ("init", the same before training).
       curves: name -> workdir of what was trained.
+      protocol: what the figures depend on besides.
     """
-    passages, neighbours, facts = collection.passages, {}, {}
+    passages, neighbours = collection.passages, {}
+    facts = dict(protocol or {})
     for name, (question, passage) in towers.items():
         # After more training the vectors are others, beside which the old ones stay.
         made_by = encode_stream.fingerprint(passage.params)

@@ -13,7 +13,6 @@ import pathlib
 import jax
 import numpy as np
 
-from rlm_jax.data import contrastive
 from rlm_jax.data.passages import Passages
 from rlm_jax.method import Batch
 from rlm_jax.methods import replug_lsr
@@ -22,7 +21,7 @@ from rlm_jax.recipes import runs, stale_training
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.recipes.with_passages import documents, ensemble, lm_supervision
 from rlm_jax.recipes.with_passages.documents import Setting
-from rlm_jax.retrievers import encoder_towers, passage_search
+from rlm_jax.retrievers import encoder_towers, passage_search, trained_towers
 from rlm_jax.retrievers.background import WorkerConfig
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.train.loop import TrainConfig
@@ -133,9 +132,10 @@ def _train(
 def _task(config: Config, setting: Setting, tower: Tower) -> stale_training.Task:
     """Places of the training text ask, and the language model judges documents."""
     trained, passages = config.retriever, setting.passages
-    text = encoder_towers.cut(config.text, tower.config)
-    tokenizer, k = tower.tokenizer, trained.method.k
-    to_rows = encoder_towers.passage_rows(tokenizer, text)
+    k = trained.method.k
+    to_rows = trained_towers.TextRows(
+        passages, tower.tokenizer, tower.config, config.text
+    )
     examples = functools.partial(
         lm_supervision.examples,
         config,
@@ -152,21 +152,10 @@ def _task(config: Config, setting: Setting, tower: Tower) -> stale_training.Task
 
     def batch(step: int, rows: np.ndarray, candidates: np.ndarray) -> Batch:
         made = examples(places(step)[rows], candidates, k)
-        ids = made.found.ids
-        of_passages = contrastive.padded(
-            "passage",
-            to_rows([passages[max(row, 0)] for row in ids.reshape(-1)]),
-            text.passage_length,
-            tokenizer.pad_id,
-        )
-        asked = tokenizer.encode(
-            made.questions, max_length=text.question_length, keep="last"
-        )
+        # Of what asks, the words before the stride matter most.
+        read = to_rows(made.questions, made.found.ids, name="passage", keep="last")
         return {
-            **contrastive.padded(
-                "query", asked, text.question_length, tokenizer.pad_id
-            ),
-            **{n: x.reshape(*ids.shape, -1) for n, x in of_passages.items()},
+            **read,
             # A mean over the stride's tokens, of whatever length: beta goes with it.
             "teacher_scores": made.log_likelihoods / config.evaluate.stride,
             "present": made.present,
@@ -177,7 +166,6 @@ def _task(config: Config, setting: Setting, tower: Tower) -> stale_training.Task
         questions=lambda step: ask(places(step)),
         batch=batch,
         k=passage_search.depth(k, len(passages)),
-        # Of what asks, the words before the stride matter most.
         keep="last",
         sample=lambda: ask(draw(1 << 20, 0, SAMPLE)),
         sample_k=k,

@@ -1,0 +1,69 @@
+"""What a Fusion-in-Decoder reader says of each passage that it reads.
+
+The teachers of `methods.atlas`, as functions of a reader, its parameters and its batch;
+`ops.reader_signals` makes scores of them. All are without dropout. `fid.relevance`,
+FiD-KD's teacher, is another.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float32
+
+from rlm_jax.method import Batch, Params
+from rlm_jax.methods import fid
+from rlm_jax.models.reader import Memory, Reader
+from rlm_jax.ops import reader_signals
+
+
+def alone(
+    functions: Reader, params: Params, batch: Batch, *, temperature: float = 1.0
+) -> Float32[jax.Array, "B K L"]:
+    """log p(y_t | q, d_i, y_{<t}), each passage read alone.
+
+    Args:
+      temperature: of the vocabulary; see `reader_signals.sharpened`.
+    """
+    rows, number, _ = batch["passage_ids"].shape
+    memory = fid.read(functions, params, batch)
+
+    def each(x):
+        return x.reshape(rows * number, -1, *x.shape[2:])
+
+    targets = jnp.repeat(batch["targets"], number, axis=0)
+    single = Memory(*map(each, memory))
+    if temperature == 1.0:
+        log_p = -functions.nll(params, single, targets)
+    else:
+        every = functions.log_probs(params, single, targets)
+        every = reader_signals.sharpened(every, temperature)
+        log_p = jnp.take_along_axis(every, targets[..., None], axis=-1)[..., 0]
+    return log_p.reshape(rows, number, -1)
+
+
+def left_out(
+    functions: Reader, params: Params, batch: Batch
+) -> Float32[jax.Array, "B K L"]:
+    """-log p(y_t | q, all passages but d_i, y_{<t}); one passage after another."""
+    number = batch["passage_ids"].shape[1]
+    memory = fid.read(functions, params, batch)
+    of_passage = jnp.arange(memory.mask.shape[1]) // (memory.mask.shape[1] // number)
+
+    def without(passage):
+        mask = jnp.where(of_passage == passage, 0, memory.mask)
+        return functions.nll(params, memory._replace(mask=mask), batch["targets"])
+
+    return jnp.moveaxis(jax.lax.map(without, jnp.arange(number)), 0, 1)
+
+
+def attended(
+    functions: Reader, params: Params, batch: Batch
+) -> Float32[jax.Array, "B K"]:
+    """`reader_signals.attention_mass` of the decoder that writes y."""
+    memory = fid.read(functions, params, batch)
+    seen = functions.attention(params, memory, batch["targets"])
+    return reader_signals.attention_mass(
+        *seen,
+        memory.mask,
+        batch["target_mask"],
+        passages=batch["passage_ids"].shape[1],
+    )
