@@ -11,6 +11,8 @@ from rlm_jax.methods import (
     fid_kd,
     knn_lm,
     lm,
+    masked_lm,
+    npm,
     replug,
     replug_lsr,
     reranker,
@@ -33,6 +35,8 @@ METHODS = {
     "fid_kd": (fid_kd.FiDKDConfig, fid_kd.fid_kd),
     "replug": (replug.REPLUGConfig, replug.replug),
     "replug_lsr": (replug_lsr.REPLUGLSRConfig, replug_lsr.replug_lsr),
+    "npm": (npm.NPMConfig, npm.npm),
+    "masked_lm": (masked_lm.MaskedLMConfig, masked_lm.masked_lm),
     "reranker": (reranker.RerankerConfig, reranker.reranker),
 }
 """Name -> (configuration, builder)."""

@@ -229,7 +229,22 @@ class MaskedLM(nn.Module):
         deterministic: bool = True,
     ) -> Float32[jax.Array, "N T V"]:
         """Logits of every token; the embedding of tokens is tied to them."""
-        x = self.encoder(ids, mask, types, deterministic=deterministic)
+        return self.head(self.encoder(ids, mask, types, deterministic=deterministic))
+
+    def at(
+        self,
+        ids: Int[Array, "N T"],
+        mask: Int[Array, "N T"],
+        places: Int[Array, "N P"],
+        *,
+        deterministic: bool = True,
+    ) -> Float32[jax.Array, "N P V"]:
+        """The logits at some places of each row alone."""
+        x = self.encoder(ids, mask, deterministic=deterministic)
+        return self.head(jnp.take_along_axis(x, places[..., None], axis=1))
+
+    def head(self, x: Float[Array, "N T D"]) -> Float32[jax.Array, "N T V"]:
+        """The logits of some last hidden states."""
         x = self.norm(layers.exact_gelu(self.dense(x)))
         table = self.encoder.tokens.astype(x.dtype)
         logits = jnp.einsum("ntd,vd->ntv", x, table, preferred_element_type=jnp.float32)
