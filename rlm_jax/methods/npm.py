@@ -17,11 +17,12 @@ here. Both here and there the marks around a sequence are slots like any other t
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Float32, Int32
+from jaxtyping import Bool, Float, Int32
 
 from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
@@ -167,8 +168,9 @@ def span_sums(lines: dict[str, memory.LogSums], batch: Batch):
         f"{name}_loss": (x.all - x.positive).reshape(mask.shape)
         for name, x in lines.items()
     }
+    total = functools.reduce(jnp.add, nll.values())
     return {
-        "loss": losses.weighted(sum(nll.values()), mask * found),
+        "loss": losses.weighted(total, mask * found),
         **{name: losses.weighted(x, mask * found) for name, x in nll.items()},
         "found": losses.weighted(found, mask),
     }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from rlm_jax.methods import npm
 from tests.methods import systems
 
 
-def sums_of(queries, slots, batch, unit="phrase", axis=None):
+def sums_of(queries, slots, batch, unit: Any = "phrase", axis=None):
     """The method over given hidden states."""
 
     def states(params, rows, *, key=None):
