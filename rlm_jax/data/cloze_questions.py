@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from rlm_jax.data.cloze_tokens import ClozeTokenizer
+from rlm_jax.data.cloze_tokens import STOP_WORDS, ClozeTokenizer
 from rlm_jax.data.passages import Passages
-from rlm_jax.data.phrase_masking import shared_phrases
 from rlm_jax.data.question_files import BLANK, Question
 from rlm_jax.errors import UserError
 
@@ -33,7 +32,14 @@ def from_passages(
     Raises:
       UserError: no passage shares a phrase with the known text.
     """
+    if not 1 <= longest <= 4 or tokenizer.vocab_size > 1 << 16:
+        raise UserError(
+            f"Answers of {longest} of {tokenizer.vocab_size} tokens cannot be drawn; "
+            "choose 1 to 4 tokens of a vocabulary of at most 65,536."
+        )
     rng = np.random.default_rng(seed)
+    known = np.asarray(known)
+    held = [np.unique(_codes(known, size)) for size in range(1, longest + 1)]
     questions = []
     for number in rng.permutation(len(passages)).tolist():
         if len(questions) == count:
@@ -42,18 +48,28 @@ def from_passages(
         ids = tokenizer.passages([passage], max_length=4 * context)[0]
         if len(ids) < 8:
             continue
-        allowed, _ = shared_phrases([ids, np.asarray(known)], tokenizer, longest)
         wanted = min(int(rng.geometric(stop)), longest)
-        starts = np.flatnonzero(allowed[wanted - 1, 0, : len(ids)])
-        plain = ~tokenizer.punctuation[ids]
-        starts = starts[[plain[s : s + wanted].all() for s in starts]]
-        if not len(starts):
+        plain = ~tokenizer.punctuation[ids] & ~tokenizer.special[ids]
+        goes_on = np.append(tokenizer.inside[ids], False)
+        starts = np.flatnonzero(np.isin(_codes(ids, wanted), held[wanted - 1]))
+        starts = starts[~goes_on[starts] & ~goes_on[starts + wanted]]
+        starts = [
+            s
+            for s in starts
+            if plain[s : s + wanted].all()
+            and tokenizer.decode(ids[s : s + wanted]) not in STOP_WORDS
+        ]
+        if not starts:
             continue
         start = int(rng.choice(starts))
-        before, after = ids[max(0, start - context) : start], ids[start + wanted :]
-        text = " ".join(
-            [tokenizer.decode(before), BLANK, tokenizer.decode(after[:context])]
-        )
+        before = ids[max(0, start - context) : start]
+        after = ids[start + wanted :]
+        if len(before):
+            before = before[
+                int(tokenizer.inside[before].argmin()) :
+            ]  # from a whole word
+        sides = tokenizer.decode(before), tokenizer.decode(after[:context])
+        text = f"{sides[0]} {BLANK} {sides[1]}"
         answer = tokenizer.decode(ids[start : start + wanted])
         questions.append(Question(f"{passage.id}@{start}", text, (answer,)))
     if not questions:
@@ -62,3 +78,9 @@ def from_passages(
             "other passages to make questions of."
         )
     return questions
+
+
+def _codes(ids: np.ndarray, size: int) -> np.ndarray:
+    """A number of each phrase of ``size`` tokens, equal for equal ones, uint64."""
+    windows = np.lib.stride_tricks.sliding_window_view(ids.astype(np.uint64), size)
+    return (windows << (16 * np.arange(size, dtype=np.uint64))).sum(1, dtype=np.uint64)

@@ -15,6 +15,14 @@ from rlm_jax.errors import UserError
 
 _LONG = 1 << 13  # tokens of a question, before it is cut around its blanks
 
+STOP_WORDS = frozenset(
+    "a about after all also an and any are as at be been before being but by can could "
+    "did do does for from had has have he her him his how i if in into is it its may "
+    "me more most my no nor not of on one only or other our out over she so some such "
+    "than that the their them then there these they this those to under up was we were "
+    "what when where which who whom why will with would you your".split()
+)
+
 
 class Cloze(NamedTuple):
     """A question in tokens: marks, masks and all, and where each blank's masks are."""

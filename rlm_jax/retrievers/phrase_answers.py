@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlm_jax.data.cloze_tokens import ClozeTokenizer
+from rlm_jax.data.cloze_tokens import STOP_WORDS, ClozeTokenizer
 from rlm_jax.data.question_files import BLANK
 from rlm_jax.errors import UserError
 from rlm_jax.retrieval import phrases
@@ -19,14 +19,6 @@ from rlm_jax.retrievers.token_memory import TokenMemory
 
 Labels = Mapping[str, Sequence[str]]
 """Label -> the words that stand for it (a fuzzy verbaliser)."""
-
-STOP_WORDS = frozenset(
-    "a about after all also an and any are as at be been before being but by can could "
-    "did do does for from had has have he her him his how i if in into is it its may "
-    "me more most my no nor not of on one only or other our out over she so some such "
-    "than that the their them then there these they this those to under up was we were "
-    "what when where which who whom why will with would you your".split()
-)
 
 
 @dataclasses.dataclass
@@ -80,8 +72,8 @@ class PhraseFiller:
         c = config
         if min(c.k, c.longest, c.passages) < 1 or c.temperature <= 0 or c.longest > 64:
             raise UserError(
-                f"Blanks cannot be filled with {c}: choose k, longest and passages of 1 "
-                "or more, longest up to 64, and a temperature above 0."
+                f"Blanks cannot be filled with {c}: choose k, longest and passages of "
+                "1 or more, longest up to 64, and a temperature above 0."
             )
         self.memory, self.config, self.masks = memory, config, masks
         self.tokenizer: ClozeTokenizer = memory.tokenizer
@@ -109,7 +101,7 @@ class PhraseFiller:
             for own, cloze in zip(states, read, strict=True)
         ]
 
-    def phrases(
+    def retrieve(
         self, texts: Sequence[str], *, restricted: bool = False
     ) -> list[list[phrases.Phrases]]:
         """All phrases for each blank of each question.
@@ -122,12 +114,12 @@ class PhraseFiller:
         if restricted:
             asked = [text.replace(BLANK, " ") for text in texts]
             passages = self.memory.by_words(asked, self.config.passages)
-        return self.phrases_of(self.vectors(texts), passages)
+        return self.retrieve_by(self.vectors(texts), passages)
 
-    def phrases_of(
+    def retrieve_by(
         self, vectors: Sequence[np.ndarray], passages: np.ndarray | None = None
     ) -> list[list[phrases.Phrases]]:
-        """`phrases` of vectors that are there already.
+        """`retrieve` by vectors that are there already.
 
         Args:
           vectors: of each question, as `vectors` gives them.
@@ -198,7 +190,7 @@ class PhraseFiller:
         """
         return [
             [self.best(blank, count) for blank in blanks]
-            for blanks in self.phrases(texts, restricted=restricted)
+            for blanks in self.retrieve(texts, restricted=restricted)
         ]
 
     def label_scores(
@@ -217,7 +209,7 @@ class PhraseFiller:
         return np.array(
             [
                 [part.sum() for part in np.split(phrases.scores_of(x[0], flat), cuts)]
-                for x in self.phrases(texts, restricted=restricted)
+                for x in self.retrieve(texts, restricted=restricted)
             ]
         )
 
