@@ -31,7 +31,7 @@ def tiny() -> Config:
     """
     return Config(
         memory_passages="corpus:stdlib#validation",
-        foreign_passages="stdlib",
+        foreign_passages="corpus:stdlib",
         vocab_size=4096,
         method=NPMConfig(small()),
         masking=MaskingConfig(length=64, sequences_per_run=16),
@@ -51,8 +51,8 @@ def wikipedia() -> Config:
     Command: python -m experiments.npm --preset wikipedia --workdir runs/npm
       --config.init_from=FOLDER (all-MiniLM-L6-v2, or nothing: from scratch)
     Corpus: data/wikitext-2, data/squad, data/odqa_wiki_mini and data/lama, whose
-    sentences are the memory and whose facts are the questions. Hardware: 2 CPU cores. Time: at
-    most 40 minutes.
+    sentences are the memory and whose facts are the questions.
+    Hardware: 2 CPU cores. Time: at most 40 minutes.
     """
     encoder = EncoderConfig(
         num_layers=3, width=256, num_heads=4, feed_forward_width=1024, max_length=128,

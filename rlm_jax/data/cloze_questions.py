@@ -82,5 +82,7 @@ def from_passages(
 
 def _codes(ids: np.ndarray, size: int) -> np.ndarray:
     """A number of each phrase of ``size`` tokens, equal for equal ones, uint64."""
+    if len(ids) < size:
+        return np.zeros(0, np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(ids.astype(np.uint64), size)
     return (windows << (16 * np.arange(size, dtype=np.uint64))).sum(1, dtype=np.uint64)

@@ -191,7 +191,7 @@ class PhraseMasking:
         return {f"{name}{key.removeprefix('_')}": x for key, x in batch.items()}
 
     def _phrases(self, texts, spans, form: Form) -> Batch:
-        """What NPM takes. A phrase whose masks do not fit into its row is let go."""
+        """What NPM takes. Phrases whose masks do not fit into their row stay."""
         masks = 2 if form == "phrase" else 1
         longest = self.config.longest if form == "phrase" else 1
         shape = len(texts), self._most
@@ -201,11 +201,12 @@ class PhraseMasking:
         for row, (text, own) in enumerate(zip(texts, spans, strict=True)):
             parts, end, length = [], 0, 0
             for place, (start, size) in enumerate(own):
-                parts += [text[end:start], [self.tokenizer.text.mask_id] * masks]
                 length += start - end
-                if length + masks <= self.room:
-                    at[row, place], span_mask[row, place] = 1 + length, 1
-                    phrases[row, place, :size] = text[start : start + size]
+                if length + masks > self.room:
+                    break
+                parts += [text[end:start], [self.tokenizer.text.mask_id] * masks]
+                at[row, place], span_mask[row, place] = 1 + length, 1
+                phrases[row, place, :size] = text[start : start + size]
                 length, end = length + masks, start + size
             masked.append(np.concatenate([*parts, text[end:]]).astype(np.int32))
         batch = self._marked(texts) | self._marked(masked, "masked_")

@@ -113,7 +113,7 @@ def assemble(
     by_score = np.lexsort((begins, -score))  # the best place first, then the first one
     _, places = np.unique(numbers[by_score], return_index=True)
     best = by_score[places]
-    totals *= sizes[best].astype(np.float64) ** length_power
+    totals = totals * sizes[best].astype(np.float64) ** length_power
     order = np.lexsort((begins[best], -totals))
     return Phrases(
         begins[best][order], sizes[best][order], totals[order], distinct[order]

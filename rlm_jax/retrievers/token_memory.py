@@ -328,9 +328,15 @@ class _Blocks(Sequence[np.ndarray]):
 
 
 def build(
-    folder: Path, passages: Passages, tower: Tower, config: MemoryConfig
+    folder: Path, passages: Sequence[Passage], tower: Tower, config: MemoryConfig
 ) -> TokenMemory:
-    """The memory of a collection; a killed build goes on, a whole one is opened.
+    """The memory of some passages; a killed build goes on, a whole one is opened.
+
+    Args:
+      folder: the memory's own.
+      passages: a collection, or a list.
+      tower: the encoder, whose last hidden states are the vectors.
+      config: how.
 
     Raises:
       UserError: the folder has a memory of another encoder or of other passages, or as
@@ -343,7 +349,11 @@ def build(
         )
     memory = TokenMemory(folder, tower, config)
     if not memory.parts:
-        memory._append(memory._build(passages, passages.fingerprint))
+        if isinstance(passages, Passages):
+            fingerprint = passages.fingerprint
+        else:
+            fingerprint = cache.fingerprint(list(passages))
+        memory._append(memory._build(passages, fingerprint))
     return memory
 
 

@@ -17,7 +17,7 @@ from rlm_jax.data import cloze_questions, passage_tokens
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data import questions as questions_lib
 from rlm_jax.data.cloze_tokens import ClozeTokenizer
-from rlm_jax.data.passages import Passages
+from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.data.question_files import BLANK, Question
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import controls, exact_match
@@ -32,7 +32,7 @@ from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.masked_answers import MaskedFiller
 from rlm_jax.retrievers.phrase_answers import NOTHING, Answer, FillConfig, PhraseFiller
 from rlm_jax.retrievers.token_memory import LONGEST, MemoryConfig, TokenMemory
-from rlm_jax.storage import atomic
+from rlm_jax.storage import atomic, cache
 from rlm_jax.train import metrics
 
 REAL = controls.REAL
@@ -75,9 +75,15 @@ class Data(NamedTuple):
     """What is asked, of which memory, and how often training had each answer."""
 
     passages: Passages
-    foreign: Passages | None
+    foreign: list[Passage]  # about as much text, or nothing
     questions: list[Question]
     counts: np.ndarray  # int64 [N], of the commonest answer of each question
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the passages of both memories."""
+        foreign = [passage.id for passage in self.foreign]
+        return cache.fingerprint(self.passages.fingerprint, foreign)[:8]
 
 
 class Trained(NamedTuple):
@@ -100,9 +106,11 @@ def load(config: Fills, passages: Passages, tokenizer: ClozeTokenizer) -> Data:
     memory = passages
     if config.memory_passages:
         memory = passages_lib.load(config.memory_passages)
-    foreign = None
+    foreign = []
     if config.foreign_passages:
-        foreign = passages_lib.load(config.foreign_passages)
+        other = passages_lib.load(config.foreign_passages)
+        sizes = np.cumsum(other.lengths())
+        foreign = other[: int((sizes <= memory.lengths().sum()).sum()) or 1]
     asked = config.questions
     if asked.name:
         every = list(questions_lib.load(asked.name, asked.split).questions)
@@ -142,8 +150,10 @@ def evaluate(
 ) -> report.Report:
     """Encode the memory, fill the blanks, and judge, beside every control."""
 
-    def memory(name: str, tower: Tower, passages: Passages) -> TokenMemory:
-        folder = run.workdir / "memory" / f"{name}-{_made_by(tower, passages)}"
+    def memory(name: str, tower: Tower, passages: Sequence[Passage]) -> TokenMemory:
+        # After more training the vectors are others, beside which the old ones stay.
+        made_by = f"{encode_stream.fingerprint(tower.params)}-{data.fingerprint}"
+        folder = run.workdir / "memory" / f"{name}-{made_by}"
         with phases("encode"):
             return token_memory.build(folder, passages, tower, config.memory)
 
@@ -160,7 +170,7 @@ def evaluate(
     said = {REAL: answers(filler(real))}
     said["restricted"] = answers(filler(real), restricted=True)
     said[controls.SHUFFLED] = answers(filler(real.shuffled()))
-    if data.foreign is not None:
+    if data.foreign:
         foreign = memory(controls.FOREIGN, trained.tower, data.foreign)
         said[controls.FOREIGN] = answers(filler(foreign))
     said["init"] = answers(filler(memory("init", trained.initial, data.passages)))
@@ -288,10 +298,6 @@ def _write_answers(
         for place, question in enumerate(data.questions)
     ]
     atomic.write_json_lines(run.workdir / "answers.jsonl", lines)
-
-
-def _made_by(tower: Tower, passages: Passages) -> str:
-    return f"{encode_stream.fingerprint(tower.params)}-{passages.fingerprint[:8]}"
 
 
 def _written(question: Question, tokenizer: ClozeTokenizer) -> list[np.ndarray]:

@@ -42,7 +42,7 @@ class Config:
     passages: str = "corpus:stdlib"  # whose text it is trained on
     validation: str = "corpus:stdlib#validation"  # for the loss; empty: none
     memory_passages: str = ""  # that are retrieved from; empty: those of training
-    foreign_passages: str = ""  # of a control memory; empty: none
+    foreign_passages: str = ""  # of a control memory of equal size; empty: none
     init_from: str = ""  # folder of an encoder to start from; empty: from scratch
     vocab_size: int = 8192  # of the WordPiece trained on the passages, from scratch
     method: NPMConfig = dataclasses.field(default_factory=NPMConfig)
