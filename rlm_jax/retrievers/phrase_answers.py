@@ -34,6 +34,20 @@ class FillConfig:
     length: int = 128  # tokens of a question, marks among them
 
 
+def check(config: FillConfig) -> None:
+    """Raises UserError where a number is out of range."""
+    c = config
+    if (
+        min(c.k, c.longest, c.passages) < 1
+        or c.temperature <= 0
+        or not (c.longest <= 64 and c.length >= 4)
+    ):
+        raise UserError(
+            f"Blanks cannot be filled with {c}: choose k, longest and passages of 1 or "
+            "more, longest up to 64, a length of 4 or more, and a temperature above 0."
+        )
+
+
 class Answer(NamedTuple):
     """A phrase that fills a blank, with its score and where its best place is."""
 
@@ -69,12 +83,7 @@ class PhraseFiller:
         Raises:
           UserError: a number out of range.
         """
-        c = config
-        if min(c.k, c.longest, c.passages) < 1 or c.temperature <= 0 or c.longest > 64:
-            raise UserError(
-                f"Blanks cannot be filled with {c}: choose k, longest and passages of "
-                "1 or more, longest up to 64, and a temperature above 0."
-            )
+        check(config)
         self.memory, self.config, self.masks = memory, config, masks
         self.tokenizer: ClozeTokenizer = memory.tokenizer
         self.scale = scale or memory.encoder.dim**-0.5

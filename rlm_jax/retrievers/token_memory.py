@@ -26,10 +26,11 @@ from rlm_jax.data.cloze_tokens import ClozeTokenizer
 from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
+from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.models.token_encoder import token_embedder
 from rlm_jax.retrieval import auto_index, bm25, encode_tokens
-from rlm_jax.retrieval.datastore import Datastore
-from rlm_jax.retrieval.index import Index, first_kept, none_found
+from rlm_jax.retrieval.datastore import DTYPES, Datastore
+from rlm_jax.retrieval.index import Index, check_target, first_kept, none_found
 from rlm_jax.retrievers import encoder_towers
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.storage import atomic, cache
@@ -63,9 +64,17 @@ class TokenMemory:
     Entries and passages are numbered through all parts, in the order they were added.
     """
 
-    def __init__(self, folder: Path, tower: Tower, config: MemoryConfig):
+    def __init__(
+        self,
+        folder: Path,
+        tower: Tower,
+        config: MemoryConfig,
+        encoder: encode_tokens.StatesEncoder | None = None,
+    ):
         """Opens the parts; use `build` or `open_memory`."""
         self.folder, self.tower, self.config = folder, tower, config
+        if encoder is not None:
+            self.encoder = encoder
         self.tokenizer = ClozeTokenizer(tower.tokenizer)
         self.parts: list[_Part] = []
         for path in sorted(folder.glob("part-[0-9][0-9][0-9][0-9]")):
@@ -125,7 +134,7 @@ class TokenMemory:
 
     def shuffled(self, seed: int = 0) -> "TokenMemory":
         """A control: the same vectors, the tokens permuted among them."""
-        other = TokenMemory(self.folder, self.tower, self.config)
+        other = TokenMemory(self.folder, self.tower, self.config, self.encoder)
         tokens = np.random.default_rng(seed).permutation(self.tokens)
         other.tokens = tokens
         return other
@@ -327,8 +336,27 @@ class _Blocks(Sequence[np.ndarray]):
         return np.concatenate([marks[0], text, marks[1]]).astype(np.int32)
 
 
+def check(config: MemoryConfig, encoder: EncoderConfig) -> None:
+    """Raises UserError where the memory's length or dtype cannot be."""
+    if config.length < 3 or config.length > encoder.max_length:
+        raise UserError(
+            f"memory.length is {config.length}, and the encoder has "
+            f"{encoder.max_length} positions; choose a length from 3 to that."
+        )
+    if config.dtype not in DTYPES:
+        raise UserError(
+            f"memory.dtype is {config.dtype!r}; choose one of {', '.join(DTYPES)}."
+        )
+    check_target(config.target_recall)
+    auto_index.check_kind(config.index, "memory.index")
+
+
 def build(
-    folder: Path, passages: Sequence[Passage], tower: Tower, config: MemoryConfig
+    folder: Path,
+    passages: Sequence[Passage],
+    tower: Tower,
+    config: MemoryConfig,
+    encoder: encode_tokens.StatesEncoder | None = None,
 ) -> TokenMemory:
     """The memory of some passages; a killed build goes on, a whole one is opened.
 
@@ -337,33 +365,35 @@ def build(
       passages: a collection, or a list.
       tower: the encoder, whose last hidden states are the vectors.
       config: how.
+      encoder: another memory's of the same tower, so that none is compiled again.
 
     Raises:
       UserError: the folder has a memory of another encoder or of other passages, or as
-        `encode_tokens.build`.
+        `check` and `encode_tokens.build`.
     """
-    if config.length < 3 or config.length > tower.config.max_length:
-        raise UserError(
-            f"memory.length is {config.length}, and the encoder has "
-            f"{tower.config.max_length} positions; choose a length from 3 to that."
-        )
-    memory = TokenMemory(folder, tower, config)
+    check(config, tower.config)
+    memory = TokenMemory(folder, tower, config, encoder)
+    if isinstance(passages, Passages):
+        fingerprint = passages.fingerprint
+    else:
+        fingerprint = cache.fingerprint(list(passages))
     if not memory.parts:
-        if isinstance(passages, Passages):
-            fingerprint = passages.fingerprint
-        else:
-            fingerprint = cache.fingerprint(list(passages))
         memory._append(memory._build(passages, fingerprint))
     return memory
 
 
-def open_memory(folder: Path, tower: Tower, config: MemoryConfig) -> TokenMemory:
-    """A memory that was built.
+def open_memory(
+    folder: Path,
+    tower: Tower,
+    config: MemoryConfig,
+    encoder: encode_tokens.StatesEncoder | None = None,
+) -> TokenMemory:
+    """A memory that was built; arguments as for `build`.
 
     Raises:
       UserError: there is none in the folder, or it is of another encoder.
     """
-    memory = TokenMemory(folder, tower, config)
+    memory = TokenMemory(folder, tower, config, encoder)
     if not memory.parts:
         raise UserError(f"There is no memory of tokens in {folder}; build it first.")
     return memory

@@ -1,11 +1,14 @@
 """Blanks filled from a memory and by a masked language model."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 from rlm_jax.errors import UserError
 from rlm_jax.models.token_encoder import masked_lm_functions, token_embedder
+from rlm_jax.retrieval import encode_passages
 from rlm_jax.retrievers import token_memory
 from rlm_jax.retrievers.masked_answers import MaskedFiller
 from rlm_jax.retrievers.phrase_answers import FillConfig, PhraseFiller, verbalisers
@@ -26,12 +29,16 @@ def filler(memory, masks=2, **changes):
     return PhraseFiller(memory, config, masks=masks)
 
 
+@functools.cache
+def states_of():
+    return jax.jit(token_embedder(tower().config).embed)
+
+
 def by_loops(memory, text, blank, k, temperature=0.5, longest=3, allowed=None):
     """Phrase -> score, from the encoder's states and nothing of the search."""
     cloze = memory.tokenizer.cloze(text, masks=2, max_length=16)
-    embed = token_embedder(memory.tower.config).embed
-    one = {"ids": cloze.ids[None], "mask": np.ones_like(cloze.ids)[None]}
-    states = np.asarray(jax.jit(embed)(memory.tower.params, one))[0]
+    rows = encode_passages.pad([cloze.ids], pad_id=0, width=16)
+    states = np.asarray(states_of()(memory.tower.params, rows))[0]
     keys = memory.keys(np.arange(memory.num_tokens)).astype(np.float64)
     p = []
     for at in cloze.at[blank]:
@@ -102,8 +109,10 @@ def test_answers_say_where_they_stand(memory):
     assert all(a.size == 1 for blanks in single for blank in blanks for a in blank)
 
 
-def test_removed_phrases_are_no_answers(tmp_path):
-    own = token_memory.build(tmp_path / "own", PASSAGES, tower(), MEMORY)
+def test_removed_phrases_are_no_answers(memory, tmp_path):
+    own = token_memory.build(
+        tmp_path / "own", PASSAGES, tower(), MEMORY, memory.encoder
+    )
     own.remove(["anna", "emil"])
     for restricted in (False, True):
         options = {"restricted": restricted, "count": 99}
@@ -152,7 +161,7 @@ def test_a_masked_language_model_takes_the_best_mean(memory):
         best, answer, sums = -np.inf, "", np.zeros(3)
         for masks in (1, 2):
             cloze = tokenizer.cloze(question, masks=masks, max_length=16)
-            one = {"ids": cloze.ids[None], "mask": np.ones_like(cloze.ids)[None]}
+            one = encode_passages.pad([cloze.ids], pad_id=0, width=16)
             x = np.array(logits(params, one, cloze.at))[0].astype(np.float64)
             x[:, tokenizer.special] = -np.inf
             p = np.exp(x) / np.exp(x).sum(1, keepdims=True)

@@ -15,13 +15,20 @@ ADDED = [
 ]
 
 
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """Compiled once for all memories of this file."""
+    folder = tmp_path_factory.mktemp("first") / "memory"
+    return token_memory.build(folder, PASSAGES, tower(), MEMORY).encoder
+
+
 @pytest.fixture
-def memory(tmp_path):
-    return token_memory.build(tmp_path / "memory", PASSAGES, tower(), MEMORY)
+def memory(tmp_path, encoder):
+    return token_memory.build(tmp_path / "memory", PASSAGES, tower(), MEMORY, encoder)
 
 
 def reopened(memory):
-    return token_memory.open_memory(memory.folder, tower(), MEMORY)
+    return token_memory.open_memory(memory.folder, tower(), MEMORY, memory.encoder)
 
 
 def passages_found(memory, k):
@@ -86,20 +93,20 @@ def test_added_documents_are_found_and_can_be_removed(memory):
     memory.add([ADDED[1]])  # once more, after it was removed
     opened = reopened(memory)
     assert passages_found(opened, 99)[1] == {*NAMES, "gustav", "h"} - {"bert"}
-    together = token_memory.build(
-        memory.folder.with_name("together"),
-        [p for p in [*PASSAGES, *ADDED] if p.id != "bert"], tower(), MEMORY,
-    )  # fmt: skip
+    left = [p for p in [*PASSAGES, *ADDED] if p.id != "bert"]
+    folder = memory.folder.with_name("together")
+    together = token_memory.build(folder, left, tower(), MEMORY, memory.encoder)
     queries = together.keys(np.arange(9))
     np.testing.assert_allclose(
         opened.search(queries, 5).scores, together.search(queries, 5).scores, rtol=1e-5
     )
 
 
-def test_long_passages_are_cut_and_no_token_is_lost(tmp_path):
+def test_long_passages_are_cut_and_no_token_is_lost(tmp_path, encoder):
     long = Passage("long", "", " ".join(p.text for p in PASSAGES * 2))
-    memory = token_memory.build(tmp_path / "m", [long, PASSAGES[0]], tower(), MEMORY)
-    rows = memory.tokenizer.passages([long, PASSAGES[0]], max_length=999)
+    both = [long, PASSAGES[0]]
+    memory = token_memory.build(tmp_path / "m", both, tower(), MEMORY, encoder)
+    rows = memory.tokenizer.passages(both, max_length=999)
     assert len(rows[0]) > 2 * MEMORY.length
     np.testing.assert_array_equal(memory.tokens, np.concatenate(rows))
 
@@ -124,3 +131,5 @@ def test_bad_input(memory, tmp_path):
     long = token_memory.MemoryConfig(length=17)
     with pytest.raises(UserError, match="16 positions"):
         token_memory.build(tmp_path / "long", PASSAGES, tower(), long)
+    with pytest.raises(UserError, match="memory.dtype is 'int4'"):
+        token_memory.check(token_memory.MemoryConfig(16, "int4"), tower().config)

@@ -27,7 +27,7 @@ from rlm_jax.recipes import runs
 from rlm_jax.recipes.runs import Run
 from rlm_jax.report import plots, report, tables
 from rlm_jax.retrieval import encode_stream, phrases
-from rlm_jax.retrievers import token_memory
+from rlm_jax.retrievers import phrase_answers, token_memory
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.masked_answers import MaskedFiller
 from rlm_jax.retrievers.phrase_answers import NOTHING, Answer, FillConfig, PhraseFiller
@@ -101,8 +101,11 @@ def load(config: Fills, passages: Passages, tokenizer: ClozeTokenizer) -> Data:
       passages: of training.
 
     Raises:
-      UserError: no question has one blank and an answer that tokens write.
+      UserError: no question has one blank and an answer that tokens write, or numbers
+        of memory or fill are out of range.
     """
+    phrase_answers.check(config.fill)
+    token_memory.check(config.memory, config.method.encoder)
     memory = passages
     if config.memory_passages:
         memory = passages_lib.load(config.memory_passages)
@@ -150,12 +153,14 @@ def evaluate(
 ) -> report.Report:
     """Encode the memory, fill the blanks, and judge, beside every control."""
 
-    def memory(name: str, tower: Tower, passages: Sequence[Passage]) -> TokenMemory:
+    def memory(
+        name: str, tower: Tower, passages: Sequence[Passage], encoder=None
+    ) -> TokenMemory:
         # After more training the vectors are others, beside which the old ones stay.
         made_by = f"{encode_stream.fingerprint(tower.params)}-{data.fingerprint}"
         folder = run.workdir / "memory" / f"{name}-{made_by}"
         with phases("encode"):
-            return token_memory.build(folder, passages, tower, config.memory)
+            return token_memory.build(folder, passages, tower, config.memory, encoder)
 
     def filler(of: TokenMemory) -> PhraseFiller:
         masks = 2 if config.method.unit == "phrase" else 1
@@ -171,7 +176,7 @@ def evaluate(
     said["restricted"] = answers(filler(real), restricted=True)
     said[controls.SHUFFLED] = answers(filler(real.shuffled()))
     if data.foreign:
-        foreign = memory(controls.FOREIGN, trained.tower, data.foreign)
+        foreign = memory(controls.FOREIGN, trained.tower, data.foreign, real.encoder)
         said[controls.FOREIGN] = answers(filler(foreign))
     said["init"] = answers(filler(memory("init", trained.initial, data.passages)))
     texts = {name: [answer.text for answer in x] for name, x in said.items()}

@@ -1,0 +1,138 @@
+"""NPM's launcher: it trains, fills blanks beside controls, goes on, and refuses."""
+
+import json
+import pathlib
+
+import pytest
+
+import rlm_jax
+from experiments import npm
+from rlm_jax.data.phrase_masking import MaskingConfig
+from rlm_jax.data.trex import TEMPLATES
+from rlm_jax.errors import UserError
+from rlm_jax.models.encoder import EncoderConfig
+from rlm_jax.report import report
+from rlm_jax.retrievers import token_memory
+from rlm_jax.retrievers.encoder_towers import Tower
+from rlm_jax.train import checkpoint
+
+CITIES = ("rome", "oslo", "paris", "lima", "cairo", "delhi", "tunis", "quito")
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory, cache) -> pathlib.Path:
+    """120 people and where they were born, as T-REx has them."""
+    folder = tmp_path_factory.mktemp("lama")
+    records = [
+        {
+            "predicate_id": "P19", "sub_uri": f"Q{i}", "sub_label": f"person{i % 40}",
+            "obj_label": CITIES[i % 8], "obj_surface": CITIES[i % 8],
+            "masked_sentence": f"person{i % 40} number {i} was born in [MASK] .",
+        }
+        for i in range(120)
+    ]  # fmt: skip
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "P19.jsonl").write_text(lines)
+    relation = {"relation": "P19", "template": "[X] was born in [Y] ."}
+    (folder / TEMPLATES).write_text(json.dumps(relation))
+    return folder
+
+
+def small(facts):
+    config = npm.tiny()
+    config.passages = config.memory_passages = f"trex:{facts}"
+    config.validation = config.foreign_passages = ""
+    config.questions.name, config.questions.count = f"trex:{facts}", 9
+    config.questions.longest = 1
+    config.vocab_size, config.batch_size = 200, 8
+    config.method.encoder = EncoderConfig(
+        num_layers=1, width=16, num_heads=2, feed_forward_width=24, max_length=16,
+        dropout=0.0,
+    )  # fmt: skip
+    config.masking = MaskingConfig(length=16, sequences_per_run=4)
+    config.memory.length = config.fill.length = 16
+    config.fill.k = 16
+    config.train.steps, config.train.log_every = 2, 1
+    config.train.eval_every, config.train.checkpoint_every = 0, 0
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(facts, tmp_path_factory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("runs") / "npm"
+    config = small(facts)
+    config.validation = config.foreign_passages = f"trex:{facts}"
+    npm.run(config, workdir)
+    return workdir
+
+
+def test_it_reports_with_its_controls(trained):
+    made = report.read(trained / "report.json")
+    assert list(made["controls"]) == [
+        *("restricted", "shuffled", "foreign", "init", "masked_lm"),
+    ]
+    for figures in (made["metrics"], *made["controls"].values()):
+        assert {"exact_match", "f1", "exact_match_rare"} <= figures.keys()
+    assert made["protocol"]["batches"]["masked"] > 0.05
+    assert "nearest tokens" in made["protocol"]["normalisation"]
+    for name in ("npm", "masked_lm"):
+        assert checkpoint.latest_step(trained / name / "checkpoints") == 2
+    for name in ("plots/training.png", "plots/controls.png"):
+        assert (trained / name).stat().st_size > 1000
+    answers = [
+        json.loads(line)
+        for line in (trained / "answers.jsonl").read_text().splitlines()
+    ]
+    assert answers and {"real", "restricted", "masked_lm"} <= answers[0].keys()
+    foreign = [answer["foreign"] for answer in answers]
+    assert foreign == [answer["real"] for answer in answers]  # the same passages here
+
+
+def test_its_encoder_opens_its_memory(trained, facts):
+    tower = rlm_jax.load(trained)
+    assert isinstance(tower, Tower)
+    (folder,) = (trained / "memory").glob("real-*")
+    memory = token_memory.open_memory(folder, tower, small(facts).memory)
+    assert "born" in memory.tokenizer.decode(memory.tokens[:20])
+    (other,) = (trained / "memory").glob("init-*")
+    with pytest.raises(UserError, match="encoder"):
+        token_memory.open_memory(other, tower, small(facts).memory)
+
+
+def test_a_longer_run_goes_on(trained, facts):
+    config = small(facts)
+    config.train.steps, config.twin = 3, False
+    made = npm.run(config, trained)
+    assert "masked_lm" not in made["controls"]
+    assert checkpoint.latest_step(trained / "npm" / "checkpoints") == 3
+    folders = [path.name[:4] for path in (trained / "memory").iterdir()]
+    assert folders.count("real") == 2
+
+
+def test_a_dry_run_writes_nothing(facts, tmp_path, capsys):
+    assert npm.run(small(facts), tmp_path / "dry", dry_run=True) is None
+    assert not (tmp_path / "dry").exists()
+    assert "masked_ids" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda c: c.questions.__setattr__("name", "jsonl:BLANKLESS"), "has one"),
+        (lambda c: c.masking.__setattr__("length", 17), "16 positions"),
+        (lambda c: c.__setattr__("batch_size", 6), "runs of 4"),
+        (lambda c: c.method.encoder.__setattr__("projection", 4), "projection"),
+        (lambda c: c.fill.__setattr__("k", 0), "choose k"),
+        (lambda c: c.memory.__setattr__("length", 99), "memory.length"),
+    ],
+    ids=["questions", "length", "batch", "projection", "k", "memory"],
+)
+def test_bad_input(facts, tmp_path, change, says):
+    config = small(facts)
+    change(config)
+    path = tmp_path / "blankless.jsonl"
+    path.write_text('{"question": "who?", "answers": ["rome"]}')
+    config.questions.name = config.questions.name.replace("BLANKLESS", str(path))
+    with pytest.raises(UserError, match=says):
+        npm.run(config, tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()  # before any work is done
