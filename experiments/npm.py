@@ -7,10 +7,11 @@ from experiments import launch
 from rlm_jax.data.phrase_masking import MaskingConfig
 from rlm_jax.methods.npm import NPMConfig
 from rlm_jax.models.encoder import EncoderConfig
+from rlm_jax.recipes.phrases.classifying import ClosedSetsConfig
 from rlm_jax.recipes.phrases.filling import QuestionsConfig
 from rlm_jax.recipes.phrases.npm import Config, run
+from rlm_jax.retrievers.memory_parts import MemoryConfig
 from rlm_jax.retrievers.phrase_answers import FillConfig
-from rlm_jax.retrievers.token_memory import MemoryConfig
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
@@ -77,6 +78,9 @@ def wikipedia() -> Config:
             steps=1500, log_every=25, eval_every=250, checkpoint_every=250
         ),
         questions=QuestionsConfig(trex, count=1000),
+        closed_sets=ClosedSetsConfig(
+            tuple(f"{name}:data/npm_closed_set" for name in ("agn", "sst2", "subj"))
+        ),
     )  # fmt: skip
 
 

@@ -132,21 +132,22 @@ def keys_of(rows: np.ndarray) -> np.ndarray:
     return ((rows + 1).astype(np.uint64) * factors[: rows.shape[1]]).sum(1)
 
 
-def scores_of(phrases: Phrases, wanted: Sequence[np.ndarray]) -> np.ndarray:
-    """The scores of some phrases, float64 [W]; 0 for one that was not found.
+def keys_of_phrases(wanted: Sequence[np.ndarray]) -> np.ndarray:
+    """`keys_of` phrases of any lengths up to 64, int [n] each."""
+    rows = np.full((len(wanted), max(map(len, wanted), default=1)), -1, np.int64)
+    for row, ids in zip(rows, wanted, strict=True):
+        row[: len(ids)] = ids
+    return keys_of(rows)
 
-    Args:
-      phrases: what was put together.
-      wanted: the tokens of each phrase, int [n].
-    """
-    scores = np.zeros(len(wanted))
+
+def scores_of(phrases: Phrases, keys: np.ndarray) -> np.ndarray:
+    """The scores of phrases by their keys uint64 [W], float64; 0 where not found."""
+    if not len(phrases.key):
+        return np.zeros(len(keys))
     order = np.argsort(phrases.key)
-    for place, ids in enumerate(wanted):
-        key = keys_of(np.asarray(ids)[None])[0]
-        at = int(np.searchsorted(phrases.key, key, sorter=order))
-        if at < len(order) and phrases.key[order[at]] == key:
-            scores[place] = phrases.score[order[at]]
-    return scores
+    at = np.searchsorted(phrases.key, keys, sorter=order)
+    place = order[np.minimum(at, len(order) - 1)]
+    return np.where(phrases.key[place] == keys, phrases.score[place], 0.0)
 
 
 def _lookup(found: Found, ids: np.ndarray) -> np.ndarray:

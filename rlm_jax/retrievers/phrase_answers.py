@@ -6,6 +6,7 @@ Every blank of a question is a start and an end mask. Their vectors find tokens 
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ class FillConfig:
     longest: int = 10  # tokens of a phrase
     length_power: float = 0.0  # a phrase of n tokens counts n^a times
     passages: int = 3  # that BM25 finds, where the search is restricted to them
-    stop_words: bool = False  # answers may be stop words, or have no letter
+    stop_words: bool = False  # an answer may have none but stop words, or no word
     length: int = 128  # tokens of a question, marks among them
 
 
@@ -176,10 +177,9 @@ class PhraseFiller:
             ids = self.memory.tokens[entry : entry + size]
             if self.tokenizer.special[ids].any():  # [UNK] is no answer
                 continue
-            if not self.config.stop_words and self.tokenizer.punctuation[ids].all():
-                continue
             text = self.tokenizer.decode(ids)
-            if not self.config.stop_words and text.lower() in STOP_WORDS:
+            words = re.findall(r"\w+", text.lower())
+            if not self.config.stop_words and STOP_WORDS.issuperset(words):
                 continue
             passage = int(self.memory.passage_of(np.array(entry)))
             answers.append(
@@ -213,14 +213,13 @@ class PhraseFiller:
           UserError: no labels, a label without words, a word that cannot be written.
         """
         words = verbalisers(labels, self.tokenizer)
-        flat = [ids for of_label in words for ids in of_label]
-        cuts = np.cumsum([len(of_label) for of_label in words])[:-1]
-        return np.array(
-            [
-                [part.sum() for part in np.split(phrases.scores_of(x[0], flat), cuts)]
-                for x in self.retrieve(texts, restricted=restricted)
-            ]
-        )
+        flat = phrases.keys_of_phrases([ids for of_label in words for ids in of_label])
+        first = np.cumsum([0, *map(len, words)])[:-1]
+        scores = [
+            np.add.reduceat(phrases.scores_of(blanks[0], flat), first)
+            for blanks in self.retrieve(texts, restricted=restricted)
+        ]
+        return np.array(scores)
 
 
 def verbalisers(labels: Labels, tokenizer: ClozeTokenizer) -> list[list[np.ndarray]]:
@@ -240,3 +239,15 @@ def verbalisers(labels: Labels, tokenizer: ClozeTokenizer) -> list[list[np.ndarr
         list({tuple(x): x for x in map(tokenizer.phrase, words)}.values())
         for words in labels.values()
     ]
+
+
+def writable(labels: Labels, tokenizer: ClozeTokenizer) -> dict[str, list[str]]:
+    """The labels with the words that the tokenizer can write alone."""
+
+    def can_write(word: str) -> bool:
+        try:
+            return len(tokenizer.phrase(word)) > 0
+        except UserError:
+            return False
+
+    return {label: list(filter(can_write, words)) for label, words in labels.items()}

@@ -11,51 +11,23 @@ already is encoded or built again. SILO (Min et al. 2023b) asks for that: texts 
 owners opt out are never retrieved again, and no model is trained anew.
 """
 
-import dataclasses
 import functools
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from rlm_jax import terminal
-from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.cloze_tokens import ClozeTokenizer
 from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
-from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.models.token_encoder import token_embedder
-from rlm_jax.retrieval import auto_index, bm25, encode_tokens
-from rlm_jax.retrieval.datastore import DTYPES, Datastore
-from rlm_jax.retrieval.index import Index, check_target, first_kept, none_found
-from rlm_jax.retrievers import encoder_towers
+from rlm_jax.retrieval import bm25, encode_tokens
+from rlm_jax.retrieval.index import none_found
+from rlm_jax.retrievers import memory_parts
 from rlm_jax.retrievers.encoder_towers import Tower
+from rlm_jax.retrievers.memory_parts import MemoryConfig, Part
 from rlm_jax.storage import atomic, cache
-
-LONGEST = 1 << 14  # tokens of a passage
-
-
-@dataclasses.dataclass
-class MemoryConfig:
-    """How the tokens of passages are kept and searched."""
-
-    length: int = 128  # tokens that are encoded at once, marks among them
-    dtype: str = "float16"  # of the vectors: float16, float32 or int8
-    index: auto_index.Kind = "auto"  # exact, scann, or auto, by the number of tokens
-    target_recall: float = 0.95  # of ScaNN
-    batch_tokens: int = 8192  # encoded at once, padding included
-
-
-class _Part(NamedTuple):
-    folder: Path
-    passages: Passages
-    bounds: np.ndarray  # int64 [P + 1], where the tokens of each passage begin
-    store: Datastore
-    index: Index
-    removed: frozenset[str]
 
 
 class TokenMemory:
@@ -76,10 +48,10 @@ class TokenMemory:
         if encoder is not None:
             self.encoder = encoder
         self.tokenizer = ClozeTokenizer(tower.tokenizer)
-        self.parts: list[_Part] = []
+        self.parts: list[Part] = []
         for path in sorted(folder.glob("part-[0-9][0-9][0-9][0-9]")):
             if (path / "keys").exists():
-                self._append(self._open(path))
+                self._append(memory_parts.open_part(path, tower, config))
 
     @functools.cached_property
     def encoder(self) -> encode_tokens.StatesEncoder:
@@ -177,7 +149,7 @@ class TokenMemory:
         for number, (part, found) in enumerate(zip(self.parts, here, strict=True)):
             if found:
                 removed = part.removed | found
-                atomic.write_json(part.folder / "removed.json", sorted(removed))
+                atomic.write_json(part.folder / memory_parts.REMOVED, sorted(removed))
                 self.parts[number] = part._replace(removed=removed)
         self._forget("alive", "lexical")
 
@@ -191,7 +163,7 @@ class TokenMemory:
         scores, ids, first, passages = [], [], 0, 0
         for part in self.parts:
             alive = self.alive[passages : passages + len(part.passages)]
-            found = _search_alive(part, alive, queries, k)
+            found = memory_parts.search_alive(part, alive, queries, k)
             scores.append(found.scores)
             ids.append(np.where(found.ids >= 0, found.ids + first, -1))
             first, passages = first + part.store.num_entries, passages + len(alive)
@@ -246,7 +218,7 @@ class TokenMemory:
         found = index.search(texts, k).ids
         return np.where(found >= 0, numbers[np.maximum(found, 0)], -1)
 
-    def _append(self, part: _Part) -> None:
+    def _append(self, part: Part) -> None:
         self.parts.append(part)
         self._forget("bounds", "tokens", "alive", "lexical")
 
@@ -254,101 +226,15 @@ class TokenMemory:
         for name in names:
             self.__dict__.pop(name, None)
 
-    def _identity(self, passages: str) -> dict[str, object]:
-        return encoder_towers.fingerprints(self.tower) | {
-            "passages": passages,
-            "length": self.config.length,
-        }
-
-    def _build(self, passages: Sequence[Passage], fingerprint: str) -> _Part:
-        folder = self.folder / f"part-{len(self.parts):04d}"
-
-        def write(there: Path) -> None:
-            rows = [
-                self.tokenizer.passages([passage], max_length=LONGEST)[0]
-                for passage in passages
-            ]
-            np.concatenate(rows).astype("<i4").tofile(there / "tokens")
-            np.cumsum([0, *map(len, rows)]).astype("<i8").tofile(there / "bounds")
-            (there / "source.json").write_text(json.dumps(fingerprint))
-            passages_lib.write(there, passages, str(self.folder))
-
-        texts = cache.once(folder / "texts", write)
-        if json.loads((texts / "source.json").read_text()) != fingerprint:
-            raise UserError(
-                f"The memory {folder} was begun with other passages; delete it, or "
-                "give those."
-            )
-        tokens = cache.map_array(texts / "tokens", "<i4")
-        bounds = np.array(cache.map_array(texts / "bounds", "<i8"))
-        blocks = _Blocks(tokens, bounds, self.tower, self.config.length - 2)
-        with terminal.counter("encoding tokens", int(bounds[-1])) as advance:
-            encode_tokens.build(
-                self.encoder, blocks, blocks.lengths, folder / "keys",
-                dtype=self.config.dtype, identity=self._identity(fingerprint),
-                advance=advance,
-            )  # fmt: skip
-        return self._open(folder)
-
-    def _open(self, folder: Path) -> _Part:
-        texts = folder / "texts"
-        fingerprint = json.loads((texts / "source.json").read_text())
-        store = encode_tokens.datastore.open(
-            folder / "keys", identity=self._identity(fingerprint)
+    def _build(self, passages: Sequence[Passage], fingerprint: str) -> Part:
+        return memory_parts.build_part(
+            self.folder / f"part-{len(self.parts):04d}",
+            passages,
+            fingerprint,
+            self.encoder,
+            self.tower,
+            self.config,
         )
-        index = auto_index.choose(
-            store, "ip", kind=self.config.index,
-            target_recall=self.config.target_recall,
-        )  # fmt: skip
-        removed, path = frozenset(), folder / "removed.json"
-        if path.exists():
-            removed = frozenset(json.loads(path.read_text()))
-        return _Part(
-            folder,
-            passages_lib.read(texts, str(folder), fingerprint),
-            np.array(cache.map_array(texts / "bounds", "<i8")),
-            store,
-            index,
-            removed,
-        )
-
-
-class _Blocks(Sequence[np.ndarray]):
-    """The rows that are encoded: passages, cut where they are too long, with marks."""
-
-    def __init__(self, tokens, bounds, tower: Tower, room: int):
-        self.tokens, self.marks = tokens, tower.tokenizer
-        cuts = [np.arange(a, b, room) for a, b in zip(bounds, bounds[1:], strict=False)]
-        self.starts = np.concatenate(cuts).astype(np.int64)
-        ends = np.concatenate(
-            [np.append(cut[1:], b) for cut, b in zip(cuts, bounds[1:], strict=True)
-             if len(cut)]
-        )  # fmt: skip
-        self.lengths = ends.astype(np.int64) - self.starts
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, index):
-        start, length = self.starts[index], self.lengths[index]
-        text = self.tokens[start : start + length]
-        marks = [self.marks.cls_id], [self.marks.sep_id]
-        return np.concatenate([marks[0], text, marks[1]]).astype(np.int32)
-
-
-def check(config: MemoryConfig, encoder: EncoderConfig) -> None:
-    """Raises UserError where the memory's length or dtype cannot be."""
-    if config.length < 3 or config.length > encoder.max_length:
-        raise UserError(
-            f"memory.length is {config.length}, and the encoder has "
-            f"{encoder.max_length} positions; choose a length from 3 to that."
-        )
-    if config.dtype not in DTYPES:
-        raise UserError(
-            f"memory.dtype is {config.dtype!r}; choose one of {', '.join(DTYPES)}."
-        )
-    check_target(config.target_recall)
-    auto_index.check_kind(config.index, "memory.index")
 
 
 def build(
@@ -369,9 +255,9 @@ def build(
 
     Raises:
       UserError: the folder has a memory of another encoder or of other passages, or as
-        `check` and `encode_tokens.build`.
+        `memory_parts.check` and `encode_tokens.build`.
     """
-    check(config, tower.config)
+    memory_parts.check(config, tower.config)
     memory = TokenMemory(folder, tower, config, encoder)
     if isinstance(passages, Passages):
         fingerprint = passages.fingerprint
@@ -397,18 +283,3 @@ def open_memory(
     if not memory.parts:
         raise UserError(f"There is no memory of tokens in {folder}; build it first.")
     return memory
-
-
-def _search_alive(part: _Part, alive: np.ndarray, queries, k: int) -> Neighbours:
-    """The k nearest of the passages that are there, of which none is missed."""
-    total = part.store.num_entries
-
-    def keep(entries: np.ndarray) -> np.ndarray:
-        return alive[np.searchsorted(part.bounds, entries, side="right") - 1]
-
-    fetch = min(k, total)
-    while True:
-        found = first_kept(part.index.search(queries, fetch), keep, k)
-        if fetch == total or alive.all() or (found.ids >= 0).all():
-            return found
-        fetch = min(4 * fetch, total)

@@ -1,5 +1,7 @@
 """Which phrases are masked, and that batches are pure functions of seed and step."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,7 @@ def masking(tokenizer) -> PhraseMasking:
     return masked(tokenizer)
 
 
-def masked(tokenizer, batch_size=8, **changes):
+def masked(tokenizer, batch_size=8, **changes: Any):
     """Three documents of sentences in any order."""
     rng = np.random.default_rng(0)
     words = [tokenizer.text.encode([t], max_length=64)[0][1:-1] for t in TEXTS]
@@ -30,7 +32,8 @@ def masked(tokenizer, batch_size=8, **changes):
         np.concatenate([words[i] for i in rng.integers(0, 2, 60)])[:n] for n in lengths
     ]
     tokens = np.concatenate(documents).astype(np.uint16)
-    config = MaskingConfig(**{"length": 22, "sequences_per_run": 4} | changes)
+    sizes: dict[str, Any] = {"length": 22, "sequences_per_run": 4}
+    config = MaskingConfig(**sizes | changes)
     return PhraseMasking(
         tokens, np.cumsum([0, *lengths]), tokenizer, config, batch_size=batch_size
     )

@@ -58,10 +58,25 @@ def small(facts):
 
 
 @pytest.fixture(scope="module")
-def trained(facts, tmp_path_factory) -> pathlib.Path:
+def closed(tmp_path_factory) -> str:
+    """AG News in small, whose labels' words are cities."""
+    folder = tmp_path_factory.mktemp("closed") / "agn"
+    folder.mkdir()
+    rows = [f'{1 + i % 4},number {i},"{CITIES[i % 4]}, born"' for i in range(6)]
+    (folder / "test.csv").write_text(
+        "\n".join(["Class Index,Title,Description", *rows])
+    )
+    words = [f"{a}, {b}" for a, b in zip(CITIES[:4], CITIES[4:], strict=True)]
+    (folder / "label_names_kb.txt").write_text("\n".join(words))
+    return f"agn:{folder}"
+
+
+@pytest.fixture(scope="module")
+def trained(facts, closed, tmp_path_factory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("runs") / "npm"
     config = small(facts)
     config.validation = config.foreign_passages = f"trex:{facts}"
+    config.closed_sets.names = (closed,)
     npm.run(config, workdir)
     return workdir
 
@@ -73,6 +88,8 @@ def test_it_reports_with_its_controls(trained):
     ]
     for figures in (made["metrics"], *made["controls"].values()):
         assert {"exact_match", "f1", "exact_match_rare"} <= figures.keys()
+        assert 0 <= figures["accuracy_agn"] <= 1
+    assert made["protocol"]["majorities"] == {"agn": 2 / 6}
     assert made["protocol"]["batches"]["masked"] > 0.05
     assert "nearest tokens" in made["protocol"]["normalisation"]
     for name in ("npm", "masked_lm"):
@@ -103,7 +120,7 @@ def test_a_longer_run_goes_on(trained, facts):
     config = small(facts)
     config.train.steps, config.twin = 3, False
     made = npm.run(config, trained)
-    assert "masked_lm" not in made["controls"]
+    assert made is not None and "masked_lm" not in made["controls"]
     assert checkpoint.latest_step(trained / "npm" / "checkpoints") == 3
     folders = [path.name[:4] for path in (trained / "memory").iterdir()]
     assert folders.count("real") == 2
@@ -123,9 +140,10 @@ def test_a_dry_run_writes_nothing(facts, tmp_path, capsys):
         (lambda c: c.__setattr__("batch_size", 6), "runs of 4"),
         (lambda c: c.method.encoder.__setattr__("projection", 4), "projection"),
         (lambda c: c.fill.__setattr__("k", 0), "choose k"),
+        (lambda c: c.closed_sets.__setattr__("names", ("agm:x",)), "set 'agm:x'"),
         (lambda c: c.memory.__setattr__("length", 99), "memory.length"),
     ],
-    ids=["questions", "length", "batch", "projection", "k", "memory"],
+    ids=["questions", "length", "batch", "projection", "k", "closed_set", "memory"],
 )
 def test_bad_input(facts, tmp_path, change, says):
     config = small(facts)

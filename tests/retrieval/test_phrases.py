@@ -58,7 +58,7 @@ def test_phrases_by_loops(longest, power):
     assert (np.diff(found.score) <= 0).all()
     if longest > 1:
         assert max(found.size) > 1
-    asked = [np.array(phrase) for phrase in wanted] + [np.array([9, 9])]
+    asked = phrases.keys_of_phrases([np.array(x) for x in [*wanted, (9, 9)]])
     np.testing.assert_allclose(
         phrases.scores_of(found, asked), [*wanted.values(), 0.0], rtol=1e-6
     )
@@ -77,7 +77,7 @@ def test_nothing_found():
     (start, _), tokens, bounds = example(k=0)
     found = phrases.assemble(start, start, tokens, bounds, INSIDE, longest=3)
     assert len(found.score) == 0
-    assert phrases.scores_of(found, [np.array([1])]).tolist() == [0.0]
+    assert phrases.scores_of(found, np.array([1], np.uint64)).tolist() == [0.0]
 
 
 def test_softmax_leaves_out_what_is_absent():

@@ -1,6 +1,7 @@
 """Blanks filled from a memory and by a masked language model."""
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ def memory(tmp_path_factory):
     return token_memory.build(folder, PASSAGES, tower(), MEMORY)
 
 
-def filler(memory, masks=2, **changes):
+def filler(memory, masks=2, **changes: Any):
     config = FillConfig(**{"k": 8, "longest": 3, "temperature": 0.5} | changes)
     return PhraseFiller(memory, config, masks=masks)
 

@@ -6,7 +6,7 @@ import pytest
 from rlm_jax.data.passages import Passage
 from rlm_jax.errors import UserError
 from rlm_jax.retrieval import encode_tokens
-from rlm_jax.retrievers import token_memory
+from rlm_jax.retrievers import memory_parts, token_memory
 from tests.retrievers.token_toy import MEMORY, NAMES, PASSAGES, tower
 
 ADDED = [
@@ -128,8 +128,8 @@ def test_bad_input(memory, tmp_path):
         token_memory.open_memory(tmp_path / "none", tower(), MEMORY)
     with pytest.raises(UserError, match="no passages to add"):
         memory.add([])
-    long = token_memory.MemoryConfig(length=17)
+    long = memory_parts.MemoryConfig(length=17)
     with pytest.raises(UserError, match="16 positions"):
         token_memory.build(tmp_path / "long", PASSAGES, tower(), long)
     with pytest.raises(UserError, match="memory.dtype is 'int4'"):
-        token_memory.check(token_memory.MemoryConfig(16, "int4"), tower().config)
+        memory_parts.check(memory_parts.MemoryConfig(16, "int4"), tower().config)

@@ -10,7 +10,7 @@ from rlm_jax.data.passages import Passage
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.models.token_encoder import token_embedder
 from rlm_jax.retrievers.encoder_towers import Tower
-from rlm_jax.retrievers.token_memory import MemoryConfig
+from rlm_jax.retrievers.memory_parts import MemoryConfig
 
 NAMES = ("anna", "bert", "carl", "dora", "emil", "frida")
 THINGS = ("red apples", "green pears", "bread", "cold milk", "honey", "old cheese")

@@ -6,6 +6,7 @@ which has no memory.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,7 @@ from rlm_jax import terminal
 from rlm_jax.data import cloze_questions, passage_tokens
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data import questions as questions_lib
+from rlm_jax.data.closed_sets import ClosedSet
 from rlm_jax.data.cloze_tokens import ClozeTokenizer
 from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.data.question_files import BLANK, Question
@@ -24,14 +26,17 @@ from rlm_jax.evaluate import controls, exact_match
 from rlm_jax.method import Params
 from rlm_jax.methods.npm import NPMConfig
 from rlm_jax.recipes import runs
+from rlm_jax.recipes.phrases import classifying
+from rlm_jax.recipes.phrases.classifying import ClosedSetsConfig
 from rlm_jax.recipes.runs import Run
 from rlm_jax.report import plots, report, tables
 from rlm_jax.retrieval import encode_stream, phrases
-from rlm_jax.retrievers import phrase_answers, token_memory
+from rlm_jax.retrievers import memory_parts, phrase_answers, token_memory
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.masked_answers import MaskedFiller
+from rlm_jax.retrievers.memory_parts import LONGEST, MemoryConfig
 from rlm_jax.retrievers.phrase_answers import NOTHING, Answer, FillConfig, PhraseFiller
-from rlm_jax.retrievers.token_memory import LONGEST, MemoryConfig, TokenMemory
+from rlm_jax.retrievers.token_memory import TokenMemory
 from rlm_jax.storage import atomic, cache
 from rlm_jax.train import metrics
 
@@ -69,6 +74,8 @@ class Fills(Protocol):
     def fill(self) -> FillConfig: ...
     @property
     def questions(self) -> QuestionsConfig: ...
+    @property
+    def closed_sets(self) -> ClosedSetsConfig: ...
 
 
 class Data(NamedTuple):
@@ -78,6 +85,7 @@ class Data(NamedTuple):
     foreign: list[Passage]  # about as much text, or nothing
     questions: list[Question]
     counts: np.ndarray  # int64 [N], of the commonest answer of each question
+    tasks: list[ClosedSet]
 
     @property
     def fingerprint(self) -> str:
@@ -105,7 +113,7 @@ def load(config: Fills, passages: Passages, tokenizer: ClozeTokenizer) -> Data:
         of memory or fill are out of range.
     """
     phrase_answers.check(config.fill)
-    token_memory.check(config.memory, config.method.encoder)
+    memory_parts.check(config.memory, config.method.encoder)
     memory = passages
     if config.memory_passages:
         memory = passages_lib.load(config.memory_passages)
@@ -139,7 +147,8 @@ def load(config: Fills, passages: Passages, tokenizer: ClozeTokenizer) -> Data:
             "an answer in the encoder's tokens; name others."
         )
     terminal.say(f"{len(kept):,} of {len(every):,} questions with one blank are asked")
-    return Data(memory, foreign, kept, np.array(counts))
+    tasks = classifying.load(config.closed_sets, tokenizer)
+    return Data(memory, foreign, kept, np.array(counts), tasks)
 
 
 def evaluate(
@@ -162,29 +171,45 @@ def evaluate(
         with phases("encode"):
             return token_memory.build(folder, passages, tower, config.memory, encoder)
 
-    def filler(of: TokenMemory) -> PhraseFiller:
-        masks = 2 if config.method.unit == "phrase" else 1
-        return PhraseFiller(of, config.fill, masks=masks, scale=config.method.scale)
+    masks = 2 if config.method.unit == "phrase" else 1
+    asked = [question.text for question in data.questions]
+    texts, found, figures = {}, {}, {}
 
-    def answers(of: PhraseFiller, **options) -> list[Answer]:
+    def fill(name: str, of: TokenMemory, *, restricted: bool = False) -> None:
+        """What a memory answers, and which labels it gives."""
+        options = {"masks": masks, "scale": config.method.scale}
         with phases("answer"):
-            filled = of([question.text for question in data.questions], **options)
-        return [next(iter(blanks[0]), NOTHING) for blanks in filled]
+            filled = PhraseFiller(of, config.fill, **options)(
+                asked, restricted=restricted
+            )
+            found[name] = [next(iter(blanks[0]), NOTHING) for blanks in filled]
+            texts[name] = [answer.text for answer in found[name]]
+            figures[name] = judged(config.questions, data, texts[name])
+        with phases("classify"):
+            config_of = classifying.fill(config.closed_sets, config.fill)
+            score = functools.partial(
+                PhraseFiller(of, config_of, **options).label_scores,
+                restricted=restricted,
+            )
+            figures[name] |= classifying.accuracies(data.tasks, score)
 
     real = memory(REAL, trained.tower, data.passages)
-    said = {REAL: answers(filler(real))}
-    said["restricted"] = answers(filler(real), restricted=True)
-    said[controls.SHUFFLED] = answers(filler(real.shuffled()))
+    fill(REAL, real)
+    fill("restricted", real, restricted=True)
+    fill(controls.SHUFFLED, real.shuffled())
     if data.foreign:
-        foreign = memory(controls.FOREIGN, trained.tower, data.foreign, real.encoder)
-        said[controls.FOREIGN] = answers(filler(foreign))
-    said["init"] = answers(filler(memory("init", trained.initial, data.passages)))
-    texts = {name: [answer.text for answer in x] for name, x in said.items()}
+        name, encoder = controls.FOREIGN, real.encoder
+        fill(name, memory(name, trained.tower, data.foreign, encoder))
+    fill("init", memory("init", trained.initial, data.passages))
     if trained.twin is not None:
         with phases("answer"):
-            texts["masked_lm"] = _twin(config, real, trained.twin, data.questions)
-    figures = {name: judged(config.questions, data, x) for name, x in texts.items()}
-    _write_answers(run, data, texts, said[REAL], real)
+            twin = _twin(config, real, trained.twin)
+            texts["masked_lm"] = twin(asked)
+            figures["masked_lm"] = judged(config.questions, data, texts["masked_lm"])
+        with phases("classify"):
+            scored = classifying.accuracies(data.tasks, twin.label_scores)
+            figures["masked_lm"] |= scored
+    _write_answers(run, data, texts, found[REAL], real)
     return finish(run, config, data, real, figures, phases.seconds, facts=facts)
 
 
@@ -235,6 +260,8 @@ def finish(
             "num_tokens": memory.num_tokens,
             "normalisation": phrases.NORMALISATION,
             "median_count_of_answers": float(np.median(data.counts)),
+            "closed_sets": dataclasses.asdict(config.closed_sets),
+            "majorities": classifying.majorities(data.tasks),
             **dataclasses.asdict(config.fill),
             **dataclasses.asdict(config.memory),
             **facts,
@@ -269,15 +296,12 @@ def finish(
     return result
 
 
-def _twin(
-    config: Fills, memory: TokenMemory, params: Params, questions: list[Question]
-) -> list[str]:
-    twin = MaskedFiller(
+def _twin(config: Fills, memory: TokenMemory, params: Params) -> MaskedFiller:
+    return MaskedFiller(
         memory.tower.config, params, memory.tokenizer,
         length=min(config.fill.length, config.memory.length),
         longest=config.questions.longest,
     )  # fmt: skip
-    return twin([question.text for question in questions])
 
 
 def _write_answers(

@@ -21,12 +21,13 @@ from rlm_jax.methods.masked_lm import MaskedLMConfig
 from rlm_jax.methods.npm import NPMConfig
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.phrases import filling
+from rlm_jax.recipes.phrases.classifying import ClosedSetsConfig
 from rlm_jax.recipes.phrases.filling import QuestionsConfig, Trained
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrievers import encoder_towers
 from rlm_jax.retrievers.encoder_towers import Tower
+from rlm_jax.retrievers.memory_parts import LONGEST, MemoryConfig
 from rlm_jax.retrievers.phrase_answers import FillConfig
-from rlm_jax.retrievers.token_memory import LONGEST, MemoryConfig
 from rlm_jax.train import dry_run, fit
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
@@ -54,6 +55,7 @@ class Config:
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     fill: FillConfig = dataclasses.field(default_factory=FillConfig)
     questions: QuestionsConfig = dataclasses.field(default_factory=QuestionsConfig)
+    closed_sets: ClosedSetsConfig = dataclasses.field(default_factory=ClosedSetsConfig)
 
 
 SAME = (
