@@ -120,10 +120,11 @@ def _cb(folder: Path) -> tuple[_Rows, dict[str, list[str]]]:
 def _inferences(path: Path) -> _Rows:
     for number, record in files.json_records(path):
         parts = [record.get(name) for name in ("premise", "hypothesis", "label")]
-        if not all(isinstance(part, str) for part in parts):
+        told = [part for part in parts if isinstance(part, str)]
+        if len(told) != len(parts):
             wanted = 'strings "premise", "hypothesis" and "label"'
             raise files.bad_record(path, number, wanted)
-        premise, hypothesis, label = parts
+        premise, hypothesis, label = told
         yield f"{premise} {hypothesis.rstrip('.')}? The answer is {BLANK}.", label
 
 

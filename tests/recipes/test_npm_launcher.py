@@ -2,11 +2,12 @@
 
 import json
 import pathlib
+import shutil
 
 import pytest
 
 import rlm_jax
-from experiments import npm
+from experiments import ask, memory, npm
 from rlm_jax.data.phrase_masking import MaskingConfig
 from rlm_jax.data.trex import TEMPLATES
 from rlm_jax.errors import UserError
@@ -109,11 +110,53 @@ def test_its_encoder_opens_its_memory(trained, facts):
     tower = rlm_jax.load(trained)
     assert isinstance(tower, Tower)
     (folder,) = (trained / "memory").glob("real-*")
-    memory = token_memory.open_memory(folder, tower, small(facts).memory)
-    assert "born" in memory.tokenizer.decode(memory.tokens[:20])
+    opened = token_memory.open_memory(folder, tower, small(facts).memory)
+    assert "born" in opened.tokenizer.decode(opened.tokens[:20])
     (other,) = (trained / "memory").glob("init-*")
     with pytest.raises(UserError, match="encoder"):
         token_memory.open_memory(other, tower, small(facts).memory)
+
+
+def test_its_memory_can_be_asked_and_changed(trained, tmp_path, capsys):
+    """In a workdir that was moved; added facts come and go with their documents."""
+    workdir = tmp_path / "moved"
+    shutil.copytree(trained, workdir)
+    added = tmp_path / "new.jsonl"
+    text = "person7 met paul in oslo ."
+    added.write_text(json.dumps({"id": "new", "text": text}))
+
+    def answers(retriever):
+        capsys.readouterr()
+        question = "[MASK] met paul in [MASK] ."
+        options = {"json": True, "num": 1, "retriever": retriever, "words": 50}
+        ask.run(ask.Config(question=question, **options), workdir)
+        told = json.loads(capsys.readouterr().out)
+        assert len(told["blanks"]) == 2
+        return {found["passage"] for blank in told["blanks"] for found in blank}
+
+    assert "new" not in answers("bm25") | answers("")
+    memory.run(memory.Config(add=f"jsonl:{added}"), workdir)
+    assert answers("bm25") == {"new"}
+    memory.run(memory.Config(remove=("new",)), workdir)
+    assert "new" not in answers("bm25") | answers("")
+    ask.run(ask.Config(question="person7 was born in [MASK] ."), workdir)
+    assert "blank 1:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda w: memory.run(memory.Config(), w), "nothing to do"),
+        (lambda w: memory.run(memory.Config(remove=("x",)), w), "no passage 'x'"),
+        (lambda w: memory.run(memory.Config(add="x"), w / "none"), "no memory to ask"),
+        (lambda w: ask.run(ask.Config(question="who?"), w), "no blank"),
+        (lambda w: ask.run(ask.Config(plot="x.png"), w), "no picture"),
+    ],
+    ids=["nothing", "id", "workdir", "blank", "plot"],
+)
+def test_what_cannot_be_asked(trained, call, says):
+    with pytest.raises(UserError, match=says):
+        call(trained)
 
 
 def test_a_longer_run_goes_on(trained, facts):

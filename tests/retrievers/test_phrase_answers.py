@@ -141,7 +141,8 @@ def test_bad_input(memory):
     ):  # fmt: skip
         with pytest.raises(UserError, match=says):
             filler(memory).label_scores(QUESTIONS, labels)
-    for changes in ({"k": 0}, {"temperature": 0.0}, {"longest": 65}):
+    changed: list[dict[str, Any]] = [{"k": 0}, {"temperature": 0.0}, {"longest": 65}]
+    for changes in changed:
         with pytest.raises(UserError, match="choose k"):
             filler(memory, **changes)
     with pytest.raises(UserError, match="no blank"):

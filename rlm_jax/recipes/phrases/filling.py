@@ -26,7 +26,7 @@ from rlm_jax.evaluate import controls, exact_match
 from rlm_jax.method import Params
 from rlm_jax.methods.npm import NPMConfig
 from rlm_jax.recipes import runs
-from rlm_jax.recipes.phrases import classifying
+from rlm_jax.recipes.phrases import asking, classifying
 from rlm_jax.recipes.phrases.classifying import ClosedSetsConfig
 from rlm_jax.recipes.runs import Run
 from rlm_jax.report import plots, report, tables
@@ -173,11 +173,11 @@ def evaluate(
 
     masks = 2 if config.method.unit == "phrase" else 1
     asked = [question.text for question in data.questions]
+    options = {"masks": masks, "scale": config.method.scale}
     texts, found, figures = {}, {}, {}
 
     def fill(name: str, of: TokenMemory, *, restricted: bool = False) -> None:
         """What a memory answers, and which labels it gives."""
-        options = {"masks": masks, "scale": config.method.scale}
         with phases("answer"):
             filled = PhraseFiller(of, config.fill, **options)(
                 asked, restricted=restricted
@@ -194,6 +194,7 @@ def evaluate(
             figures[name] |= classifying.accuracies(data.tasks, score)
 
     real = memory(REAL, trained.tower, data.passages)
+    asking.keep(run.workdir, PhraseFiller(real, config.fill, **options))
     fill(REAL, real)
     fill("restricted", real, restricted=True)
     fill(controls.SHUFFLED, real.shuffled())
@@ -256,7 +257,8 @@ def finish(
             "questions": asked.name or f"blanks in {asked.held_out}",
             "split": asked.split,
             "num_questions": len(data.questions),
-            "num_passages": len(data.passages),
+            "num_passages": int(memory.alive.sum()),
+            "num_removed": int((~memory.alive).sum()),
             "num_tokens": memory.num_tokens,
             "normalisation": phrases.NORMALISATION,
             "median_count_of_answers": float(np.median(data.counts)),
