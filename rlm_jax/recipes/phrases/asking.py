@@ -7,7 +7,8 @@ from typing import Any
 
 from rlm_jax.data.question_files import BLANK
 from rlm_jax.errors import UserError
-from rlm_jax.report import report
+from rlm_jax.report import blanks, report
+from rlm_jax.report.blanks import Candidate
 from rlm_jax.retrievers import encoder_towers, token_memory
 from rlm_jax.retrievers.memory_parts import MemoryConfig
 from rlm_jax.retrievers.phrase_answers import Answer, FillConfig, PhraseFiller
@@ -71,7 +72,7 @@ class Filled:
 
     def record(self) -> dict[str, Any]:
         """Plain JSON."""
-        blanks = [
+        found = [
             [
                 {
                     "phrase": answer.text,
@@ -83,7 +84,7 @@ class Filled:
             ]
             for blank in self.blanks
         ]
-        return {"question": self.question, "answer": self.statement, "blanks": blanks}
+        return {"question": self.question, "answer": self.statement, "blanks": found}
 
     def text(self, lines: int) -> str:
         """For the terminal; ``lines`` phrases of each blank."""
@@ -96,6 +97,17 @@ class Filled:
                     f"{told['context']}"
                 )
         return "\n".join(shown) + "\n"
+
+    def draw(self, path: str) -> None:
+        """A picture of the phrases and their places."""
+        found = [
+            [
+                Candidate(x["phrase"], x["score"], x["context"], x["passage"])
+                for x in blank
+            ]
+            for blank in self.record()["blanks"]
+        ]
+        blanks.draw(path, question=self.question, blanks=found)
 
     def _context(self, answer: Answer, around: int = 12) -> str:
         """The phrase in its passage, a few tokens on each side."""
@@ -141,7 +153,5 @@ class Asking:
 
     def answer(self, question: str) -> Filled:
         """The phrases for the blanks of one question."""
-        (blanks,) = self.filler(
-            [question], restricted=self.restricted, count=self.count
-        )
-        return Filled(question, blanks, self.filler)
+        (found,) = self.filler([question], restricted=self.restricted, count=self.count)
+        return Filled(question, found, self.filler)

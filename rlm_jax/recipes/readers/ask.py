@@ -45,7 +45,7 @@ class Config:
     lines: int = 2  # of a passage that is shown
     words: int = 3  # of each passage at which the reader looked most; of NPM: phrases
     json: bool = False  # a line of JSON for each question
-    plot: str = ""  # file for a picture of where the reader looked; empty: none
+    plot: str = ""  # file for a picture of where it looked, or found; empty: none
 
 
 @recipe("ask")
@@ -68,15 +68,13 @@ def run(config: Config, here: Run) -> None:
         else:
             sys.stdout.write(told.text(config.lines))
         sys.stdout.flush()
-        if isinstance(told, Told) and config.plot:
+        if config.plot:
             told.draw(config.plot)
 
 
 def _asking(config: Config, workdir: pathlib.Path) -> "Asking | phrase_asking.Asking":
     if runs.stored(workdir).get("system") != "npm":
         return Asking(config, workdir)
-    if config.plot:
-        raise UserError("There is no picture of a filled blank; leave plot empty.")
     return phrase_asking.Asking(
         workdir,
         passages=config.num,
