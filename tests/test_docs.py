@@ -123,7 +123,7 @@ def is_config_field(name: str) -> bool:
 
 
 SYSTEMS = (
-    "lm", "knn_lm", "trime", "bm25", "dpr", "contriever", "in_context", "replug",
+    "lm", "knn_lm", "npm", "trime", "bm25", "dpr", "contriever", "in_context", "replug",
     "replug_lsr", "retro", "fid", "atlas", "realm",
 )  # fmt: skip
 
@@ -167,7 +167,7 @@ def test_configuration_tables_name_real_fields(system):
 
 def test_every_method_has_a_page_and_a_row():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    told_elsewhere = {"reranker": "in_context", "fid_kd": "fid"}
+    told_elsewhere = {"reranker": "in_context", "fid_kd": "fid", "masked_lm": "npm"}
     for name in {name.removesuffix("_in_batch") for name in METHODS}:
         name = told_elsewhere.get(name, name)
         assert (ROOT / "docs" / f"{name}.md").exists()

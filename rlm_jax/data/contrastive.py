@@ -66,7 +66,7 @@ def crops(
         )
     length = length or int(window * largest) + 2
     _check_sizes(batch_size, length)
-    starts, stops = _windows(np.asarray(split.document_offsets), window)
+    starts, stops = windows(np.asarray(split.document_offsets), window)
 
     def draw(rng, start, stop):
         size = max(1, int((stop - start) * rng.uniform(smallest, largest)))
@@ -178,8 +178,11 @@ def _known(own, positives, passages, size):
     return known
 
 
-def _windows(offsets: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first position of each window, and the first behind it, int64 [W]."""
+def windows(offsets: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first position of each window, and the first behind it, int64 [W].
+
+    What is left at the end of a document is a window if it has a quarter of the length.
+    """
     sizes = np.diff(offsets)
     counts = sizes // window + (sizes % window >= max(window // 4, 1))
     document = np.repeat(np.arange(len(counts)), counts)

@@ -6,19 +6,32 @@ epoch. Here they are one memory-mapped row of tokens, with int64 offsets.
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from rlm_jax import terminal
-from rlm_jax.data.passages import Passages
-from rlm_jax.data.reader_tokens import ReaderTokenizer
+from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.errors import UserError
 from rlm_jax.storage import cache
 
 _FORMAT = 1
 _BLOCK = 1024  # passages that are tokenized at once
+
+
+class PassageTokenizer(Protocol):
+    """What makes tokens of passages: a reader's tokenizer, or `ClozeTokenizer`."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def passages(
+        self, passages: Sequence[Passage], *, max_length: int
+    ) -> list[np.ndarray]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +51,11 @@ class PassageTokens:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
+    @property
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        """All tokens one after another, and int64 [N + 1], where passages begin."""
+        return self._tokens, self._offsets
+
     def __getitem__(self, row: int) -> np.ndarray:
         if not 0 <= row < len(self):
             raise IndexError(f"there is no passage {row} among {len(self)}")
@@ -47,7 +65,7 @@ class PassageTokens:
 
 def build(
     passages: Passages,
-    tokenizer: ReaderTokenizer,
+    tokenizer: PassageTokenizer,
     *,
     max_length: int,
     cache_dir: str | os.PathLike | None = None,

@@ -12,6 +12,8 @@ from rlm_jax.methods import (
     fid_kd,
     knn_lm,
     lm,
+    masked_lm,
+    npm,
     realm,
     replug,
     replug_lsr,
@@ -37,6 +39,8 @@ METHODS = {
     "realm": (realm.REALMConfig, realm.realm),
     "replug": (replug.REPLUGConfig, replug.replug),
     "replug_lsr": (replug_lsr.REPLUGLSRConfig, replug_lsr.replug_lsr),
+    "npm": (npm.NPMConfig, npm.npm),
+    "masked_lm": (masked_lm.MaskedLMConfig, masked_lm.masked_lm),
     "reranker": (reranker.RerankerConfig, reranker.reranker),
 }
 """Name -> (configuration, builder)."""

@@ -23,7 +23,8 @@ from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Params, Retrieval, Sums
 from rlm_jax.methods.dpr import TOWERS
-from rlm_jax.models.encoder import EncoderConfig, embedder, in_chunks, masked_lm
+from rlm_jax.models.encoder import EncoderConfig, embedder, in_chunks
+from rlm_jax.models.token_encoder import masked_lm_functions
 from rlm_jax.ops import Array, collectives, distillation, losses, mixtures
 
 
@@ -69,7 +70,7 @@ def realm(config: REALMConfig) -> Method:
       UserError: sizes or choices do not fit together.
     """
     check(config)
-    init_reader, logits_of = masked_lm(config.encoder)
+    init_reader, logits_of = masked_lm_functions(config.encoder)
     init_one, embed = embedder(config.retriever)
     if config.chunk:
         embed = in_chunks(embed, config.chunk)

@@ -237,6 +237,10 @@ class MaskedLM(nn.Module):
         x = self.encoder(ids, mask, types, deterministic=deterministic)
         if positions is not None:
             x = jnp.take_along_axis(x, positions[..., None], axis=1)
+        return self.head(x)
+
+    def head(self, x: Float[Array, "N T D"]) -> Float32[jax.Array, "N T V"]:
+        """The logits of some last hidden states."""
         x = self.norm(layers.exact_gelu(self.dense(x)))
         table = self.encoder.tokens.astype(x.dtype)
         logits = jnp.einsum("ntd,vd->ntv", x, table, preferred_element_type=jnp.float32)
@@ -279,43 +283,6 @@ def embedder(config: EncoderConfig) -> Embedder:
         return cast(jax.Array, vectors)
 
     return Embedder(init, embed)
-
-
-class MaskedLMFunctions(NamedTuple):
-    """`MaskedLM` as two pure functions."""
-
-    init: Callable[[jax.Array], Params]
-    logits: Callable[..., jax.Array]
-    """``logits(params, {"ids", "mask", "types", "positions"}, *, key=None)`` -> float32
-    [N, M, V]. With a key there is dropout."""
-
-
-def masked_lm(config: EncoderConfig) -> MaskedLMFunctions:
-    """The pure functions of an encoder that fills in tokens.
-
-    Raises:
-      UserError: sizes or choices do not fit together.
-    """
-    check(config)
-    module = MaskedLM(config)
-
-    def init(key: PRNGKeyArray) -> Params:
-        one = jnp.ones((1, 1), jnp.int32)
-        return module.init(key, one, one)["params"]
-
-    def logits(
-        params: Params, batch: Mapping[str, Any], *, key: PRNGKeyArray | None = None
-    ) -> Float32[jax.Array, "N M V"]:
-        names = ("ids", "mask", "types", "positions")
-        out = module.apply(
-            {"params": params},
-            *(batch[name] for name in names),
-            deterministic=key is None,
-            rngs=None if key is None else {"dropout": key},
-        )
-        return cast(jax.Array, out)
-
-    return MaskedLMFunctions(init, logits)
 
 
 def in_chunks(embed, rows: int):

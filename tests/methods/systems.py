@@ -55,6 +55,8 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "replug_lsr": ("replug_lsr", {"gamma": 0.5, "beta": 0.5, "chunk": 5}),
     "fid_kd": ("fid_kd", {"temperature": 0.5}),
     "reranker": ("reranker", {"chunk": 5}),
+    "npm": ("npm", {}),
+    "masked_lm": ("masked_lm", {}),
     "fid": ("fid", {"k": 3, "chunk": 5}),
     "fid_encoder": ("fid", {"k": 3, "copy": True, "vectors": 4}),
     "atlas": (
@@ -74,6 +76,7 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 JOINT = ("atlas", "realm")  # a reader and its retriever
 TAUGHT = ("replug_lsr", "fid_kd", "reranker")  # by a language model
+MASKED = ("npm", "masked_lm")  # encoders that fill in masks
 RETRIEVERS = ("dpr", "contriever", "contriever_in_batch", *TAUGHT)
 
 
@@ -91,7 +94,7 @@ def config(name: str, **model) -> Any:
         copy = {"copy": True} if name == "atlas_emdr2" else {"chunk": 5}
         reader = METHODS["fid"][0](k=3, **fields, **copy)
         return METHODS[entry][0](reader=reader, encoder=encoder, **changes)
-    if entry in RETRIEVERS:
+    if entry in (*RETRIEVERS, *MASKED):
         if entry == "reranker":
             model = {"pooling": "cls", "projection": 1} | model
         encoder = EncoderConfig(**SIZES, **{"dropout": 0.0, "max_length": 8} | model)
@@ -142,6 +145,8 @@ def batch(name: str = "lm", seed: int = 0, rows: int = ROWS) -> dict[str, np.nda
     if entry in JOINT:
         # REALM's candidates are to help unequally.
         return joint(entry, seed + 7 * (entry == "realm"), rows)
+    if entry in MASKED:
+        return masked(entry, seed, rows)
     return texts(seed, rows) if entry in RETRIEVERS else tokens(seed, rows)
 
 
@@ -157,6 +162,9 @@ def learnable(name: str, seed: int) -> dict[str, np.ndarray]:
         return batch | {"weight": np.ones(8, np.float32)}
     if SYSTEMS[name][0] in JOINT:
         batch = joint(SYSTEMS[name][0], 0, 8)
+        return batch | {"weight": np.ones(8, np.float32)}
+    if SYSTEMS[name][0] in MASKED:
+        batch = masked(SYSTEMS[name][0], seed % 4, 8)
         return batch | {"weight": np.ones(8, np.float32)}
     if SYSTEMS[name][0] in TAUGHT:
         batch = candidates(seed, 8)
@@ -191,6 +199,8 @@ def counted(batch: Batch) -> float:
     """What the loss is a mean over: a reader's are the tokens of its answers."""
     if "target_mask" in batch:
         return (batch["target_mask"] * batch["weight"][:, None]).sum()
+    if "span_mask" in batch:
+        return (batch["span_mask"] * batch["weight"][:, None]).sum()
     return batch[weight_of(batch)].sum()
 
 
@@ -360,6 +370,44 @@ def texts(seed: int, rows: int) -> dict[str, np.ndarray]:
         "passage": number,
         "known": known,
         "weight": weight,
+    }
+
+
+def masked(entry: str, seed: int, rows: int) -> dict[str, np.ndarray]:
+    """Sequences that count, two words of each masked; the last row is padding.
+
+    Every row has the words 5, 6 and 7 one after another somewhere, which are masked in
+    every row: whatever rows are left out, some other row has them.
+    """
+    random = np.random.default_rng(seed)
+    ids = random.integers(8, VOCAB, (rows, LENGTH)).astype(np.int32)
+    at = random.integers(0, LENGTH - 2, rows)
+    ids[np.arange(rows)[:, None], at[:, None] + np.arange(3)] = 5, 6, 7
+    mask = np.ones((rows, LENGTH), np.int32)
+    weight = np.ones(rows, np.float32)
+    weight[-1] = 0
+    masked, mask_id = ids.copy(), 4
+    if entry == "npm":  # 5, 6, 7 gives way to two masks, and the last place is free
+        masked = np.stack([np.r_[r[:a], [mask_id] * 2, r[a + 3 :], 0] for r, a in
+                           zip(ids, at, strict=True)]).astype(np.int32)  # fmt: skip
+        spans = np.tile(np.int32([5, 6, 7, -1]), (rows, 2, 1))
+        places = np.stack([at, np.zeros(rows, np.int64)], 1)
+        span_mask = np.tile(np.float32([1, 0]), (rows, 1))
+    else:
+        places = np.stack([at, at + 2], 1)
+        masked[np.arange(rows)[:, None], places] = mask_id
+        spans = np.tile(np.int32([[5], [7]]), (rows, 1, 1))
+        span_mask = np.ones((rows, 2), np.float32)
+    masked_mask = (masked > 0).astype(np.int32)
+    places = places.astype(np.int32)
+    if entry == "masked_lm":
+        return {
+            **{"ids": masked, "mask": masked_mask, "at": places, "weight": weight},
+            **{"targets": spans[..., 0], "target_mask": span_mask},
+        }
+    return {
+        **{"ids": ids, "mask": mask, "masked_ids": masked, "masked_mask": masked_mask},
+        **{"at": places, "spans": spans, "span_mask": span_mask, "weight": weight},
     }
 
 

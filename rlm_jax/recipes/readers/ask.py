@@ -1,7 +1,7 @@
 """Ask a reader: its answer, the passages that it read, and where in them it looked.
 
-The workdir is that of a run that trained a reader. Questions come from the
-configuration, from a pipe, one a line, or from a prompt.
+The workdir is that of a run that trained a reader, or NPM, which fills blanks.
+Questions come from the configuration, from a pipe, one a line, or from a prompt.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from rlm_jax.method import Batch
 from rlm_jax.methods import fid
 from rlm_jax.models.reader import looked_at
 from rlm_jax.recipes import runs
+from rlm_jax.recipes.phrases import asking as phrase_asking
 from rlm_jax.recipes.readers import reader
 from rlm_jax.recipes.readers.reader import ReaderModel
 from rlm_jax.recipes.runs import Run, recipe
@@ -37,13 +38,14 @@ class Config:
     """What is asked, and how much is shown."""
 
     question: str = ""  # empty: questions are asked for
-    retriever: str = ""  # empty: the run's own; see `reading.ReadingConfig`
+    # empty: the run's own; see `reading.ReadingConfig`; of NPM: bm25, or all passages
+    retriever: str = ""
     num: int = 0  # passages that are read; 0: as many as in training
     num_beams: int = 1  # 1: greedy
     lines: int = 2  # of a passage that is shown
-    words: int = 3  # of each passage at which the reader looked most
+    words: int = 3  # of each passage at which the reader looked most; of NPM: phrases
     json: bool = False  # a line of JSON for each question
-    plot: str = ""  # file for a picture of where the reader looked; empty: none
+    plot: str = ""  # file for a picture of where it looked, or found; empty: none
 
 
 @recipe("ask")
@@ -51,7 +53,7 @@ def run(config: Config, here: Run) -> None:
     """Answer until there are no more questions."""
     if min(config.lines, config.num_beams) < 1 or min(config.num, config.words) < 0:
         raise UserError("lines and num_beams are at least 1, num and words at least 0.")
-    asking = Asking(config, here.workdir)
+    asking = _asking(config, here.workdir)
     if not config.json:
         terminal.say(asking.describe())
     if here.dry_run:
@@ -68,6 +70,17 @@ def run(config: Config, here: Run) -> None:
         sys.stdout.flush()
         if config.plot:
             told.draw(config.plot)
+
+
+def _asking(config: Config, workdir: pathlib.Path) -> "Asking | phrase_asking.Asking":
+    if runs.stored(workdir).get("system") != "npm":
+        return Asking(config, workdir)
+    return phrase_asking.Asking(
+        workdir,
+        passages=config.num,
+        count=config.words,
+        restricted=config.retriever == "bm25",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

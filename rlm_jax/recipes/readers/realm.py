@@ -31,7 +31,7 @@ from rlm_jax.method import Batches, Method, Params, Rows
 from rlm_jax.methods import dpr, realm
 from rlm_jax.methods.dpr import DPRConfig
 from rlm_jax.methods.realm import REALMConfig
-from rlm_jax.models.encoder import masked_lm
+from rlm_jax.models.token_encoder import masked_lm_functions
 from rlm_jax.pretrained import folder as folders
 from rlm_jax.recipes import runs, stale_training
 from rlm_jax.recipes.readers import joint
@@ -217,7 +217,9 @@ def _prepare(config: Config, here: Run) -> Setting:
         wanted = dataclasses.replace(
             wanted, vocab_size=tower.config.vocab_size, pad_id=tower.config.pad_id
         )
-        given = jax.device_get(jax.jit(masked_lm(wanted).init)(jax.random.key(seed)))
+        given = jax.device_get(
+            jax.jit(masked_lm_functions(wanted).init)(jax.random.key(seed))
+        )
     method = dataclasses.replace(config.method, encoder=wanted, retriever=tower.config)
     text = encoder_towers.cut(
         dataclasses.replace(config.text, question_length=config.sentence_length),
