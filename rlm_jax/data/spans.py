@@ -94,9 +94,12 @@ def spans_at_random(
     # How many tokens are read before each span.
     before = np.sort(rng.choice(num_read + 1, num_spans, replace=False))
     between = np.diff([0, *before, num_read])
-    numbers = np.stack([np.full(num_spans, -1), np.arange(num_spans)], axis=1).ravel()
-    counts = np.stack([between[:-1], sizes], axis=1).ravel()
-    return np.repeat([*numbers, -1], [*counts, between[-1]]).astype(np.int32)
+    numbers = np.stack([np.full(num_spans, -1), np.arange(num_spans)], axis=1)
+    counts = np.stack([between[:-1], sizes], axis=1)
+    hidden = np.full(length, -1, np.int32)
+    filled = np.repeat(numbers.ravel(), counts.ravel())
+    hidden[: len(filled)] = filled
+    return hidden
 
 
 def divided(tokens: np.ndarray, share: float = 0.5) -> Hidden:
