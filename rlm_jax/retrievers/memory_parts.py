@@ -117,13 +117,13 @@ def open_part(folder: Path, tower: Tower, config: MemoryConfig) -> Part:
     """A part that was built.
 
     Raises:
-      UserError: its vectors are of another encoder, or a file is damaged.
+      UserError: its vectors are of another encoder, length or dtype, or a file is
+        damaged.
     """
     texts = folder / "texts"
     fingerprint = json.loads((texts / "source.json").read_text())
-    store = datastore.open(
-        folder / "keys", identity=_identity(fingerprint, tower, config)
-    )
+    identity = _identity(fingerprint, tower, config) | {"dtype": config.dtype}
+    store = datastore.open(folder / "keys", identity=identity)
     index = auto_index.choose(
         store, "ip", kind=config.index, target_recall=config.target_recall
     )

@@ -265,6 +265,11 @@ def build(
         fingerprint = cache.fingerprint(list(passages))
     if not memory.parts:
         memory._append(memory._build(passages, fingerprint))
+    elif memory.parts[0].passages.fingerprint != fingerprint:
+        raise UserError(
+            f"The memory {folder} is of other passages; choose another folder, or add "
+            "these to it."
+        )
     return memory
 
 

@@ -1,5 +1,7 @@
 """A memory of tokens: searched, added to, and taken from without a rebuild."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -124,6 +126,11 @@ def test_shuffled_tokens_are_the_same_ones(memory):
 def test_bad_input(memory, tmp_path):
     with pytest.raises(UserError, match="encoder"):
         token_memory.open_memory(memory.folder, tower(1), MEMORY)
+    with pytest.raises(UserError, match="of other passages"):
+        token_memory.build(memory.folder, ADDED, tower(), MEMORY, memory.encoder)
+    half = dataclasses.replace(MEMORY, dtype="float16")
+    with pytest.raises(UserError, match="dtype"):
+        token_memory.open_memory(memory.folder, tower(), half)
     with pytest.raises(UserError, match="build it first"):
         token_memory.open_memory(tmp_path / "none", tower(), MEMORY)
     with pytest.raises(UserError, match="no passages to add"):

@@ -167,6 +167,7 @@ def evaluate(
     ) -> TokenMemory:
         # After more training the vectors are others, beside which the old ones stay.
         made_by = f"{encode_stream.fingerprint(tower.params)}-{data.fingerprint}"
+        made_by = f"{made_by}-{config.memory.dtype}-{config.memory.length}"
         folder = run.workdir / "memory" / f"{name}-{made_by}"
         with phases("encode"):
             return token_memory.build(folder, passages, tower, config.memory, encoder)
