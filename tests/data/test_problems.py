@@ -88,7 +88,7 @@ def test_questions(corpus):
         )  # fmt: skip
 
 
-def texts(corpus, kind, left_out="own", **options):
+def texts(corpus, kind, left_out: problems.LeftOut = "own", **options):
     passages, _, tokenizer = corpus
     options = {"batch_size": 4, "num_judged": 3, "text_length": 24, **options}
     return problems.of_texts(

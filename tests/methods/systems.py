@@ -106,13 +106,13 @@ def config(name: str, **model) -> Any:
 
 def _reader(name: str, changes: dict[str, Any]) -> dict[str, Any]:
     """The fields of T5, or of a small decoder over an encoder."""
-    changes = {"dropout": 0.0} | changes
-    sizes: dict[str, Any] = dict(SIZES)
+    sizes: dict[str, Any] = {**SIZES, "dropout": 0.0}
     if name == "fid":
         sizes |= {"num_decoder_layers": 2, "head_width": 4}
-        t5 = T5Config(**sizes | {"num_buckets": 4, "max_distance": 6} | changes)
-        return {"architecture": "t5", "t5": t5}
-    encoder = EncoderConfig(**sizes | {"max_length": 8} | changes)
+        sizes |= {"num_buckets": 4, "max_distance": 6} | changes
+        return {"architecture": "t5", "t5": T5Config(**sizes)}
+    sizes |= {"max_length": 8} | changes
+    encoder = EncoderConfig(**sizes)
     return {"encoder_decoder": EncoderDecoderConfig(encoder, num_decoder_layers=2)}
 
 
@@ -390,13 +390,13 @@ def masked(entry: str, seed: int, rows: int) -> dict[str, np.ndarray]:
     if entry == "npm":  # 5, 6, 7 gives way to two masks, and the last place is free
         masked = np.stack([np.r_[r[:a], [mask_id] * 2, r[a + 3 :], 0] for r, a in
                            zip(ids, at, strict=True)]).astype(np.int32)  # fmt: skip
-        spans = np.tile(np.int32([5, 6, 7, -1]), (rows, 2, 1))
+        spans = np.tile(np.array([5, 6, 7, -1], np.int32), (rows, 2, 1))
         places = np.stack([at, np.zeros(rows, np.int64)], 1)
-        span_mask = np.tile(np.float32([1, 0]), (rows, 1))
+        span_mask = np.tile(np.array([1, 0], np.float32), (rows, 1))
     else:
         places = np.stack([at, at + 2], 1)
         masked[np.arange(rows)[:, None], places] = mask_id
-        spans = np.tile(np.int32([[5], [7]]), (rows, 1, 1))
+        spans = np.tile(np.array([[5], [7]], np.int32), (rows, 1, 1))
         span_mask = np.ones((rows, 2), np.float32)
     masked_mask = (masked > 0).astype(np.int32)
     places = places.astype(np.int32)

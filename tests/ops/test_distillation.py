@@ -151,9 +151,8 @@ def test_rank_correlation_is_kendalls_over_the_pairs_that_are_there():
     a[0, 1] = a[0, 2]  # a tie counts for neither
     present = random.random((4, 6)) > 0.3
     present[3] = np.arange(6) < 1
-    got = distillation.rank_correlation(
-        *(jnp.asarray(x, jnp.float32) for x in (a, b)), jnp.asarray(present)
-    )
+    first, second = (jnp.asarray(x, jnp.float32) for x in (a, b))
+    got = distillation.rank_correlation(first, second, jnp.asarray(present))
     for row in range(4):
         kept = np.flatnonzero(present[row])
         pairs = list(itertools.combinations(kept, 2))
