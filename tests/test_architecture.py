@@ -30,6 +30,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("data", "retrieval", "pretrained", "models"),
         *("configuration", "method", "processes", "storage", "terminal", "errors"),
     },
+    "readers": {
+        *("data", "methods", "models", "pretrained", "retrieval", "retrievers"),
+        *("method", "processes", "storage", "errors"),
+    },
     "train": {
         *("configuration", "method", "ops.collectives", "processes", "storage"),
         *("terminal", "errors"),
@@ -41,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"storage", "version", "errors"},
     "recipes": {
         *("data", "evaluate", "methods", "models", "ops", "pretrained", "report"),
-        *("retrieval", "retrievers", "storage", "train"),
+        *("readers", "retrieval", "retrievers", "storage", "train"),
         *("configuration", "errors", "method", "processes", "terminal"),
     },
 }

@@ -29,8 +29,10 @@ def alone(
     def each(x):
         return x.reshape(rows * number, -1, *x.shape[2:])
 
+    states, mask, tokens = map(each, (memory.states, memory.mask, memory.tokens))
+    first = memory.first[: tokens.shape[1]]
     targets = jnp.repeat(batch["targets"], number, axis=0)
-    single = Memory(*map(each, memory))
+    single = Memory(states, mask, tokens, first)
     if temperature == 1.0:
         log_p = -functions.nll(params, single, targets)
     else:

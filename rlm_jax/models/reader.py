@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Float32, Int, PRNGKeyArray, Shaped
+from jaxtyping import Bool, Float, Float32, Int, PRNGKeyArray, Shaped
 
 from rlm_jax.models.encoder import in_chunks
 from rlm_jax.models.seq2seq import Predict, Seq2Seq, shift_right
@@ -28,6 +28,7 @@ class Memory(NamedTuple):
     states: Float[Array, "B M D"]
     mask: Int[Array, "B M"]
     tokens: Int[Array, "B M"]
+    first: Bool[Array, " M"]  # where a passage begins
 
 
 class Reader(NamedTuple):
@@ -102,12 +103,14 @@ def reader(model: Seq2Seq, *, vectors: int = 0, chunk: int = 0, copy: bool = Fal
             states.reshape(batch, fused, -1),
             mask[:, :, :kept].reshape(batch, fused).astype(jnp.int32),
             ids[:, :, :kept].reshape(batch, fused),
+            jnp.arange(fused) % kept == 0,
         )
 
     def copy_scores(params, hidden: Float[Array, "B L D"], memory: Memory):
         """c_j = o (W h_j + U h_{j-1}) / sqrt(D): a token is also known by the one
         before it, so that to go on copying asks for no layer of its own."""
         before = jnp.pad(memory.states[:, :-1], ((0, 0), (1, 0), (0, 0)))
+        before = jnp.where(memory.first[None, :, None], 0.0, before)
         asked = jnp.einsum("bld,kde->kble", hidden, params["copy"].astype(hidden.dtype))
         scores = sum(
             jnp.einsum("bld,bmd->blm", a, h, preferred_element_type=jnp.float32)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from rlm_jax.errors import UserError
 from rlm_jax.pretrained import decoders
+from rlm_jax.readers import reader
+from rlm_jax.readers.reader import ReaderModel
 from rlm_jax.recipes import base_lm, runs
 from rlm_jax.recipes.base_lm import BaseLM
 from rlm_jax.recipes.language_model import DataConfig
-from rlm_jax.recipes.readers import reader
-from rlm_jax.recipes.readers.reader import ReaderModel
 from rlm_jax.retrievers import encoder_towers, published_index
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.published_index import Retriever

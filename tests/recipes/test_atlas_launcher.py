@@ -11,7 +11,7 @@ import rlm_jax
 from experiments import ask, atlas
 from rlm_jax.errors import UserError
 from rlm_jax.models.encoder import EncoderConfig
-from rlm_jax.recipes.readers.reader import ReaderModel
+from rlm_jax.readers.reader import ReaderModel
 from rlm_jax.recipes.stale_training import warn_of_collapse
 from rlm_jax.report import report
 from rlm_jax.retrievers import encoder_towers, trained_towers

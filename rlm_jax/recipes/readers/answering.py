@@ -20,7 +20,7 @@ from rlm_jax.evaluate import answers, exact_match
 from rlm_jax.evaluate.judging import texts
 from rlm_jax.method import Params
 from rlm_jax.methods import fid
-from rlm_jax.recipes.readers.reader import ReaderModel
+from rlm_jax.readers.reader import ReaderModel
 from rlm_jax.recipes.runs import Run
 from rlm_jax.report import plots, report, tables
 from rlm_jax.retrieval import refresh

@@ -22,10 +22,10 @@ from rlm_jax.errors import UserError
 from rlm_jax.method import Batch
 from rlm_jax.methods import fid
 from rlm_jax.models.reader import looked_at
+from rlm_jax.readers import reader
+from rlm_jax.readers.reader import ReaderModel
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.phrases import asking as phrase_asking
-from rlm_jax.recipes.readers import reader
-from rlm_jax.recipes.readers.reader import ReaderModel
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.report import fusion
 from rlm_jax.retrievers import passage_list, passage_sources

@@ -18,11 +18,12 @@ from rlm_jax.data.problems import BatchOf, Lengths, Source
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Batches, Method, Params, Rows
 from rlm_jax.methods import atlas, fid
+from rlm_jax.readers import reader
+from rlm_jax.readers.reader import ReaderModel
 from rlm_jax.recipes import runs, stale_training
-from rlm_jax.recipes.readers import answering, atlas_config, joint, reader
+from rlm_jax.recipes.readers import answering, atlas_config, joint
 from rlm_jax.recipes.readers.answering import Asked
 from rlm_jax.recipes.readers.atlas_config import Config
-from rlm_jax.recipes.readers.reader import ReaderModel
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import passage_sources, reading, trained_towers
@@ -160,7 +161,8 @@ def _prepare(config: Config, here: Run) -> Setting:
     runs.claim(
         here, config, splits[TRAIN].fingerprint, same=atlas_config.SAME, identity=prints
     )
-    reader.keep_tokenizer(here, model.tokenizer)
+    if not here.dry_run:
+        reader.keep_tokenizer(here.workdir, model.tokenizer)
     if not here.dry_run:
         trained_towers.keep_tokenizer(here.workdir / "joint", tower.tokenizer)
     return Setting(config, here, splits, model, tower, source)

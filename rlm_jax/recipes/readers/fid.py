@@ -15,11 +15,12 @@ from rlm_jax.data.problems import Lengths
 from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.methods import fid
 from rlm_jax.methods.fid import FiDConfig
+from rlm_jax.readers import reader
+from rlm_jax.readers.reader import ReaderModel
 from rlm_jax.recipes import runs
-from rlm_jax.recipes.readers import answering, distilling, reader
+from rlm_jax.recipes.readers import answering, distilling
 from rlm_jax.recipes.readers.answering import AnswersConfig, Asked
 from rlm_jax.recipes.readers.distilling import DistilConfig
-from rlm_jax.recipes.readers.reader import ReaderModel
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrievers import passage_sources, reading
 from rlm_jax.retrievers.dense import SearchConfig
@@ -128,7 +129,8 @@ def run(config: Config, here: Run):
     runs.claim(
         here, config, splits[TRAIN].fingerprint, same=SAME, identity=initial.identity
     )
-    reader.keep_tokenizer(here, initial.tokenizer)
+    if not here.dry_run:
+        reader.keep_tokenizer(here.workdir, initial.tokenizer)
     setting = Setting(config, here, splits, initial)
     if here.dry_run:
         return _describe(setting)

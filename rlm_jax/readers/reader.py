@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rlm_jax import pretrained
-from rlm_jax.data import reader_tokens
+from rlm_jax import pretrained, processes
+from rlm_jax.data import reader_tokens, text_encoding
 from rlm_jax.data.passages import Passages
 from rlm_jax.data.reader_tokens import ReaderTokenizer
 from rlm_jax.errors import UserError
@@ -19,7 +19,6 @@ from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.models.encoder_decoder import EncoderDecoderConfig
 from rlm_jax.models.t5 import T5Config
 from rlm_jax.pretrained import folder as folders
-from rlm_jax.recipes import runs
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import encoder_towers
 from rlm_jax.storage import atomic
@@ -226,7 +225,7 @@ def _rebuilt(fields: dict[str, Any], wanted: FiDConfig) -> FiDConfig:
     )
 
 
-def keep_tokenizer(run: runs.Run, tokenizer: ReaderTokenizer) -> None:
+def keep_tokenizer(workdir: pathlib.Path, tokenizer: ReaderTokenizer) -> None:
     """Leaves a copy of the tokenizer in the workdir, with which a rerun goes on."""
-    if not run.dry_run and not (run.workdir / runs.TOKENIZER).exists():
-        tokenizer.save(run.workdir)
+    if processes.is_first() and not (workdir / text_encoding.FILE).exists():
+        tokenizer.save(workdir)

@@ -1,0 +1,1 @@
+"""Text in, answers out: readers, as `retrievers` are text in, passages out."""
