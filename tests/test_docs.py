@@ -18,7 +18,7 @@ import pytest
 from rlm_jax.methods import METHODS
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.train import metrics
-from tests.methods import systems, test_common
+from tests.methods import batches, systems, test_common
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -284,7 +284,7 @@ def test_second_example_equals_a_loop(searching):
     """The equation of its docstring in float64, with absent passages and padding."""
     sizes: dict[str, Any] = systems.SIZES | {"max_length": 8, "dropout": 0.0}
     config = searching.MarginalConfig(EncoderConfig(**sizes), temperature=0.5)
-    method, batch = searching.marginal(config), systems.candidates(0, 4)
+    method, batch = searching.marginal(config), batches.candidates(0, 4)
     batch["present"][2] = False
     params = jax.jit(method.init)(jax.random.key(0))
     encode = jax.jit(method.retrieval.encode_queries)

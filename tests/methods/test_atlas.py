@@ -15,7 +15,7 @@ from rlm_jax.methods.atlas import AtlasConfig
 from rlm_jax.methods.fid import FiDConfig
 from rlm_jax.ops import reader_signals
 from rlm_jax.train import optim, step
-from tests.methods import systems
+from tests.methods import batches, systems
 
 # Loss of ours -> what golden arrays call it.
 RELEASED = {"pdist": "ppmean", "loop": "loop", "adist": "evalnormsum"}
@@ -164,7 +164,7 @@ def small(**changes):
     params = jax.tree.map(
         lambda x: (0.4 * random.normal(size=x.shape)).astype(np.float32), shapes
     )
-    return config, functions, method, params, systems.joint("atlas", 0, systems.ROWS)
+    return config, functions, method, params, batches.joint("atlas", 0, systems.ROWS)
 
 
 @pytest.mark.parametrize("loss", ["loop", "adist"])

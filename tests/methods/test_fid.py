@@ -14,7 +14,7 @@ from rlm_jax.methods.fid import FiDConfig
 from rlm_jax.models import beam
 from rlm_jax.models.reader import looked_at
 from rlm_jax.models.seq2seq import generate
-from tests.methods import systems
+from tests.methods import batches, systems
 
 # File -> folder, and the gradients that are held to it, by their paths of ours.
 GOLDEN = {
@@ -105,7 +105,7 @@ def case(name):
     params = jax.tree.map(
         lambda x: (0.4 * random.normal(size=x.shape)).astype(np.float32), shapes
     )
-    return config, functions, params, systems.readings(0, systems.ROWS)
+    return config, functions, params, batches.readings(0, systems.ROWS)
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -8,7 +8,7 @@ import pytest
 from rlm_jax.errors import UserError
 from rlm_jax.methods import lm, replug
 from rlm_jax.models.decoder import modern
-from tests.methods import systems
+from tests.methods import batches, systems
 
 ROWS, DOCUMENTS, LENGTH, NEW = 3, 4, 7, 3
 
@@ -153,7 +153,7 @@ def test_parameters_and_scores_are_the_language_models():
     params, wanted = (jax.jit(m.init)(jax.random.key(3)) for m in (ours, plain))
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
     assert ours.score is not None and plain.score is not None
-    batch = systems.tokens(0, 2)
+    batch = batches.tokens(0, 2)
     jax.tree.map(
         np.testing.assert_array_equal,
         jax.jit(ours.score)(params, batch),

@@ -18,7 +18,7 @@ from rlm_jax.models.neighbours import (
     filled,
 )
 from rlm_jax.train import optim, step
-from tests.methods import systems
+from tests.methods import batches, systems
 
 
 def fitted(**model):
@@ -58,7 +58,7 @@ def test_it_starts_as_the_language_model_of_the_same_key():
 
 
 def test_a_batch_without_neighbours_is_the_language_models():
-    params, batch = randomised(), systems.tokens(0, systems.ROWS)
+    params, batch = randomised(), batches.tokens(0, systems.ROWS)
     config = systems.config("retro")
     plain = jax.jit(lm.lm(lm.LMConfig(config.decoder)).evaluate)
     off = jax.jit(retro.retro(config).evaluate)
