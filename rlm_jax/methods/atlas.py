@@ -85,6 +85,7 @@ def atlas(config: AtlasConfig) -> Method:
     Raises:
       UserError: sizes or choices do not fit together.
     """
+    check_choices(config)  # before the reader is built
     return of_reader(config, fid.reader_of(config.reader))
 
 

@@ -113,7 +113,7 @@ def _reader(name: str, changes: dict[str, Any]) -> dict[str, Any]:
         return {"architecture": "t5", "t5": T5Config(**sizes)}
     sizes |= {"max_length": 8} | changes
     encoder = EncoderConfig(**sizes)
-    return {"encoder_decoder": EncoderDecoderConfig(encoder, num_decoder_layers=2)}
+    return {"encoder_decoder": EncoderDecoderConfig(encoder, num_decoder_layers=1)}
 
 
 def method(name: str, **model) -> Method:

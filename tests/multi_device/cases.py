@@ -78,8 +78,10 @@ def system(name: str) -> tuple[Method, Params, Batch]:
     batch[systems.weight_of(batch)][2:4] = 0  # all of one device's
 
     def larger(path, x):
-        # A gradient below the tolerance would be equal whatever it is.
-        return 1.25 * x + np.float32(path[-1].key == "scale")
+        # A gradient below the tolerance would be equal whatever it is, and where all is
+        # copied nothing else has one.
+        much = 0.1 if path[-1].key == "copy" else 1.25
+        return np.float32(much) * x + np.float32(path[-1].key == "scale")
 
     params = jax.tree_util.tree_map_with_path(larger, systems.parameters(name, seed=0))
     return systems.method(name), params, batch

@@ -129,6 +129,7 @@ def test_texts_alone_are_learnt_from(corpus, tmp_path, task):
     assert np.isfinite(told["loss"]) and "answer_recall" not in told
 
 
+@pytest.mark.slow
 def test_query_side_training_leaves_passages_alone(corpus, tmp_path):
     config = small(corpus, closed_book=False, also_reads=())
     config.method.towers, config.method.trained = "separate", "query"

@@ -160,6 +160,7 @@ def test_what_cannot_be_asked(trained, call, says):
         call(trained)
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on(trained, facts):
     config = small(facts)
     config.train.steps, config.twin = 3, False

@@ -82,6 +82,7 @@ def test_a_finished_run_goes_on(trained):
         realm.run(other, workdir)
 
 
+@pytest.mark.slow
 def test_other_choices(corpus, tmp_path):
     """Without a warm start, own titles left out, two towers, whole sequences."""
     config = small(corpus, left_out="title", cloze=ClozeConfig())
