@@ -10,7 +10,6 @@ values and decodes. PyTorch runs as it comes, eagerly and with its growing cache
 sides must choose the same tokens.
 """
 
-import tempfile
 from typing import Any
 
 import jax
@@ -118,39 +117,11 @@ def theirs(case: dict):
 SIDES = {"transformers": theirs, "rlm_jax": ours}
 
 
-def compare(case: dict, rounds: int) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(case, folder)
-        first, time = workers.compared(
-            "benchmarks.t5_decoding_vs_torch", SIDES, case | {"folder": folder}, rounds
-        )
-    num_tokens = case["batch_size"] * case["new_tokens"]
-    chosen = [np.asarray(turns[0]) for turns in first.values()]
-    return {
-        "case": case,
-        "tokens_per_second": {
-            side: round(num_tokens / seconds)
-            for side, seconds in time["seconds"].items()
-        },
-        "equal_tokens": float((chosen[0] == chosen[1]).mean()),
-        "time": time,
-    }
-
-
 def measure(quick: bool) -> dict:
-    cases = QUICK if quick else CASES
-    compared = {
-        name: compare(case, rounds=3 if quick else 5) for name, case in cases.items()
-    }
-    return {
-        "claims": {
-            f"tokens/s, ours / Transformers: {name}": record.claim(
-                figures["time"]["ratio"]["median"], at_least=1.5
-            )
-            for name, figures in compared.items()
-        },
-        "cases": compared,
-    }
+    cases, rounds = (QUICK, 3) if quick else (CASES, 5)
+    return workers.decoding(
+        "benchmarks.t5_decoding_vs_torch", SIDES, save_model, cases, rounds
+    )
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ that work at once: each sleeps while the other has its turn.
 import contextlib
 import importlib
 import json
+import operator
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from benchmarks import record
@@ -32,6 +34,46 @@ def compared(
         }
         time = record.interleaved({s: turn for s, (_, turn) in told.items()}, rounds)
     return {side: first for side, (first, _) in told.items()}, time
+
+
+def decoding(
+    module: str,
+    sides: Iterable[str],
+    save_model: Callable[[dict, str], None],
+    cases: Mapping[str, dict],
+    rounds: int,
+) -> dict[str, Any]:
+    """Tokens a second of two sides that continue the same rows with one model.
+
+    Args:
+      save_model: (case, folder) -> the model of both sides is in the folder.
+      cases: by name, each with ``batch_size`` and ``new_tokens``.
+    """
+    compared_cases = {}
+    for name, case in cases.items():
+        with tempfile.TemporaryDirectory() as folder:
+            save_model(case, folder)
+            first, time = compared(module, sides, case | {"folder": folder}, rounds)
+        num_tokens = case["batch_size"] * case["new_tokens"]
+        one, other = (turns[0] for turns in first.values())
+        compared_cases[name] = {
+            "case": case,
+            "tokens_per_second": {
+                side: round(num_tokens / seconds)
+                for side, seconds in time["seconds"].items()
+            },
+            "equal_tokens": sum(map(operator.eq, one, other)) / len(one),
+            "time": time,
+        }
+    return {
+        "claims": {
+            f"tokens/s, ours / Transformers: {name}": record.claim(
+                figures["time"]["ratio"]["median"], at_least=1.5
+            )
+            for name, figures in compared_cases.items()
+        },
+        "cases": compared_cases,
+    }
 
 
 def serve(module: str, side: str, argument: Any) -> None:

@@ -12,7 +12,7 @@ from experiments import launch
 from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.methods.atlas import AtlasConfig
 from rlm_jax.methods.fid import FiDConfig
-from rlm_jax.models import encoder, t5
+from rlm_jax.models import encoder, encoder_decoder, t5
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.models.encoder_decoder import EncoderDecoderConfig
 from rlm_jax.recipes.readers.answering import AnswersConfig
@@ -30,18 +30,10 @@ def tiny() -> Config:
     Corpus: stdlib, WordPiece of 8,192; both encoders from scratch. Hardware: 2 CPU
     cores. Figure: not measured yet.
     """
-    sizes = EncoderConfig(
-        num_layers=2,
-        width=128,
-        num_heads=4,
-        feed_forward_width=512,
-        max_length=128,
-        dropout=0.0,
-    )
     return Config(
         method=AtlasConfig(
             reader=FiDConfig(
-                encoder_decoder=EncoderDecoderConfig(sizes, num_decoder_layers=1),
+                encoder_decoder=encoder_decoder.small(),
                 k=4,
                 copy=True,
             ),

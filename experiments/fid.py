@@ -10,7 +10,7 @@ from experiments import launch
 from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.methods.fid import FiDConfig
 from rlm_jax.methods.fid_kd import FiDKDConfig
-from rlm_jax.models.encoder import EncoderConfig
+from rlm_jax.models import encoder_decoder
 from rlm_jax.models.encoder_decoder import EncoderDecoderConfig
 from rlm_jax.models.t5 import T5Config
 from rlm_jax.recipes.readers.answering import AnswersConfig
@@ -29,18 +29,10 @@ def tiny() -> Config:
     Corpus: stdlib, WordPiece of 8,192. Hardware: 2 CPU cores. Time and figure:
     docs/results.md.
     """
-    encoder = EncoderConfig(
-        num_layers=2,
-        width=128,
-        num_heads=4,
-        feed_forward_width=512,
-        max_length=128,
-        dropout=0.0,
-    )
     return Config(
         reading=ReadingConfig(num=3),
         method=FiDConfig(
-            encoder_decoder=EncoderDecoderConfig(encoder, num_decoder_layers=1),
+            encoder_decoder=encoder_decoder.small(),
             k=3,
             copy=True,
         ),

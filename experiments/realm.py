@@ -7,10 +7,12 @@ filled in beside what a stale index finds; `cloze.train.steps` warms the retriev
 the inverse cloze task. It is judged on questions beside how it began and BM25.
 """
 
+import dataclasses
+
 from experiments import launch
 from rlm_jax.data.collections import CollectionConfig
 from rlm_jax.methods.realm import REALMConfig
-from rlm_jax.models import encoder
+from rlm_jax.models import encoder, encoder_decoder
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.recipes.readers.realm import ClozeConfig, Config, run
 from rlm_jax.retrievers.dense import SearchConfig
@@ -29,13 +31,8 @@ def tiny() -> Config:
     """
     return Config(
         method=REALMConfig(
-            encoder=EncoderConfig(
-                num_layers=2,
-                width=128,
-                num_heads=4,
-                feed_forward_width=512,
-                max_length=160,
-                dropout=0.0,
+            encoder=dataclasses.replace(
+                encoder_decoder.small().encoder, max_length=160
             ),
             retriever=encoder.small(),
             temperature=0.05,

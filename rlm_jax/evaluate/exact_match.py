@@ -1,6 +1,7 @@
 """How well a reader answers: exact match and F1, by what it had been given to read."""
 
 import collections
+import functools
 import re
 import string
 import unicodedata
@@ -109,6 +110,7 @@ def judge(
     protocol: Protocol = "squad",
     depths: Sequence[int] = DEPTHS,
     holds: Callable[[str, Iterable[str]], bool] = has_answer,
+    matches: Callable[[str, Iterable[str]], bool] | None = None,
 ) -> Figures:
     """Exact match and F1, and exact match apart where an answer was there to be read.
 
@@ -120,6 +122,8 @@ def judge(
       protocol: of exact match.
       depths: the k of answer recall; those beyond the most passages are left out.
       holds: whether a text holds an answer.
+      matches: whether a prediction is an answer; None: `exact_match`. With another
+        rule, such as `pattern_match`, there is no F1.
 
     Raises:
       UserError: no questions, a question without answers, or other numbers of
@@ -133,8 +137,11 @@ def judge(
             "give as many of each, and answers to every question."
         )
     pairs = list(zip(predictions, answers, strict=True))
-    exact = _float32(exact_match(p, a, protocol=protocol) for p, a in pairs)
-    per_question = {"exact_match": exact, "f1": _float32(f1(p, a) for p, a in pairs)}
+    is_answer = matches or functools.partial(exact_match, protocol=protocol)
+    exact = _float32(is_answer(p, a) for p, a in pairs)
+    per_question = {"exact_match": exact}
+    if matches is None:
+        per_question["f1"] = _float32(f1(p, a) for p, a in pairs)
     means = {name: float(values.mean()) for name, values in per_question.items()}
     counts = {"questions": len(answers)}
     if passages is not None:
@@ -164,6 +171,7 @@ def by_number(
     protocol: Protocol = "squad",
     depths: Sequence[int] = DEPTHS,
     holds: Callable[[str, Iterable[str]], bool] = has_answer,
+    matches: Callable[[str, Iterable[str]], bool] | None = None,
 ) -> dict[int, Figures]:
     """The figures of `judge` for each number of passages that the reader was given.
 
@@ -181,6 +189,7 @@ def by_number(
             protocol=protocol,
             depths=depths,
             holds=holds,
+            matches=matches,
         )
         for number, predicted in sorted(predictions.items())
     }

@@ -31,6 +31,7 @@ from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Params, Retrieval, Sums
 from rlm_jax.methods import fid, reader_scores
+from rlm_jax.methods.distilled import pair_scores
 from rlm_jax.methods.dpr import TOWERS
 from rlm_jax.methods.fid import FiDConfig
 from rlm_jax.models.encoder import EncoderConfig, embedder, in_chunks
@@ -96,6 +97,7 @@ def of_reader(config: AtlasConfig, functions: Reader) -> Method:
     init_one, embed = embedder(config.encoder)
     embed = in_chunks(embed, config.chunk) if config.chunk else embed
     tower = TOWERS[config.towers]
+    width = config.encoder.projection or config.encoder.width
 
     def init(key):
         keys = jax.random.split(key)
@@ -106,20 +108,12 @@ def of_reader(config: AtlasConfig, functions: Reader) -> Method:
 
     def scores(params: Params, batch: Batch, keys) -> Float32[jax.Array, "B K"]:
         """s, by current parameters."""
-
-        def encode(name, side, key):
-            own = tower(params, name)
-            if name == "passage" and config.trained == "query":
-                own = jax.lax.stop_gradient(own)
-            ids, mask = batch[f"{side}_ids"], batch[f"{side}_mask"]
-            flat = {"ids": ids.reshape(-1, ids.shape[-1])}
-            flat["mask"] = mask.reshape(flat["ids"].shape)
-            return embed(own, flat, key=key).reshape(*ids.shape[:-1], -1)
-
-        queries = encode("question", "query", keys[0])
-        passages = encode("passage", "candidate", keys[1])
-        product = mixtures.inner_product(queries, passages)
-        return product * queries.shape[-1] ** -0.5
+        question, passage = (tower(params, name) for name in ("question", "passage"))
+        if config.trained == "query":
+            passage = jax.lax.stop_gradient(passage)
+        both = question, passage
+        product = pair_scores(embed, both, batch, keys, passages="candidate")
+        return product * width**-0.5
 
     def best(params: Params, batch: Batch) -> Batch:
         """The batch with the k candidates of the largest s."""

@@ -7,7 +7,7 @@ What REPLUG-LSR and FiD's distillation share: they differ in teacher, temperatur
 direction of the divergence D.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,34 @@ Divergence = Callable[
 
 RECALL_AT = (1, 5)
 """Depths at which a retriever in training is judged on the passages it re-ranks."""
+
+
+def pair_scores(
+    embed: Callable[..., jax.Array],
+    params: tuple[Params, Params],
+    batch: Batch,
+    keys: Sequence[jax.Array | None],
+    *,
+    passages: str,
+) -> Float32[jax.Array, "B K"]:
+    """q.d_i of each question and its K passages, encoded with these parameters.
+
+    Args:
+      embed: ``embed(params, {"ids", "mask"}, key=None)``.
+      params: of the questions' encoder, and of the passages'.
+      batch: query_ids and query_mask [B, T], and those of the passages [B, K, T'].
+      keys: of dropout in the two; None: there is none.
+      passages: what their arrays are called by, as "passage" in passage_ids.
+    """
+
+    def encode(params, side, key):
+        ids, mask = (batch[f"{side}_{part}"] for part in ("ids", "mask"))
+        length = ids.shape[-1]
+        flat = {"ids": ids.reshape(-1, length), "mask": mask.reshape(-1, length)}
+        return embed(params, flat, key=key).reshape(*ids.shape[:-1], -1)
+
+    queries = encode(params[0], "query", keys[0])
+    return mixtures.inner_product(queries, encode(params[1], passages, keys[1]))
 
 
 def distilled(
@@ -57,24 +85,12 @@ def distilled(
     if chunk:
         embed = in_chunks(embed, chunk)
 
-    def similarities(params, batch, keys):
-        def encode(side, key):
-            ids, mask = (
-                batch[f"{side}_{part}"].reshape(-1, batch[f"{side}_{part}"].shape[-1])
-                for part in ("ids", "mask")
-            )
-            return embed(params, {"ids": ids, "mask": mask}, key=key)
-
-        queries, passages = encode("query", keys[0]), encode("passage", keys[1])
-        rows, number = batch["teacher_scores"].shape
-        return mixtures.inner_product(queries, passages.reshape(rows, number, -1))
-
     def sums(params: Params, batch: Batch, keys) -> Sums:
         present = batch["present"].astype(bool)
         teacher = jax.lax.stop_gradient(
             jnp.where(present, batch["teacher_scores"], 0.0)
         )
-        student = similarities(params, batch, keys)
+        student = pair_scores(embed, (params, params), batch, keys, passages="passage")
         log_p = mixtures.log_weights(student, present, temperature=student_temperature)
         log_q = mixtures.log_weights(teacher, present, temperature=teacher_temperature)
         share = present / jnp.maximum(present.sum(-1, keepdims=True), 1)

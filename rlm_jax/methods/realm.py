@@ -22,6 +22,7 @@ from jaxtyping import Float32, Shaped
 from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Params, Retrieval, Sums
+from rlm_jax.methods.distilled import pair_scores
 from rlm_jax.methods.dpr import TOWERS
 from rlm_jax.models.encoder import EncoderConfig, embedder, in_chunks
 from rlm_jax.models.token_encoder import masked_lm_functions
@@ -85,15 +86,8 @@ def realm(config: REALMConfig) -> Method:
         return {"reader": init_reader(keys[0]), "retriever": retriever}
 
     def scores(params: Params, batch: Batch, keys) -> Float32[jax.Array, "B K"]:
-        def encode(name, side, key):
-            ids, mask = batch[f"{side}_ids"], batch[f"{side}_mask"]
-            flat = {"ids": ids.reshape(-1, ids.shape[-1])}
-            flat["mask"] = mask.reshape(flat["ids"].shape)
-            vectors = embed(tower(params, name), flat, key=key)
-            return vectors.reshape(*ids.shape[:-1], -1)
-
-        queries = encode("question", "query", keys[0])
-        return mixtures.inner_product(queries, encode("passage", "candidate", keys[1]))
+        both = tower(params, "question"), tower(params, "passage")
+        return pair_scores(embed, both, batch, keys, passages="candidate")
 
     def fill_in(params: Params, batch: Batch, key) -> Float32[jax.Array, "B K M V"]:
         """log p(y | x, z) at the masked places."""

@@ -6,7 +6,7 @@ the parameters is ours; `rlm_jax.pretrained` reads and writes published ones.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -264,6 +264,7 @@ def embedder(config: EncoderConfig) -> Embedder:
     """
     check(config)
     module = Encoder(config)
+    run = layers.applied(module, "embed")
 
     def init(key: PRNGKeyArray) -> Params:
         one = jnp.ones((1, 1), jnp.int32)
@@ -272,15 +273,7 @@ def embedder(config: EncoderConfig) -> Embedder:
     def embed(
         params: Params, batch: Mapping[str, Any], *, key: PRNGKeyArray | None = None
     ) -> Float32[jax.Array, "N D"]:
-        vectors = module.apply(
-            {"params": params},
-            batch["ids"],
-            batch["mask"],
-            deterministic=key is None,
-            rngs=None if key is None else {"dropout": key},
-            method="embed",
-        )
-        return cast(jax.Array, vectors)
+        return run(params, batch["ids"], batch["mask"], key=key)
 
     return Embedder(init, embed)
 

@@ -140,6 +140,19 @@ def encoder_decoder(config: EncoderDecoderConfig) -> Seq2Seq:
     )
 
 
+def small() -> EncoderDecoderConfig:
+    """From scratch: two layers of 128 under one of the decoder."""
+    encoder = EncoderConfig(
+        num_layers=2,
+        width=128,
+        num_heads=4,
+        feed_forward_width=512,
+        max_length=128,
+        dropout=0.0,
+    )
+    return EncoderDecoderConfig(encoder, num_decoder_layers=1)
+
+
 def check(config: EncoderDecoderConfig) -> None:
     """Raises UserError where sizes or choices do not fit together."""
     encoder.check(config.encoder)

@@ -1,5 +1,6 @@
 """Attention, feed-forward, norms and positions."""
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -87,6 +88,25 @@ def rotate(
 def exact_gelu(x: Float[jax.Array, " *B"]) -> Float[jax.Array, " *B"]:
     """x times the normal distribution function, by erf (BERT, RoBERTa)."""
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+def applied(module: nn.Module, method: str | None = None) -> Callable[..., Any]:
+    """A module's method as ``call(params, *args, key=None, **options)``.
+
+    With a key there is dropout, and without one none.
+    """
+
+    def call(params, *args, key=None, **options):
+        return module.apply(
+            {"params": params},
+            *args,
+            deterministic=key is None,
+            rngs=None if key is None else {"dropout": key},
+            method=method,
+            **options,
+        )
+
+    return call
 
 
 ACTIVATIONS = {"gelu": nn.gelu, "exact_gelu": exact_gelu, "relu": nn.relu}

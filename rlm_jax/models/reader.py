@@ -109,14 +109,13 @@ def reader(model: Seq2Seq, *, vectors: int = 0, chunk: int = 0, copy: bool = Fal
     def copy_scores(params, hidden: Float[Array, "B L D"], memory: Memory):
         """c_j = o (W h_j + U h_{j-1}) / sqrt(D): a token is also known by the one
         before it, so that to go on copying asks for no layer of its own."""
-        before = jnp.pad(memory.states[:, :-1], ((0, 0), (1, 0), (0, 0)))
-        before = jnp.where(memory.first[None, :, None], 0.0, before)
         asked = jnp.einsum("bld,kde->kble", hidden, params["copy"].astype(hidden.dtype))
-        scores = sum(
-            jnp.einsum("bld,bmd->blm", a, h, preferred_element_type=jnp.float32)
-            for a, h in zip(asked, (memory.states, before), strict=True)
+        own, next_one = jnp.einsum(
+            "kbld,bmd->kblm", asked, memory.states, preferred_element_type=jnp.float32
         )
-        return scores * model.width**-0.5
+        before = jnp.pad(next_one[..., :-1], ((0, 0), (0, 0), (1, 0)))
+        before = jnp.where(memory.first[None, None], 0.0, before)
+        return (own + before) * model.width**-0.5
 
     def decode(params, memory, targets, key, attention=False):
         inputs = shift_right(targets, model.start_id)

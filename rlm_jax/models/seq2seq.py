@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Float32, Int, Int32, PRNGKeyArray, Shaped
 
-from rlm_jax.models import generation
+from rlm_jax.models import generation, layers
 from rlm_jax.models.generation import GREEDY, Generated, Sampling
 from rlm_jax.models.t5 import (
     Decoded,
@@ -165,27 +165,14 @@ def functions(module: nn.Module, **ids_and_width: int) -> Seq2Seq:
 
         return call
 
-    def with_dropout(name):
-        def call(params, *args, key=None, **options):
-            return module.apply(
-                {"params": params},
-                *args,
-                deterministic=key is None,
-                rngs=None if key is None else {"dropout": key},
-                method=name,
-                **options,
-            )
-
-        return call
-
     def init(key: PRNGKeyArray) -> Params:
         one = jnp.ones((1, 1), jnp.int32)
         return module.init(key, one, one, one)["params"]
 
     return Seq2Seq(
         init=init,
-        encode=cast(Any, with_dropout("encode")),
-        decode=cast(Any, with_dropout("decode")),
+        encode=layers.applied(module, "encode"),
+        decode=layers.applied(module, "decode"),
         logits=cast(Any, method("logits")),
         start=cast(Any, method("start")),
         extend=method("extend"),

@@ -5,12 +5,13 @@ masked language model says which token a mask stands for.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float32, PRNGKeyArray
 
+from rlm_jax.models import layers
 from rlm_jax.models.encoder import Embedder, Encoder, EncoderConfig, MaskedLM, check
 
 Params = Any
@@ -27,6 +28,7 @@ def token_embedder(config: EncoderConfig) -> Embedder:
     """
     check(config)
     module = Encoder(config)
+    run = layers.applied(module)
 
     def init(key: PRNGKeyArray) -> Params:
         one = jnp.ones((1, 1), jnp.int32)
@@ -35,14 +37,7 @@ def token_embedder(config: EncoderConfig) -> Embedder:
     def embed(
         params: Params, batch: Mapping[str, Any], *, key: PRNGKeyArray | None = None
     ) -> Float32[jax.Array, "N T D"]:
-        states = module.apply(
-            {"params": params},
-            batch["ids"],
-            batch["mask"],
-            deterministic=key is None,
-            rngs=None if key is None else {"dropout": key},
-        )
-        return cast(jax.Array, states).astype(jnp.float32)
+        return run(params, batch["ids"], batch["mask"], key=key).astype(jnp.float32)
 
     return Embedder(init, embed)
 
@@ -65,6 +60,7 @@ def masked_lm_functions(config: EncoderConfig) -> MaskedLMFunctions:
     """
     check(config)
     module = MaskedLM(config)
+    run = layers.applied(module)
 
     def init(key: PRNGKeyArray) -> Params:
         one = jnp.ones((1, 1), jnp.int32)
@@ -73,15 +69,7 @@ def masked_lm_functions(config: EncoderConfig) -> MaskedLMFunctions:
     def logits(
         params: Params, batch: Mapping[str, Any], *, key: PRNGKeyArray | None = None
     ) -> Float32[jax.Array, "N M V"]:
-        out = module.apply(
-            {"params": params},
-            batch["ids"],
-            batch["mask"],
-            batch.get("types"),
-            batch["positions"],
-            deterministic=key is None,
-            rngs=None if key is None else {"dropout": key},
-        )
-        return cast(jax.Array, out)
+        ids, mask, at = (batch[name] for name in ("ids", "mask", "positions"))
+        return run(params, ids, mask, batch.get("types"), at, key=key)
 
     return MaskedLMFunctions(init, logits)

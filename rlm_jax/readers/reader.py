@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rlm_jax import pretrained, processes
-from rlm_jax.data import reader_tokens, text_encoding
+from rlm_jax import pretrained
+from rlm_jax.data import reader_tokens
 from rlm_jax.data.passages import Passages
 from rlm_jax.data.reader_tokens import ReaderTokenizer
 from rlm_jax.errors import UserError
@@ -91,36 +91,46 @@ def _given(
         folder = folder / FOLDER
     kind = folders.read_config(folder).get("model_type")
     if kind == pretrained.READER:
-        return load(folder, config)
+        theirs = load(folder, config)
+        # What a question reads is the new run's to say.
+        own = {name: getattr(config, name) for name in ("k", "vectors")}
+        return theirs._replace(config=dataclasses.replace(theirs.config, **own))
     if kind in T5_KINDS:
-        legacy = {"legacy_cross_bias": True} if config.t5.legacy_cross_bias else {}
-        t5, given = pretrained.load_t5(folder, **_changes(config.t5), **legacy)
-        config = dataclasses.replace(config, architecture="t5", t5=t5)
-        tokenizer = reader_tokens.load(folder, passage_end=passage_end)
-    else:
-        wanted = config.encoder_decoder
-        tower = encoder_towers.load(folder, wanted.encoder)
-        tokenizer = reader_tokens.of(tower.tokenizer)
-        # What makes one vector of a text has no part in reading.
-        encoder = dataclasses.replace(
-            tower.config, pooling="mean", projection=0, normalise=False
-        )
-        config = _fitted(
-            dataclasses.replace(
-                config,
-                architecture="encoder_decoder",
-                encoder_decoder=dataclasses.replace(wanted, encoder=encoder),
-            ),
-            tokenizer,
-        )
-        given = {k: x for k, x in tower.params.items() if k != "projection"}
+        return _of_t5(config, folder, seed, passage_end)
+    return _of_encoder(config, folder, seed)
+
+
+def _of_t5(
+    config: FiDConfig, folder: pathlib.Path, seed: int, passage_end: bool
+) -> ReaderModel:
+    legacy = {"legacy_cross_bias": True} if config.t5.legacy_cross_bias else {}
+    t5, given = pretrained.load_t5(folder, **_changes(config.t5), **legacy)
+    config = dataclasses.replace(config, architecture="t5", t5=t5)
+    params = {**_drawn(config, seed), "model": given} if config.copy else given
+    tokenizer = reader_tokens.load(folder, passage_end=passage_end)
+    return ReaderModel(config, params, tokenizer, encode_stream.fingerprint(given))
+
+
+def _of_encoder(config: FiDConfig, folder: pathlib.Path, seed: int) -> ReaderModel:
+    """An encoder under a decoder from nothing."""
+    wanted = config.encoder_decoder
+    tower = encoder_towers.load(folder, wanted.encoder)
+    tokenizer = reader_tokens.of(tower.tokenizer)
+    # What makes one vector of a text has no part in reading.
+    encoder = dataclasses.replace(
+        tower.config, pooling="mean", projection=0, normalise=False
+    )
+    small = dataclasses.replace(wanted, encoder=encoder)
+    config = dataclasses.replace(
+        config, architecture="encoder_decoder", encoder_decoder=small
+    )
+    config = _fitted(config, tokenizer)
+    given = {k: x for k, x in tower.params.items() if k != "projection"}
     params = _drawn(config, seed)
-    model = params["model"] if config.copy else params
-    if kind in T5_KINDS:
-        model = given
+    if config.copy:
+        params = {**params, "model": {**params["model"], "encoder": given}}
     else:
-        model = {**model, "encoder": given}
-    params = {**params, "model": model} if config.copy else model
+        params = {**params, "encoder": given}
     return ReaderModel(config, params, tokenizer, encode_stream.fingerprint(given))
 
 
@@ -223,9 +233,3 @@ def _rebuilt(fields: dict[str, Any], wanted: FiDConfig) -> FiDConfig:
             "encoder_decoder": EncoderDecoderConfig(encoder=encoder, **small),
         }
     )
-
-
-def keep_tokenizer(workdir: pathlib.Path, tokenizer: ReaderTokenizer) -> None:
-    """Leaves a copy of the tokenizer in the workdir, with which a rerun goes on."""
-    if processes.is_first() and not (workdir / text_encoding.FILE).exists():
-        tokenizer.save(workdir)

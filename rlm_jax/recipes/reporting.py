@@ -1,4 +1,4 @@
-"""How a language model's recipe ends: report.json, a table, plots, a page."""
+"""How a recipe ends: report.json, a table, plots, a language model's page."""
 
 import dataclasses
 import functools
@@ -80,6 +80,36 @@ def finish(
     terminal.say(tables.terminal([row], title=f"\n{run.system}, {split} split"))
     terminal.say(f"report, plots and checkpoints: {run.workdir}")
     return result
+
+
+def show(
+    run: Run,
+    row: tables.Row,
+    *,
+    metric: str,
+    bars: str,
+    curves: Mapping[str, pathlib.Path],
+    loss: str,
+    title: str,
+    left: str,
+) -> None:
+    """Draw and tell what a run that is no language model's achieves.
+
+    Args:
+      row: of its report.
+      metric: the one that is drawn under each control, below the title ``bars``.
+      curves: name -> workdir of what was trained, if anything; ``loss`` labels them.
+      title: of the table, after the system.
+      left: what is in the workdir beside report and plots.
+    """
+    folder = run.workdir / "plots"
+    folder.mkdir(exist_ok=True)
+    plots.control_bars(folder / "controls.png", [row], metric=metric, title=bars)
+    if curves:
+        records = {name: metrics.read(path) for name, path in curves.items()}
+        plots.training_curves(folder / "training.png", records, label=loss)
+    terminal.say(tables.terminal([row], title=f"\n{run.system}: {title}"))
+    terminal.say(f"report, plots and {left}: {run.workdir}")
 
 
 def _plots(

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -92,9 +92,16 @@ def save(folder: pathlib.Path, tower: Tower) -> None:
     pretrained.save_encoder(folder, tower.config, tower.params, tower.tokenizer)
 
 
-def keep_tokenizer(folder: pathlib.Path, tokenizer: TextTokenizer) -> None:
-    """Leaves a copy of a run's tokenizer in its folder, for `train_tokenizer`."""
+class Saves(Protocol):
+    """A tokenizer that writes its tokenizer.json into a folder."""
+
+    def save(self, folder: pathlib.Path, /) -> None: ...
+
+
+def keep_tokenizer(folder: pathlib.Path, tokenizer: Saves) -> None:
+    """Leaves a copy of a run's tokenizer in its folder, with which a rerun goes on."""
     if processes.is_first() and not (folder / text_encoding.FILE).exists():
+        folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder)
 
 

@@ -1,6 +1,7 @@
 """Who gives a question its passages: BM25, an encoder, a run, or a file."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from rlm_jax.data.collections import Collection
 from rlm_jax.data.question_files import BLANK, Question
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
-from rlm_jax.retrieval import index
+from rlm_jax.retrieval import bm25, datastore, index
 from rlm_jax.retrieval.bm25 import BM25Config
 from rlm_jax.retrievers import dense, encoder_towers, lexical, published_index
 from rlm_jax.retrievers.dense import SearchConfig
@@ -75,8 +76,12 @@ def choose(
         config = BM25Config()
         source = lexical.fingerprint(passages.fingerprint, dataclasses.asdict(config))
 
+        @functools.cache
+        def opened() -> bm25.BM25Index:
+            return lexical.open_index(passages, folder / BM25, config)
+
         def by_words(texts: Sequence[str], k: int) -> Neighbours:
-            return lexical.search(passages, texts, k, folder / BM25, config)
+            return opened().search(texts, k, progress=len(texts) > 1)
 
         return PassageSource(source, _by_text(by_words))
     if not pathlib.Path(name).is_dir():
@@ -98,9 +103,10 @@ def _of_folder(
     if (there / published_index.FILE).is_file():
         prints = published_index.fingerprints(there)
         if prints.passages == passages.fingerprint:
+            opened = functools.cache(lambda: published_index.open_run(there))
 
             def by_run(texts: Sequence[str], k: int) -> Neighbours:
-                return published_index.open_run(there).search(texts, k)
+                return opened().search(texts, k)
 
             return PassageSource(prints.retriever, _by_text(by_run))
         if not (there / "encoder").is_dir():
@@ -111,15 +117,15 @@ def _of_folder(
     tower = encoder_towers.load(there)
     key = encoder_towers.fingerprints(tower)
 
+    @functools.cache
+    def encoded() -> datastore.Datastore:
+        vectors = folder / f"vectors-{key['encoder'][:8]}"
+        return dense.encode_collection(
+            tower, passages, passages.fingerprint, text, search, vectors
+        )[0]
+
     def by_encoder(texts: Sequence[str], k: int) -> Neighbours:
-        store, _ = dense.encode_collection(
-            tower,
-            passages,
-            passages.fingerprint,
-            text,
-            search,
-            folder / f"vectors-{key['encoder'][:8]}",
-        )
+        store = encoded()
         deep = dataclasses.replace(search, k=k)
         return dense.search(tower, store, texts, text, deep)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from rlm_jax import processes
 from rlm_jax.data import contrastive
 from rlm_jax.data.batching import Batch
 from rlm_jax.data.passages import Passages
@@ -79,13 +78,6 @@ def publish(
     )
     published_index.keep_trained(folder, passages, text, search, towers, vectors)
     return folder
-
-
-def keep_tokenizer(folder: pathlib.Path, tokenizer: TextTokenizer) -> None:
-    """As `encoder_towers.keep_tokenizer`, in a folder that may not be there yet."""
-    if processes.is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-    encoder_towers.keep_tokenizer(folder, tokenizer)
 
 
 def depth(k: int, most_own: int, passages: Passages) -> int:

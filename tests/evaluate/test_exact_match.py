@@ -79,6 +79,18 @@ def test_figures_of_a_reader():
     assert closed.counts == {"questions": 4}
 
 
+def test_answers_that_are_patterns():
+    """A pattern is matched, not spelt; F1 of words says nothing about it."""
+    said, wanted = ["1969", "19xx"], [[r"19\d\d"], [r"19\d\d"]]
+    assert exact_match.judge(said, wanted).means["exact_match"] == 0
+    told = exact_match.judge(said, wanted, matches=exact_match.pattern_match)
+    assert told.means == {"exact_match": 0.5}
+    by_number = exact_match.by_number(
+        {1: said}, wanted, [["a"], ["b"]], matches=exact_match.pattern_match
+    )
+    assert by_number[1].means["exact_match"] == 0.5
+
+
 def test_the_mean_over_no_question_is_left_out():
     found = exact_match.judge(["a"], [["b"]], [["b"]]).means
     assert "exact_match_where_found" in found and "exact_match_where_not" not in found

@@ -13,8 +13,10 @@ from experiments import ask, fid
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.errors import UserError
+from rlm_jax.evaluate import answers, exact_match
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.readers import reader
+from rlm_jax.recipes.readers import answering
 from rlm_jax.report import report
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import encoder_towers
@@ -118,6 +120,30 @@ def test_a_finished_run_goes_on_and_a_folder_is_a_reader(trained, corpus):
     assert isinstance(opened, reader.ReaderModel)
     jax.tree.map(np.testing.assert_array_equal, opened.params, kept.params)
     assert kept.config.copy and kept.config.encoder_decoder.num_decoder_layers == 1
+
+
+def test_a_reader_goes_on_from_another_runs(trained, corpus):
+    """With its parameters, and as many passages and vectors as this run says."""
+    workdir, _ = trained
+    config = small(corpus)
+    config.method.k, config.method.vectors = 1, 3
+    pool = passages_lib.load(corpus.passages)
+    given = reader.start(
+        config.method, str(workdir), pool, vocab_size=0, seed=0, workdir=workdir
+    )
+    assert (given.config.k, given.config.vectors) == (1, 3) and given.config.copy
+    kept = reader.load(workdir)
+    jax.tree.map(np.testing.assert_array_equal, given.params, kept.params)
+
+
+def test_patterns_are_matched(corpus):
+    """The rules of a run whose answers are regular expressions."""
+    config = small(corpus).answers
+    assert answering.rules(config)["matches"] is None
+    config.patterns = True
+    rules = answering.rules(config)
+    assert rules["matches"] is exact_match.pattern_match
+    assert rules["holds"] is answers.matches_pattern
 
 
 @pytest.mark.parametrize("folder", ["t5_v1_0", "bert"])

@@ -119,7 +119,7 @@ def test_a_rerun_does_not_search_again(collection, tmp_path, monkeypatch):
     first = read(collection, tmp_path, "bm25")
     deeper = read(collection, tmp_path, "bm25", num=3)
     assert deeper.source == first.source and deeper.ids.shape == (3, 3)
-    monkeypatch.setattr(lexical, "search", None)
+    monkeypatch.setattr(lexical, "open_index", None)
     again = read(collection, tmp_path, "bm25")
     assert again.ids.tolist() == first.ids.tolist() and again.facts == first.facts
     with pytest.raises(TypeError):

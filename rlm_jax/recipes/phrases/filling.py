@@ -25,11 +25,11 @@ from rlm_jax.errors import UserError
 from rlm_jax.evaluate import controls, exact_match
 from rlm_jax.method import Params
 from rlm_jax.methods.npm import NPMConfig
-from rlm_jax.recipes import runs
+from rlm_jax.recipes import reporting, runs
 from rlm_jax.recipes.phrases import asking, classifying
 from rlm_jax.recipes.phrases.classifying import ClosedSetsConfig
 from rlm_jax.recipes.runs import Run
-from rlm_jax.report import plots, report, tables
+from rlm_jax.report import report, tables
 from rlm_jax.retrieval import encode_stream, phrases
 from rlm_jax.retrievers import memory_parts, phrase_answers, token_memory
 from rlm_jax.retrievers.encoder_towers import Tower
@@ -38,7 +38,6 @@ from rlm_jax.retrievers.memory_parts import LONGEST, MemoryConfig
 from rlm_jax.retrievers.phrase_answers import NOTHING, Answer, FillConfig, PhraseFiller
 from rlm_jax.retrievers.token_memory import TokenMemory
 from rlm_jax.storage import atomic, cache
-from rlm_jax.train import metrics
 
 REAL = controls.REAL
 
@@ -271,31 +270,18 @@ def finish(
         },
     )
     report.write(run.workdir / "report.json", result)
-    row = tables.row_of_ranking(result)
-    folder = run.workdir / "plots"
-    folder.mkdir(exist_ok=True)
-    plots.control_bars(
-        folder / "controls.png",
-        [row],
+    trained = (run.workdir / name for name in ("npm", "masked_lm"))
+    reporting.show(
+        run,
+        tables.row_of_ranking(result),
         metric="exact_match",
-        title="Blanks filled, and under each control",
+        bars="Blanks filled, and under each control",
+        curves={x.name: x for x in trained if (x / "metrics.jsonl").exists()},
+        loss="loss (nats per masked phrase or token)",
+        title=f"{len(data.questions):,} blanks, a memory of {memory.num_tokens:,} "
+        "tokens",
+        left="answers",
     )
-    curves = {
-        name: metrics.read(run.workdir / name)
-        for name in ("npm", "masked_lm")
-        if (run.workdir / name / "metrics.jsonl").exists()
-    }
-    plots.training_curves(
-        folder / "training.png", curves, label="loss (nats per masked phrase or token)"
-    )
-    terminal.say(
-        tables.terminal(
-            [row],
-            title=f"\n{run.system}: {len(data.questions):,} blanks, a memory of "
-            f"{memory.num_tokens:,} tokens",
-        )
-    )
-    terminal.say(f"report, plots and answers: {run.workdir}")
     return result
 
 

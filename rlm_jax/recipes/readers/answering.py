@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -18,16 +18,16 @@ from rlm_jax.data.question_files import Question
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import answers, exact_match
 from rlm_jax.evaluate.judging import texts
-from rlm_jax.method import Params
+from rlm_jax.method import Batch, Params
 from rlm_jax.methods import fid
 from rlm_jax.readers.reader import ReaderModel
+from rlm_jax.recipes import reporting
 from rlm_jax.recipes.runs import Run
-from rlm_jax.report import plots, report, tables
+from rlm_jax.report import report, tables
 from rlm_jax.retrieval import refresh
 from rlm_jax.retrievers import reading, reading_controls
 from rlm_jax.retrievers.reading import Reading
 from rlm_jax.storage import atomic
-from rlm_jax.train import metrics
 
 REAL = "real"
 
@@ -40,7 +40,7 @@ class AnswersConfig:
     patterns: bool = False  # answers are regular expressions (CuratedTREC)
     num_beams: int = 1  # 1: greedy
     batch_size: int = 16  # questions at a time
-    max_questions: int = 0  # of the test split, drawn by the seed; 0: all
+    max_questions: int = 0  # of the test split, always the same ones; 0: all
     numbers: tuple[int, ...] = ()  # of passages, with which it answers again
     # k of answer recall, beside the number of passages that are read
     depths: tuple[int, ...] = (1, 5, 20, 100)
@@ -129,23 +129,49 @@ class Answerer:
 
     def __call__(self, given: Asked, progress: str = "answering") -> list[str]:
         """The answer to each question, as text."""
-        size = processes.whole_rows(self.batch_size)
-        batches = reader_batches.in_order(given.rows, batch_size=size)
-        said: list[str] = []
-        with terminal.counter(progress, len(given.rows)) as advance:
-            for step in range(batches.num_batches):
-                batch = batches.batch_at(0, step)
-                tokens = self._answer(self._params, processes.spread(dict(batch)))
-                places = batch["question"][batch["question"] >= 0]
-                for place, row in zip(places, np.asarray(tokens), strict=False):
-                    said.append(self.model.tokenizer.as_written(row, given.read(place)))
-                advance(len(places))
-        return said
+        rows = of_questions(
+            self._answer, self._params, given, self.batch_size, progress
+        )
+        written = self.model.tokenizer.as_written
+        return [written(row, given.read(place)) for place, row in enumerate(rows)]
 
 
-def holds(config: AnswersConfig) -> Callable[[str, Iterable[str]], bool]:
-    """Whether a passage holds an answer."""
-    return answers.matches_pattern if config.patterns else answers.has_answer
+def of_questions(
+    run: Callable[[Params, Batch], Any],
+    params: Params,
+    given: Asked,
+    batch_size: int,
+    progress: str,
+) -> np.ndarray:
+    """What ``run(params, batch)`` gives of each question, [N, ...]."""
+    size = processes.whole_rows(batch_size)
+    batches = reader_batches.in_order(given.rows, batch_size=size)
+    found = []
+    with terminal.counter(progress, len(given.rows)) as advance:
+        for step in range(batches.num_batches):
+            batch = batches.batch_at(0, step)
+            kept = batch["question"] >= 0
+            made = run(params, processes.spread(dict(batch)))
+            found.append(np.asarray(made)[kept])
+            advance(int(kept.sum()))
+    return np.concatenate(found)
+
+
+class Rules(TypedDict):
+    """By what answers are judged, as `exact_match.judge` takes it."""
+
+    protocol: exact_match.Protocol
+    holds: Callable[[str, Iterable[str]], bool]
+    matches: Callable[[str, Iterable[str]], bool] | None
+
+
+def rules(config: AnswersConfig) -> Rules:
+    """What the configuration says of them."""
+    return {
+        "protocol": config.protocol,
+        "holds": answers.matches_pattern if config.patterns else answers.has_answer,
+        "matches": exact_match.pattern_match if config.patterns else None,
+    }
 
 
 def judged(
@@ -154,13 +180,9 @@ def judged(
     """The figures of some answers, by what had been read."""
     reads = given.reading.ids.shape[1]
     depths = sorted({k for k in config.depths if k < reads} | {reads})
+    passages = texts(given.reading.ids, given.collection.passages) if reads else None
     return exact_match.judge(
-        said,
-        given.answers,
-        texts(given.reading.ids, given.collection.passages) if reads else None,
-        protocol=config.protocol,
-        depths=depths,
-        holds=holds(config),
+        said, given.answers, passages, depths=depths, **rules(config)
     )
 
 
@@ -172,7 +194,7 @@ def controls_of(config: AnswersConfig, given: Asked) -> dict[str, Asked]:
     if not given.reading.ids.shape[1]:
         return {}
     passages, found = given.collection.passages, given.reading
-    test = holds(config)
+    test = rules(config)["holds"]
 
     def has(place: int, row: int) -> bool:
         return test(passages[row].joined, given.questions[place].answers)
@@ -189,8 +211,7 @@ def by_number(
     config: AnswersConfig, given: Asked, answer: Answerer
 ) -> dict[str, dict[str, float]]:
     """The figures with fewer passages, by their number."""
-    most = given.reading.ids.shape[1]
-    figures = {}
+    most, said = given.reading.ids.shape[1], {}
     for number in config.numbers:
         if not 0 < number <= most:
             raise UserError(
@@ -199,9 +220,15 @@ def by_number(
             )
         ids, scores = (x[:, :number] for x in (given.reading.ids, given.reading.scores))
         fewer = reading_again(given, given.reading._replace(ids=ids, scores=scores))
-        said = answer(fewer, f"answering from {number}")
-        figures[str(number)] = judged(config, fewer, said).means
-    return figures
+        said[number] = answer(fewer, f"answering from {number}")
+    figures = exact_match.by_number(
+        said,
+        given.answers,
+        texts(given.reading.ids, given.collection.passages),
+        depths=sorted({*config.depths, *config.numbers}),
+        **rules(config),
+    )
+    return {str(number): of_number.means for number, of_number in figures.items()}
 
 
 def finish(
@@ -255,27 +282,16 @@ def finish(
         for place, question in enumerate(given.questions)
     ]
     atomic.write_json_lines(run.workdir / "answers.jsonl", lines)
-    row = tables.row_of_ranking(result)
-    folder = run.workdir / "plots"
-    folder.mkdir(exist_ok=True)
-    plots.control_bars(
-        folder / "controls.png",
-        [row],
+    reporting.show(
+        run,
+        tables.row_of_ranking(result),
         metric="exact_match",
-        title="The reader, and under each control",
+        bars="The reader, and under each control",
+        curves=curves,
+        loss="loss (nats per token of an answer)",
+        title=f"{len(given.questions):,} questions of "
+        f"{data.questions or data.passages}, {given.reading.ids.shape[1]} passages "
+        "each",
+        left="answers",
     )
-    plots.training_curves(
-        folder / "training.png",
-        {name: metrics.read(path) for name, path in curves.items()},
-        label="loss (nats per token of an answer)",
-    )
-    terminal.say(
-        tables.terminal(
-            [row],
-            title=f"\n{run.system}: {len(given.questions):,} questions of "
-            f"{data.questions or data.passages}, {given.reading.ids.shape[1]} passages "
-            "each",
-        )
-    )
-    terminal.say(f"report, plots and answers: {run.workdir}")
     return result

@@ -28,6 +28,7 @@ from rlm_jax.recipes import runs
 from rlm_jax.recipes.phrases import asking as phrase_asking
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.report import fusion
+from rlm_jax.retrieval import index
 from rlm_jax.retrievers import passage_list, passage_sources
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig
@@ -200,8 +201,7 @@ class Asking:
         """The answer to one question."""
         asked = Question("asked", question)
         found, _ = self._source.find([asked], self._num)
-        ids = np.full((1, self._num), -1, np.int32)
-        ids[:, : found.ids.shape[1]] = found.ids[:, : self._num]
+        scores, ids = index.first_kept(found, lambda ids: ids >= 0, self._num)
         rows = reader_batches.rows(
             self.model.tokenizer,
             [asked],
@@ -217,15 +217,10 @@ class Asking:
         batch["targets"] = np.where(np.arange(len(said)) < length, said, 0)[None]
         batch["target_mask"] = (np.arange(len(said)) < length)[None].astype(np.int32)
         share = np.asarray(self._look(self._params, batch))[0]
+        lengths = batch["passage_mask"][0].sum(-1)
         tokens = [
-            [
-                self.model.tokenizer.token(int(i))
-                for i, kept in zip(*row, strict=True)
-                if kept
-            ]
-            for row in zip(
-                batch["passage_ids"][0], batch["passage_mask"][0], strict=True
-            )
+            [self.model.tokenizer.token(int(i)) for i in row[:length]]
+            for row, length in zip(batch["passage_ids"][0], lengths, strict=True)
         ]
         return Told(
             question,
@@ -234,7 +229,7 @@ class Asking:
             ),
             self.collection,
             ids[0],
-            np.resize(found.scores[0], self._num),
+            scores[0],
             share,
             [self._most(*row) for row in zip(tokens, share, strict=True)],
             tokens,

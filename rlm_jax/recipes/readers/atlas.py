@@ -26,7 +26,12 @@ from rlm_jax.recipes.readers.answering import Asked
 from rlm_jax.recipes.readers.atlas_config import Config
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrieval import encode_stream
-from rlm_jax.retrievers import passage_sources, reading, trained_towers
+from rlm_jax.retrievers import (
+    encoder_towers,
+    passage_sources,
+    reading,
+    trained_towers,
+)
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.reading import ReadingConfig
 from rlm_jax.train import dry_run, fit
@@ -162,9 +167,8 @@ def _prepare(config: Config, here: Run) -> Setting:
         here, config, splits[TRAIN].fingerprint, same=atlas_config.SAME, identity=prints
     )
     if not here.dry_run:
-        reader.keep_tokenizer(here.workdir, model.tokenizer)
-    if not here.dry_run:
-        trained_towers.keep_tokenizer(here.workdir / "joint", tower.tokenizer)
+        encoder_towers.keep_tokenizer(here.workdir, model.tokenizer)
+        encoder_towers.keep_tokenizer(here.workdir / "joint", tower.tokenizer)
     return Setting(config, here, splits, model, tower, source)
 
 

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from rlm_jax import pretrained, processes, terminal
-from rlm_jax.data import reader_batches
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate.answers import has_answer
 from rlm_jax.method import Batch, Batches, Rows
@@ -22,7 +21,7 @@ from rlm_jax.methods import fid, fid_kd
 from rlm_jax.methods.fid_kd import FiDKDConfig
 from rlm_jax.readers.reader import ReaderModel
 from rlm_jax.recipes import runs
-from rlm_jax.recipes.readers.answering import Asked
+from rlm_jax.recipes.readers.answering import Asked, of_questions
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import encoder_towers, trained_towers
 from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
@@ -146,18 +145,9 @@ def _scored(
         functions = fid.reader_of(model.config)
         run = jax.jit(functools.partial(fid.relevance, functions))
         params = processes.replicated(model.params)
-        size = processes.whole_rows(batch_size)
-        batches = reader_batches.in_order(asked.rows, batch_size=size)
-        rows = []
-        with terminal.counter("the reader scores", len(asked.rows)) as advance:
-            for step in range(batches.num_batches):
-                batch = batches.batch_at(0, step)
-                kept = np.flatnonzero(batch["question"] >= 0)
-                scores = run(params, processes.spread(dict(batch)))
-                rows.append(np.asarray(scores)[kept])
-                advance(len(kept))
+        scores = of_questions(run, params, asked, batch_size, "the reader scores")
         with atomic.replacing(path) as partial, partial.open("wb") as file:
-            np.save(file, np.concatenate(rows).astype(np.float32), allow_pickle=False)
+            np.save(file, scores.astype(np.float32), allow_pickle=False)
 
     processes.by_first(
         lambda: None if path.exists() else score(), "score what the questions read"

@@ -22,7 +22,7 @@ from rlm_jax.recipes.readers import answering, distilling
 from rlm_jax.recipes.readers.answering import AnswersConfig, Asked
 from rlm_jax.recipes.readers.distilling import DistilConfig
 from rlm_jax.recipes.runs import Run, recipe
-from rlm_jax.retrievers import passage_sources, reading
+from rlm_jax.retrievers import encoder_towers, passage_sources, reading
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig
 from rlm_jax.retrievers.reading import Reading, ReadingConfig
@@ -59,14 +59,7 @@ class Config:
 
 SAME = (
     *("data", "reading", "init_from", "vocab_size", "method", "passage_length"),
-    *(
-        "target_length",
-        "passage_end",
-        "batch_size",
-        "optim",
-        "text",
-        *runs.DRAWS,
-    ),
+    *("target_length", "passage_end", "batch_size", "optim", "text", *runs.DRAWS),
 )
 
 TRAIN, VALIDATION = "train", "validation"
@@ -130,7 +123,7 @@ def run(config: Config, here: Run):
         here, config, splits[TRAIN].fingerprint, same=SAME, identity=initial.identity
     )
     if not here.dry_run:
-        reader.keep_tokenizer(here.workdir, initial.tokenizer)
+        encoder_towers.keep_tokenizer(here.workdir, initial.tokenizer)
     setting = Setting(config, here, splits, initial)
     if here.dry_run:
         return _describe(setting)

@@ -231,7 +231,7 @@ def _prepare(config: Config, here: Run) -> Setting:
     )
     runs.claim(here, config, passages.fingerprint, same=SAME, identity=prints)
     if not here.dry_run:
-        trained_towers.keep_tokenizer(here.workdir / JOINT, tower.tokenizer)
+        encoder_towers.keep_tokenizer(here.workdir / JOINT, tower.tokenizer)
     rules = salient_spans.rules_of_passages(passages)
     return Setting(config, here, collection, tower, given, rules)
 

@@ -5,19 +5,17 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from rlm_jax import terminal
 from rlm_jax.data.collections import Collection, CollectionConfig
 from rlm_jax.evaluate import controls, judging
 from rlm_jax.method import Neighbours
-from rlm_jax.recipes import runs
+from rlm_jax.recipes import reporting, runs
 from rlm_jax.recipes.runs import Run
-from rlm_jax.report import plots, report, tables
+from rlm_jax.report import report, tables
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import dense, lexical, published_index
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig, Towers
 from rlm_jax.storage import run_files
-from rlm_jax.train import metrics
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
@@ -223,26 +221,15 @@ def finish(
             {name: judgement.per_question for name, judgement in judgements.items()},
         )
     row = tables.row_of_ranking(result)
-    folder = run.workdir / "plots"
-    folder.mkdir(exist_ok=True)
-    metric = next(iter(row.metrics))
-    plots.control_bars(
-        folder / "controls.png",
-        [row],
-        metric=metric,
-        title="The retriever, and under each control",
+    reporting.show(
+        run,
+        row,
+        metric=next(iter(row.metrics)),
+        bars="The retriever, and under each control",
+        curves=curves or {},
+        loss="loss (nats per question)",
+        title=f"{len(questions):,} questions to {len(passages):,} passages of "
+        f"{named.passages}",
+        left="runs",
     )
-    if curves:
-        records = {name: metrics.read(path) for name, path in curves.items()}
-        plots.training_curves(
-            folder / "training.png", records, label="loss (nats per question)"
-        )
-    terminal.say(
-        tables.terminal(
-            [row],
-            title=f"\n{run.system}: {len(questions):,} questions to "
-            f"{len(passages):,} passages of {named.passages}",
-        )
-    )
-    terminal.say(f"report, plots and runs: {run.workdir}")
     return result
