@@ -105,6 +105,13 @@ def _of_t5(
 ) -> ReaderModel:
     legacy = {"legacy_cross_bias": True} if config.t5.legacy_cross_bias else {}
     t5, given = pretrained.load_t5(folder, **_changes(config.t5), **legacy)
+    for name in ("cross_attention_every", "decoder_kv_heads"):
+        wanted, theirs = getattr(config.t5, name), getattr(t5, name)
+        if wanted not in (getattr(T5Config, name), theirs):
+            raise UserError(
+                f"The T5 in {folder} has {name}={theirs}, not {wanted}; leave "
+                "method.t5 as it is, or train a reader from scratch."
+            )
     config = dataclasses.replace(config, architecture="t5", t5=t5)
     params = {**_drawn(config, seed), "model": given} if config.copy else given
     tokenizer = reader_tokens.load(folder, passage_end=passage_end)

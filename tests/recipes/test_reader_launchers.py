@@ -136,6 +136,17 @@ def test_a_reader_goes_on_from_another_runs(trained, corpus):
     jax.tree.map(np.testing.assert_array_equal, given.params, kept.params)
 
 
+@pytest.mark.parametrize("name", ["cross_attention_every", "decoder_kv_heads"])
+def test_a_given_t5_keeps_its_attention(corpus, golden_folder, tmp_path, name):
+    config = small(corpus)
+    setattr(config.method.t5, name, 2)
+    with pytest.raises(UserError, match=f"{name}=., not 2"):
+        reader.start(
+            config.method, str(golden_folder / "hf" / "t5_v1_0"),
+            passages_lib.load(corpus.passages), vocab_size=0, seed=0, workdir=tmp_path,
+        )  # fmt: skip
+
+
 def test_patterns_are_matched(corpus):
     """The rules of a run whose answers are regular expressions."""
     config = small(corpus).answers
