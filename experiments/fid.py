@@ -91,6 +91,7 @@ def trex_distilled() -> Config:
     config.distil = DistilConfig(
         rounds=1,
         init_from="data/all-MiniLM-L6-v2",
+        max_questions=3200,  # as many as its steps read
         method=FiDKDConfig(temperature=0.05, k=5),
         optim=OptimConfig(learning_rate=3e-5, warmup_steps=20, b2=0.999),
         train=TrainConfig(steps=200, log_every=10, eval_every=50, checkpoint_every=50),

@@ -192,13 +192,15 @@ class DecoderBlock(nn.Module):
         h = self.attention(self.attention_norm(x), bias, visible[0], deterministic)
         x = x + self.drop(h, deterministic=deterministic)
         if self.reads:
-            memory = self.cross.read(states)
-            h, scores = self.cross(
-                self.cross_norm(x), memory, cross_bias, visible[1], deterministic
-            )
-            x = x + self.drop(h, deterministic=deterministic)
+            asked = self.cross_norm(x)
+            how = cross_bias, visible[1], deterministic
             if attention:
+                memory = self.cross.read(states)
+                h, scores = self.cross.over(asked, memory, *how)
                 told = scores, t5_layers.value_norms(memory, self.config.num_heads)
+            else:
+                h = self.cross(asked, states, *how)
+            x = x + self.drop(h, deterministic=deterministic)
         h = self.feed_forward(self.feed_forward_norm(x), deterministic)
         return x + self.drop(h, deterministic=deterministic), told
 
@@ -215,7 +217,7 @@ class DecoderBlock(nn.Module):
         if self.reads:
             # The sequences of a text are queries to its one memory.
             rows = self.cross_norm(x).reshape(memory.values.shape[0], -1, x.shape[-1])
-            h, _ = self.cross(rows, memory, cross_bias, visible[1])
+            h, _ = self.cross.over(rows, memory, cross_bias, visible[1])
             x = x + h.reshape(x.shape)
         return x + self.feed_forward(self.feed_forward_norm(x), True), slots
 

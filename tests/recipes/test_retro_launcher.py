@@ -186,6 +186,7 @@ def test_a_run_waits_for_another_that_fills_its_database(
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 def test_another_corpus_joins_and_what_overlaps_does_not(text, cache, tmp_path):
     config = small(retro.tiny(), text)
     config.database.more, config.database.overlap = text, 1
@@ -219,6 +220,7 @@ def test_a_prompt_is_continued_and_the_report_stays(trained, text, plain, capsys
     assert stored["baseline"] == str(plain) and not stored["prompt"]
 
 
+@pytest.mark.slow
 def test_the_database_is_encoded_by_a_run_of_ones_own(text, cache, tmp_path):
     config = small(retro.tiny(), text)
     workdir = tmp_path / "run"

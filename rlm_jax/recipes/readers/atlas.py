@@ -305,7 +305,11 @@ def _evaluate(
             split=split,
         )
         return answering.asked(
-            collection, found, model, lengths, answering.sample(judge, found)
+            collection,
+            found,
+            model,
+            lengths,
+            answering.sample(judge.max_questions, found),
         )
 
     answer = answering.Answerer(model, judge, config.target_length)

@@ -89,11 +89,14 @@ class Setting(NamedTuple):
             split=split,
         )
 
-    def asked(self, found: Reading, split: str) -> Asked:
-        """The questions of a split in tokens; of the last one a sample may be taken."""
-        sample = None
+    def asked(self, found: Reading, split: str, most: int = 0) -> Asked:
+        """The questions of a split in tokens, ``most`` of them at most (0: all).
+
+        Of those that are answered `answers.max_questions` says how many.
+        """
         if split == self.config.split:
-            sample = answering.sample(self.config.answers, found)
+            most = self.config.answers.max_questions
+        sample = answering.sample(most, found)
         collection = self.splits[split]
         return answering.asked(collection, found, self.initial, self.lengths, sample)
 
@@ -140,7 +143,12 @@ def run(config: Config, here: Run):
                 taught, figures = distilling.distil(
                     config.distil,
                     model,
-                    {s: setting.asked(found[s], s) for s in (TRAIN, VALIDATION)},
+                    {
+                        TRAIN: setting.asked(
+                            found[TRAIN], TRAIN, config.distil.max_questions
+                        ),
+                        VALIDATION: setting.asked(found[VALIDATION], VALIDATION),
+                    },
                     here.workdir / f"retriever_{number + 1}",
                     batch_size=config.answers.batch_size,
                     text=config.text,
