@@ -16,7 +16,10 @@ from rlm_jax.train import step
 from tests.methods import systems
 from tests.methods.systems import SYSTEMS
 
-pytestmark = pytest.mark.parametrize("name", SYSTEMS)
+every = pytest.mark.parametrize("name", SYSTEMS)
+in_full = pytest.mark.parametrize(
+    "name", [name for name in SYSTEMS if name not in systems.VARIANTS]
+)
 
 initial = functools.cache(systems.parameters)
 
@@ -65,6 +68,7 @@ def behind(name):
     return beside_nothing(name, [end, end], seed=8)
 
 
+@in_full
 def test_init_is_deterministic(name):
     first, second, other = (init(name)(jax.random.key(seed)) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -73,6 +77,7 @@ def test_init_is_deterministic(name):
     assert any(jax.tree.leaves(differs))
 
 
+@every
 def test_loss_and_gradient(name):
     """Sums of the right weight; finite; the gradient reaches every parameter."""
     batch = behind(name)
@@ -89,6 +94,7 @@ def test_loss_and_gradient(name):
         assert np.isfinite(x).all() and (np.abs(x).max() > 1e-5) != nothing, path
 
 
+@in_full
 def test_evaluate_is_deterministic(name):
     method = systems.method(name, dropout=0.5)
     params = initial(name)
@@ -104,6 +110,7 @@ def test_evaluate_is_deterministic(name):
     assert noisy != other
 
 
+@every
 def test_rows_of_weight_zero_change_nothing(name):
     """In the middle and in front, as behind, whatever they hold."""
     run, params = gradient_step(name), initial(name)
@@ -114,6 +121,7 @@ def test_rows_of_weight_zero_change_nothing(name):
     )
 
 
+@in_full
 def test_loss_falls_in_one_compilation(name):
     method = systems.method(name)
     traces = []
@@ -146,6 +154,7 @@ def test_loss_falls_in_one_compilation(name):
     assert len(traces) == 1
 
 
+@every
 def test_configuration_through_json(name):
     assert {entry for entry, _ in SYSTEMS.values()} == set(METHODS)  # none forgotten
     with_decoder = hasattr(systems.config(name), "decoder")

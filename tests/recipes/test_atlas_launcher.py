@@ -118,7 +118,9 @@ def test_a_finished_run_goes_on(trained):
         atlas.run(other, workdir)
 
 
-@pytest.mark.parametrize("task", ["spans", "prefix"])
+@pytest.mark.parametrize(
+    "task", ["spans", pytest.param("prefix", marks=pytest.mark.slow)]
+)
 def test_texts_alone_are_learnt_from(corpus, tmp_path, task):
     config = small(corpus, task=task, left_out="title", closed_book=False)
     config.also_reads, config.train.steps = (), 2

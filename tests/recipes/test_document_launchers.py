@@ -75,6 +75,7 @@ def test_in_context_reports_beside_its_controls(trained):
     assert (trained / "neighbours.html").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_every_way_of_choosing(corpus, trained, tmp_path, monkeypatch):
     # Documents that are their own control: what is left between them is the choice.
     monkeypatch.setattr(documents, "shuffled", lambda found: found)

@@ -157,7 +157,9 @@ def test_patterns_are_matched(corpus):
     assert rules["holds"] is answers.matches_pattern
 
 
-@pytest.mark.parametrize("folder", ["t5_v1_0", "bert"])
+@pytest.mark.parametrize(
+    "folder", ["t5_v1_0", pytest.param("bert", marks=pytest.mark.slow)]
+)
 def test_a_reader_starts_from_what_is_given(corpus, tmp_path, golden_folder, folder):
     """A T5, or an encoder under a new decoder; its arrays are the run's first."""
     model = tmp_path / "model"

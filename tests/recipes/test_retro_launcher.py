@@ -295,6 +295,7 @@ def test_a_run_of_retro_is_no_plain_decoder(trained, text, tmp_path, field):
         retro.run(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_presets_fit(text, cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dry_run, "COMPILED", 0)
     for name, preset in retro.PRESETS.items():

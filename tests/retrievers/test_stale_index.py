@@ -231,7 +231,9 @@ def go_on(folder, policy, shared, whole):
 
 
 @pytest.mark.multi
-@pytest.mark.parametrize("policy", ["synchronous", "overlapped"])
+@pytest.mark.parametrize(
+    "policy", ["synchronous", pytest.param("overlapped", marks=pytest.mark.slow)]
+)
 def test_killed_and_resumed_equals_straight(shared, straight, policy):
     # The overlapped run is killed while the worker encodes the index of step 4.
     folder = shared / f"killed_{policy}"
