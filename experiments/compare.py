@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     found = rows(given.runs)
     draw = tables.markdown if given.markdown else tables.terminal
-    sys.stdout.write(draw(found, metric=given.metric) + "\n")
+    terminal.write(draw(found, metric=given.metric) + "\n")
     if given.plot:
         plots.control_bars(given.plot, found, metric=given.metric)
 

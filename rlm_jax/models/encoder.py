@@ -156,7 +156,9 @@ class Encoder(nn.Module):
                 f"end, is {c.max_length}; cut texts shorter."
             )
         if c.first_position:
-            counted = jnp.cumsum(mask, axis=1) * mask
+            # RoBERTa counts ids that are not padding, also where a text spells "<pad>".
+            real = mask * (ids != c.pad_id)
+            counted = jnp.cumsum(real, axis=1) * real
             positions = self.positions[counted + c.first_position - 1]
         else:
             positions = self.positions[: ids.shape[1]]

@@ -3,13 +3,12 @@
 import dataclasses
 import functools
 import importlib
-import json
 import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlm_jax import pretrained, processes, terminal
+from rlm_jax import characters, pretrained, processes, terminal
 from rlm_jax.data import tokenizers
 from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.errors import UserError
@@ -21,6 +20,8 @@ from rlm_jax.recipes import language_model, runs
 from rlm_jax.recipes.language_model import DataConfig, Text
 from rlm_jax.recipes.runs import Run
 from rlm_jax.retrieval import encode_stream
+from rlm_jax.side_files import folders as side_files
+from rlm_jax.side_files import hub
 from rlm_jax.storage import atomic
 from rlm_jax.train import checkpoint
 
@@ -51,7 +52,8 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> BaseLM:
 
     Args:
       name: the workdir of a run whose decoder was trained; a folder in Hugging Face's
-        layout with a tokenizer.json; or call:MODULE:FUNCTION, a `LogProbs`.
+        layout with a tokenizer.json, or its name on their hub; or
+        call:MODULE:FUNCTION, a `LogProbs`.
       data: its tokenizer is a function's; the others bring theirs.
 
     Raises:
@@ -59,7 +61,7 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> BaseLM:
     """
     if name.startswith(CALL):
         return _function(name, data)
-    folder = pathlib.Path(name)
+    folder = hub.folder_of(name)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"There is no language model in {name}; name the workdir of a run, a "
@@ -74,12 +76,23 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> BaseLM:
         )
     config, params = pretrained.load_decoder(folder, dtype=dtype)
     tokenizer = tokenizers.read_hugging_face(folder / "tokenizer.json")
+    tokenizer = tokenizer.ending_with(_end_ids(folder, tokenizer))
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"The tokenizer in {folder} has {tokenizer.vocab_size} ids and the model "
             f"{config.vocab_size}; put the model's own tokenizer.json there."
         )
     return of_decoder(config, params, tokenizer, length=config.max_length)
+
+
+def _end_ids(folder: pathlib.Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that end a text: by the model's files, else by its tokenizer's."""
+    ids = side_files.end_ids(folder)
+    if ids:
+        return ids
+    name = side_files.mark_names(folder).get("eos")
+    id_ = None if name is None else tokenizers.id_of(tokenizer, name)
+    return () if id_ is None else (id_,)
 
 
 def to_start_from(name: str, data: DataConfig, decoder: DecoderConfig) -> BaseLM:
@@ -132,7 +145,7 @@ def of_decoder(
 
 def _trained(workdir: pathlib.Path, dtype: str) -> BaseLM:
     try:
-        stored = json.loads((workdir / "config.json").read_text())
+        stored = characters.read_json(workdir / "config.json")
         data = DataConfig(**stored["data"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -156,7 +169,7 @@ def _trained(workdir: pathlib.Path, dtype: str) -> BaseLM:
         tokenizer = tokenizers.load(own)
     else:  # of a version that did not keep it
         text = language_model.load_text(data)
-        runs.configuration(workdir, text.fingerprint)
+        runs.configuration_of(workdir, text.fingerprint)
         tokenizer = text.tokenizer
     decoder = stored["method"]["decoder"]
     config = DecoderConfig(
@@ -238,14 +251,18 @@ def start(config: Any, run: Run, given: BaseLM | None, source: str) -> Start:
     data = language_model.inherited(config.data, source)
     config = dataclasses.replace(config, data=data)
     if given is None:
-        return Start(config, language_model.load_text(data, run.workdir), None)
+        text = language_model.load_text(data, run.workdir)
+        language_model.check_split(text, "test", data.corpus)
+        return Start(config, text, None)
     if given.decoding is not None:
         decoder = given.decoding.config
         if decoder.vocab_size == given.tokenizer.vocab_size:
             decoder = dataclasses.replace(decoder, vocab_size=0)  # the tokenizer's
         method = dataclasses.replace(config.method, decoder=decoder)
         config = dataclasses.replace(config, method=method)
-    return Start(config, language_model.in_tokens_of(given.tokenizer, data), given)
+    text = language_model.in_tokens_of(given.tokenizer, data)
+    language_model.check_split(text, "test", data.corpus)
+    return Start(config, text, given)
 
 
 def publish(
@@ -264,5 +281,5 @@ def publish(
         )
         return
     folder = run.workdir / DECODER
-    pretrained.save_decoder(folder, config, params)
+    pretrained.save_decoder(folder, config, params, end_ids=tokenizer.end_ids)
     atomic.write_json(folder / "tokenizer.json", content, indent=None)

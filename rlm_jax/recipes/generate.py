@@ -6,7 +6,6 @@ Prompts are asked for, or come through a pipe, one a line, until an empty one;
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -115,18 +114,19 @@ def run(config: Config, here: Run) -> None:
     key = jax.random.key(config.seed)
     if not config.prompt:
         terminal.say("a prompt a line; an empty line ends")
-    prompts = [config.prompt] if config.prompt else terminal.asked()
+    prompts = terminal.asked("the prompt")
+    if config.prompt:
+        prompts = iter([terminal.given(config.prompt, "the prompt")])
     for number, prompt in enumerate(prompts):
         tokens = prompt_tokens(prompt, model.tokenizer)
         made = go_on(tokens, jax.random.fold_in(key, number))
         for sample, continuation in enumerate(made, 1):
             if len(made) > 1:
-                sys.stdout.write(f"\n--- {sample} of {len(made)}\n")
+                terminal.write(f"\n--- {sample} of {len(made)}\n")
             text = new_text(tokens, continuation.tokens, model.tokenizer)
-            sys.stdout.write(f"{prompt}{text}\n")
+            terminal.write(f"{prompt}{text}\n")
             if passages is not None:
-                sys.stdout.write(used(continuation.retrievals, passages))
-        sys.stdout.flush()
+                terminal.write(used(continuation.retrievals, passages))
 
 
 def check(config: Config) -> None:
@@ -223,8 +223,7 @@ def continuer(
     capacity = context + min(count - 1, -(-context // stride)) * stride
     query_length = config.documents.query_length
     none_out = np.zeros(len(searcher.passages) if searcher else 0, bool)
-    end = model.tokenizer.end_of_document
-    end_ids = () if end is None else (end,)
+    end_ids = model.tokenizer.end_ids
     read_on = jax.jit(make.predict, donate_argnums=3)
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
     options = dict(max_new_tokens=stride, sampling=sampling, end_ids=end_ids)

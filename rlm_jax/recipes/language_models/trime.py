@@ -97,6 +97,9 @@ def evaluate(config: Config, run, phases, text, method, params, searched):
         memory, log_probs, protocol = _with_datastore(
             config, phases, validation, test, memory, searched
         )
+    language_model.note_grid_end(
+        "memory.temperatures", memory.temperature, config.memory.temperatures
+    )
     positions = inspection.of_memory(text, test, log_probs, memory)
     return reporting.finish(
         run,

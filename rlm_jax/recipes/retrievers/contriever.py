@@ -63,8 +63,10 @@ def run(config: Config, here: Run):
     with phases("data"):
         crops = config.crops
         data = DataConfig(crops.corpus, crops.tokenizer, crops.vocab_size)
-        tokenizer, store = language_model.load_text(data, here.workdir)
+        text = language_model.load_text(data, here.workdir)
+        tokenizer, store = text.tokenizer, text.store
         collection = collections.load(config.collection)
+        ranking_report.check(config.judge, config.search.k, collection)
     encoder_tokenizer = text_encoding.parse(tokenizer.content)
     config, initial = _encoder(config, encoder_tokenizer)
     identity = encoder_towers.identity(encoder_tokenizer, initial)

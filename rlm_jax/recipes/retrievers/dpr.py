@@ -68,6 +68,7 @@ def run(config: Config, here: Run):
     phases = runs.Phases()
     with phases("data"):
         collection = collections.load(config.collection)
+        ranking_report.check(config.judge, config.search.k, collection)
         config, tokenizer, initial = _encoder(config, here.workdir)
         asked = _questions(config.pairs.questions, "train", config.pairs.passages)
     identity = encoder_towers.identity(tokenizer, initial)
@@ -170,7 +171,9 @@ def _batches(
     to_rows = encoder_towers.passage_rows(tokenizer, text)
     pool = asked.pairs.pool
     return contrastive.pairs(
-        tokenizer.encode(asked.texts, max_length=text.question_length),
+        encoder_towers.question_rows(
+            tokenizer, asked.texts, text.question_length, text
+        ),
         lambda numbers: to_rows([pool[int(i)] for i in numbers]),
         asked.pairs.positives,
         negatives,
