@@ -12,7 +12,7 @@ import sys
 
 from rlm_jax import terminal
 
-_NOT_LAUNCHERS = {"__init__", "__main__", "launch", "options", "presets"}
+_NOT_LAUNCHERS = {"__init__", "__main__", "launch", "options", "presets", "field_help"}
 
 
 def launchers() -> dict[str, str]:

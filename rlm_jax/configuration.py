@@ -33,6 +33,10 @@ SHARES = frozenset(
 """Names of numbers that are at most 1."""
 
 
+NOT_EMPTY = frozenset("temperatures knn_temperatures weights knn_weights".split())
+"""Names of grids, which have a value or more."""
+
+
 def check(config: Any, name: str = "") -> None:
     """All that can be known of a configuration alone.
 
@@ -85,6 +89,8 @@ def check_numbers(config: Any, name: str = "") -> None:
         if field.name in free:
             continue
         positive = field.name in POSITIVE and field.name not in zero
+        if field.name in NOT_EMPTY and isinstance(value, list | tuple) and not value:
+            raise UserError(f"{full} is empty; give at least one value.")
         for x in value if isinstance(value, list | tuple) else [value]:
             if isinstance(x, bool) or not isinstance(x, int | float):
                 continue

@@ -57,12 +57,12 @@ class Config:
     retrieval: Literal["none", "in_context", "replug"] = (
         "none"  # none, in_context or replug
     )
-    max_new_tokens: int = 64
+    max_new_tokens: int = 64  # of a continuation
     temperature: float = 0.8  # 0: the most likely token
     top_k: int = 0  # most likely tokens that may be drawn; 0: all
     top_p: float = 0.95  # probability of those that may be drawn
     num_samples: int = 1  # continuations of a prompt
-    seed: int = 0
+    seed: int = 0  # of what is drawn
     window: int = 256  # tokens that the model sees, document and new ones among them
     dtype: Dtype = "float32"  # of the computation
     documents: DocumentsConfig = dataclasses.field(default_factory=DocumentsConfig)

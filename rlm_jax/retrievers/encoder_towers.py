@@ -33,7 +33,7 @@ class TextConfig:
         "join"  # join (title, space, text), pair (two segments) or none
     )
     question_length: int = 64  # tokens, the marks among them
-    passage_length: int = 256
+    passage_length: int = 256  # tokens, likewise
     # before each question: what the encoder's folder says (own), another text, or none
     question_prompt: str = OWN
     passage_prompt: str = OWN  # likewise, before each passage

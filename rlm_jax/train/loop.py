@@ -44,14 +44,14 @@ class TrainConfig:
     records into ``profile/`` of the workdir, from the third of the call on.
     """
 
-    steps: int = 1000
-    log_every: int = 20
-    eval_every: int = 0
-    checkpoint_every: int = 500
+    steps: int = 1000  # of the optimiser
+    log_every: int = 20  # steps
+    eval_every: int = 0  # steps; 0: at the end alone
+    checkpoint_every: int = 500  # steps; 0: at the end alone
     keep: int = 2
-    seed: int = 0
+    seed: int = 0  # of parameters, batches and dropout
     accumulate: int = 1
-    tensorboard: bool = False
+    tensorboard: bool = False  # write its events too
     transfer_guard: Literal["allow", "log", "disallow"] = "allow"
     profile_steps: int = 0
 

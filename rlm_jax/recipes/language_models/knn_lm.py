@@ -25,8 +25,10 @@ class TuneConfig:
     """
 
     tokens: int = 16384  # of the validation split, from its start; 0: no search
-    ks: tuple[int, ...] = (16, 64, 256, 1024)
+    ks: tuple[int, ...] = (16, 64, 256, 1024)  # neighbours
+    # that similarities are divided by
     temperatures: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 100.0)
+    # lambda, of the neighbours' distribution
     weights: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 
     def check(self) -> None:

@@ -6,7 +6,7 @@ Questions come from the configuration, from a pipe, one a line, or from a prompt
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -35,6 +35,8 @@ from rlm_jax.retrievers.encoder_towers import TextConfig
 @dataclasses.dataclass
 class Config:
     """What is asked, and how much is shown."""
+
+    MAY_BE_ZERO: ClassVar = ("num",)
 
     question: str = ""  # empty: questions are asked for
     # empty: the run's own; see `reading.ReadingConfig`; of NPM: bm25, or all passages

@@ -7,7 +7,7 @@ before, and goes on from its parameters.
 
 import dataclasses
 import pathlib
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import numpy as np
@@ -35,8 +35,10 @@ from rlm_jax.train import dry_run, fit
 class PairsConfig:
     """Questions with passages that answer them, and their hard negatives."""
 
+    MAY_BE_ZERO: ClassVar = ("passage_length",)
+
     passages: str = "stdlib"  # as in `collection`; empty: those the questions bring
-    questions: str = "stdlib"
+    questions: str = "stdlib"  # whose passages are known; as in `collection`
     hard_negatives: int = 1  # of each question, in a batch
     mined: int = 16  # of each question, to draw from
     passage_length: int = 0  # tokens, while training; 0: as text.passage_length

@@ -31,6 +31,7 @@ REAL, SHUFFLED = controls.REAL, controls.SHUFFLED
 class JudgeConfig:
     """Which figures are told, and what is written beside them."""
 
+    # ndcg, recall, mrr, map, precision or success, with @k
     measures: tuple[str, ...] = (
         "ndcg@10",
         "recall@1",
