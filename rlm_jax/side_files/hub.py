@@ -45,7 +45,7 @@ def folder_of(name: str | os.PathLike) -> Path:
         why = (
             "the Hugging Face hub gives nobody a model of that name"
             if missing
-            else "the Hugging Face hub cannot be reached"
+            else "nothing came from the Hugging Face hub"
         )
         raise UserError(
             f"There is no folder {name}, and {why} ({type(error).__name__}): check the "
