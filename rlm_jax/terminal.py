@@ -77,9 +77,9 @@ def asks() -> bool:
 
 
 def asked(what: str = "a question") -> Iterator[str]:
-    """Lines from the terminal, until an empty one, or from a pipe, until its end.
+    """Lines from the terminal or from a pipe, until an empty line or the end.
 
-    Lines of a pipe without a word are passed over. Only the end of a line is cut off.
+    Only the end of a line is cut off. What a pipe holds after an empty line is told.
     """
     prompt, first = asks(), True
     while True:
@@ -88,10 +88,14 @@ def asked(what: str = "a question") -> Iterator[str]:
         line = _line()
         if first:
             line, first = line.removeprefix(characters.MARK), False
-        if not line or (prompt and not line.strip()):
-            return
-        if line.strip():
-            yield given(line.removesuffix("\n").removesuffix("\r"), what)
+        if not line.strip():
+            break
+        yield given(line.removesuffix("\n").removesuffix("\r"), what)
+    if line and not prompt:
+        rest = sum(bool(more.strip()) for more in iter(_line, ""))
+        if rest:
+            say(f"note: an empty line ended the input; {rest:,} lines after it are not "
+                "read")  # fmt: skip
 
 
 def _line() -> str:

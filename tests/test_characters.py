@@ -128,7 +128,7 @@ class Pipe(io.TextIOWrapper):
 @pytest.mark.parametrize(
     ("data", "encoding", "lines"),
     [
-        (b"one\n\n  \ntwo", "utf-8", ["one", "two"]),  # a pipe's blank lines
+        (b"one\n  \ntwo", "utf-8", ["one"]),  # an empty line ends
         (b"\xef\xbb\xbfone\n", "utf-8", ["one"]),
         (b" a prompt \r\n", "utf-8", [" a prompt "]),
         (b"caf\xe9\nnext\n", "utf-8", ["caf\ufffd", "next"]),
@@ -141,6 +141,12 @@ class Pipe(io.TextIOWrapper):
 def test_lines_of_a_pipe(monkeypatch, data, encoding, lines):
     monkeypatch.setattr(sys, "stdin", Pipe(data, encoding))
     assert list(terminal.asked()) == lines
+
+
+def test_what_stands_after_an_empty_line_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", Pipe(b"one\n\ntwo\n \nthree\n"))
+    assert list(terminal.asked()) == ["one"]
+    assert "2 lines after it are not read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])

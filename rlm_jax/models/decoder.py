@@ -340,10 +340,21 @@ class Decoder(nn.Module):
         self, tokens: Int[Array, "B T"], mask: Shaped[Array, "B T"], cache: Cache
     ) -> tuple[Float32[jax.Array, "B V"], Cache]:
         """(log p of what follows each row's last token, the cache)."""
+        log_probs, _, _, cache = self.extend_and_tell(tokens, mask, cache)
+        return log_probs, cache
+
+    def extend_and_tell(
+        self, tokens: Int[Array, "B T"], mask: Shaped[Array, "B T"], cache: Cache
+    ) -> tuple[Array, Array, Array, Cache]:
+        """As `extend_and_predict`, with what a memory needs besides: (log p [B, V], the
+        log-normaliser of its scores [B], the keys of all tokens [B, T, D], cache)."""
         output, cache = self.extend(tokens, mask, cache)
         last = tokens.shape[1] - 1 - jnp.argmax(mask[:, ::-1] > 0, axis=1)
         features = jnp.take_along_axis(output.features, last[:, None, None], axis=1)
-        return self.vocabulary.log_probs(features)[:, 0], cache
+        log_probs = self.vocabulary.log_probs(features)[:, 0]
+        none = jnp.zeros(features.shape[:2], jnp.int32)
+        _, normaliser = self.vocabulary.scores(features, none)
+        return log_probs, normaliser[:, 0], output.keys, cache
 
     def score(
         self,

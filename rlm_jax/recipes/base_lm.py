@@ -47,7 +47,9 @@ class BaseLM(NamedTuple):
     length: int = 0  # tokens of the rows it was trained on; 0: not known
 
 
-def load(name: str, data: DataConfig, *, dtype: str = "float32") -> BaseLM:
+def load(
+    name: str, data: DataConfig, *, dtype: str = "float32", with_memory: bool = False
+) -> BaseLM:
     """The model of that name.
 
     Args:
@@ -55,6 +57,7 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> BaseLM:
         layout with a tokenizer.json, or its name on their hub; or
         call:MODULE:FUNCTION, a `LogProbs`.
       data: its tokenizer is a function's; the others bring theirs.
+      with_memory: whether the caller takes the memory of a run too.
 
     Raises:
       UserError: there is nothing of that name, or nothing that fits.
@@ -68,7 +71,7 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> BaseLM:
             "folder with config.json and model.safetensors, or call:MODULE:FUNCTION."
         )
     if (folder / runs.CONFIG).is_file() and "system" in runs.stored(folder):
-        return _trained(folder, dtype)
+        return _trained(folder, dtype, with_memory)
     if not list(folder.glob("*.safetensors")):
         raise UserError(
             f"The folder {folder} has neither checkpoints of a run nor a "
@@ -143,7 +146,7 @@ def of_decoder(
     return BaseLM(log_probs, tokenizer, print_, Decoding(config, params), length)
 
 
-def _trained(workdir: pathlib.Path, dtype: str) -> BaseLM:
+def _trained(workdir: pathlib.Path, dtype: str, with_memory: bool) -> BaseLM:
     try:
         stored = characters.read_json(workdir / "config.json")
         data = DataConfig(**stored["data"])
@@ -159,10 +162,10 @@ def _trained(workdir: pathlib.Path, dtype: str) -> BaseLM:
             "text; name one of a plain decoder, or continue a text with "
             "experiments.retro --config.prompt."
         )
-    if system in ("knn_lm", "trime"):
+    if system in ("knn_lm", "trime") and not with_memory:
         terminal.say(
             f"note: of the run of {system} in {workdir} the decoder is taken, without "
-            "its memory"
+            "its memory (experiments.generate --preset memory continues texts with it)"
         )
     own = workdir / runs.TOKENIZER
     if own.exists():
