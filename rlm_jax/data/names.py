@@ -22,6 +22,12 @@ FIELDS = frozenset(
 )
 """Fields of configurations that hold such names."""
 
+FOLDERS = frozenset(
+    "retriever model encoder question_encoder baseline params_from init_from "
+    "continue_from reader_from retriever_from".split()
+)
+"""Fields that may hold the name of a run's or a model's folder."""
+
 _OTHERS = ("hf", "trec", "agn", "sst2", "mr", "subj", "rte", "cb")
 _OF_PATHS = frozenset({*CORPORA, *PASSAGES, *QUESTIONS, *_OTHERS})
 _KINDS = "|".join((*PASSAGES, CORPUS))
@@ -67,14 +73,15 @@ def _resolved(name: str) -> str:
 
 
 def resolved_fields(fields: Any, name: str = "") -> Any:
-    """Plain JSON of a configuration, the names in its `FIELDS` resolved."""
+    """Plain JSON of a configuration, names in `FIELDS` and `FOLDERS` resolved."""
     if isinstance(fields, dict):
         return {key: resolved_fields(value, key) for key, value in fields.items()}
     if isinstance(fields, list | tuple) and name in FIELDS:
         return [resolved_fields(value, name) for value in fields]
-    if isinstance(fields, str) and name in FIELDS:
-        if name == "retriever" and Path(fields).is_dir():
+    if isinstance(fields, str) and fields and name in FOLDERS:
+        if Path(fields).is_dir():
             return os.path.abspath(fields)
+    if isinstance(fields, str) and name in FIELDS:
         return resolved(fields)
     return fields
 

@@ -167,6 +167,9 @@ def _trained(workdir: pathlib.Path, dtype: str, with_memory: bool) -> BaseLM:
             f"note: of the run of {system} in {workdir} the decoder is taken, without "
             "its memory (experiments.generate --preset memory continues texts with it)"
         )
+    taken = stored.get("params_from")
+    if taken and checkpoint.latest_step(workdir / "checkpoints") == 0:
+        return _taken(workdir, taken, stored, dtype)
     own = workdir / runs.TOKENIZER
     if own.exists():
         tokenizer = tokenizers.load(own)
@@ -185,6 +188,19 @@ def _trained(workdir: pathlib.Path, dtype: str, with_memory: bool) -> BaseLM:
     )
     params = checkpoint.load_params(workdir)
     return of_decoder(config, params, tokenizer, length=data.length)
+
+
+def _taken(
+    workdir: pathlib.Path, name: str, stored: dict[str, Any], dtype: str
+) -> BaseLM:
+    """The decoder of a run that trained none, but took that of another."""
+    given = load(name, DataConfig(), dtype=dtype)
+    if given.fingerprint != stored.get(runs.IDENTITY, {}).get("model"):
+        raise UserError(
+            f"The decoder in {name} is not the one that the run in {workdir} took; put "
+            "it back, or run that again."
+        )
+    return given
 
 
 def _function(name: str, data: DataConfig) -> BaseLM:

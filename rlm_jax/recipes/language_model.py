@@ -153,15 +153,8 @@ def train(
     """
     if config.continue_from:
         _continue_from(config, text, run.workdir / "checkpoints", steps)
-    data, accumulate = config.data, config.train.accumulate
-    if data.order in ("consecutive", "same_document") and (
-        data.batch_size % (accumulate * data.segments_per_group)
-    ):
-        raise UserError(
-            f"A batch of {data.batch_size} segments in {accumulate} micro-batches cuts "
-            f"groups of {data.segments_per_group} apart; make data.batch_size a "
-            f"multiple of {accumulate * data.segments_per_group}."
-        )
+    data = config.data
+    check_batches(config)
     note_untrained(data.length, config.evaluate.window, "windows at evaluation")
     return fit.train(
         method,
@@ -175,6 +168,19 @@ def train(
         initial_params=initial_params,
         validation=_validation(method, config, text),
     )
+
+
+def check_batches(config: Experiment) -> None:
+    """Raises UserError where micro-batches cut groups of segments apart."""
+    data, accumulate = config.data, config.train.accumulate
+    if data.order in ("consecutive", "same_document") and (
+        data.batch_size % (accumulate * data.segments_per_group)
+    ):
+        raise UserError(
+            f"A batch of {data.batch_size} segments in {accumulate} micro-batches cuts "
+            f"groups of {data.segments_per_group} apart; make data.batch_size a "
+            f"multiple of {accumulate * data.segments_per_group}."
+        )
 
 
 def _continue_from(
@@ -214,6 +220,8 @@ def describe(method: Method, config: Experiment, text: Text) -> None:
     """What a dry run shows: the model, a batch, the text, the memory of a step."""
     if not processes.is_first():
         return
+    check_batches(config)
+    text.store.split("validation")  # there has to be one
     train_batches = batches(config.data, text.store.split("train"))
     for name, split in text.store.splits.items():
         terminal.say(f"{name}: {len(split.tokens):,} tokens, {split.num_bytes:,} bytes")
