@@ -7,7 +7,6 @@ are the same for all of them.
 
 import contextlib
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rlm_jax import processes, terminal
+from rlm_jax import characters, processes, terminal
 from rlm_jax.data.passages import Passages
 from rlm_jax.method import Batch, Method, Params
 from rlm_jax.retrieval import encode_passages, encode_stream, refresh
@@ -212,7 +211,7 @@ class _Staleness:
         self._task, self._stale, self._turns, self._path = task, stale, turns, path
         self.refreshes: list[dict[str, float]] = []
         if path.exists():
-            self.refreshes = json.loads(path.read_text())["refreshes"]
+            self.refreshes = characters.read_json(path)["refreshes"]
 
     def add(self, turn: Round, queries: Params) -> None:
         """Candidates of today's encoder in a round's index and in the one before it."""

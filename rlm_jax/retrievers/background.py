@@ -10,6 +10,7 @@ import pathlib
 import subprocess
 import sys
 
+from rlm_jax import characters
 from rlm_jax.errors import UserError
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[2]  # the folder around rlm_jax
@@ -78,7 +79,7 @@ class Worker:
         log, name = self._log(self._partial), self._partial.stem
         self.close()
         if status:
-            said = log.read_text(errors="replace").strip().splitlines()
+            said = characters.lines(log.read_bytes().decode("utf-8", "replace").strip())
             why = said[-1].removeprefix("error: ") if said else "it said nothing"
             if status < 0:
                 why = f"it was ended by signal {-status}"

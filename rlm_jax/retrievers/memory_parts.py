@@ -1,14 +1,13 @@
 """One part of a memory of tokens: its passages, their vectors, and what was removed."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from rlm_jax import terminal
+from rlm_jax import characters, terminal
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.cloze_tokens import ClozeTokenizer
 from rlm_jax.data.passages import Passage, Passages
@@ -92,11 +91,11 @@ def build_part(
         ]
         np.concatenate(rows).astype("<i4").tofile(there / "tokens")
         np.cumsum([0, *map(len, rows)]).astype("<i8").tofile(there / "bounds")
-        (there / "source.json").write_text(json.dumps(fingerprint))
+        characters.write_json(there / "source.json", fingerprint, indent=None)
         passages_lib.write(there, passages, str(folder))
 
     texts = cache.once(folder / "texts", write)
-    if json.loads((texts / "source.json").read_text()) != fingerprint:
+    if characters.read_json(texts / "source.json") != fingerprint:
         raise UserError(
             f"The memory {folder} was begun with other passages; delete it, or give "
             "those."
@@ -121,7 +120,7 @@ def open_part(folder: Path, tower: Tower, config: MemoryConfig) -> Part:
         damaged.
     """
     texts = folder / "texts"
-    fingerprint = json.loads((texts / "source.json").read_text())
+    fingerprint = characters.read_json(texts / "source.json")
     identity = _identity(fingerprint, tower, config) | {"dtype": config.dtype}
     store = datastore.open(folder / "keys", identity=identity)
     index = auto_index.choose(
@@ -129,7 +128,7 @@ def open_part(folder: Path, tower: Tower, config: MemoryConfig) -> Part:
     )
     removed, path = frozenset(), folder / REMOVED
     if path.exists():
-        removed = frozenset(json.loads(path.read_text()))
+        removed = frozenset(characters.read_json(path))
     return Part(
         folder,
         passages_lib.read(texts, str(folder), fingerprint),

@@ -149,7 +149,9 @@ class StaleIndex:
             batch_tokens=self._search.batch_tokens,
             pad_id=tokenizer.pad_id,
         )
-        rows = tokenizer.encode(list(questions), max_length=length, keep=keep)
+        rows = encoder_towers.question_rows(
+            tokenizer, questions, length, self._text, keep=keep
+        )
         return self._index(step).search(encoder(rows), k)
 
     def exists(self, step: int) -> bool:

@@ -48,7 +48,7 @@ class QuestionsConfig:
 
     # as questions.load, such as trex:PATH; empty: blanks are made in held-out passages
     name: str = ""
-    split: str = "test"
+    split: str = "test"  # of the questions
     held_out: str = "corpus:stdlib#test"  # passages, where there is no name
     count: int = 200  # questions; 0: all
     protocol: exact_match.Protocol = "squad"  # of exact match; orqa: NFD first

@@ -16,7 +16,7 @@ from rlm_jax.data.problems import Lengths
 from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.data.question_files import Question
 from rlm_jax.errors import UserError
-from rlm_jax.evaluate import answers, exact_match
+from rlm_jax.evaluate import answers, controls, exact_match
 from rlm_jax.evaluate.judging import texts
 from rlm_jax.method import Batch, Params
 from rlm_jax.methods import fid
@@ -200,9 +200,15 @@ def controls_of(config: AnswersConfig, given: Asked) -> dict[str, Asked]:
 
     may = found.facts["own_evidence"] == "read"
     relevant = reading.evidence(given.collection, found.questions) if may else None
+    asked = {
+        "oracle": reading_again(given, reading_controls.oracle(found, has, relevant))
+    }
+    if len(found.ids) < 2:  # one question can read nobody else's passages
+        terminal.say(controls.NO_OTHER)
+        return asked
     return {
         "shuffled": reading_again(given, reading_controls.shuffled(found)),
-        "oracle": reading_again(given, reading_controls.oracle(found, has, relevant)),
+        **asked,
     }
 
 

@@ -190,6 +190,7 @@ def check(config: Config) -> None:
 
 def _prepare(config: Config, here: Run) -> Setting:
     collection = collections.load(config.collection)
+    ranking_report.check(config.judge, config.search.k, collection)
     passages, seed = collection.passages, config.train.seed
     tower = trained_towers.initial_tower(
         config.method.retriever,
@@ -292,7 +293,9 @@ def _warm_up(setting: Setting, retriever: Params, folder: pathlib.Path) -> Param
     method = dpr.dpr(DPRConfig(config.method.retriever, towers=config.method.towers))
     batches = inverse_cloze.batches(
         setting.collection.passages,
-        lambda texts: tokenizer.encode(texts, max_length=text.question_length),
+        lambda texts: encoder_towers.question_rows(
+            tokenizer, texts, text.question_length, text
+        ),
         encoder_towers.passage_rows(tokenizer, text),
         batch_size=config.cloze.batch_size,
         question_length=text.question_length,
