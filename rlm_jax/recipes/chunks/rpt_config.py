@@ -56,7 +56,7 @@ class Config:
     temperature: float = 0.7  # 0: the most likely token
 
     @property
-    def memory(self) -> int:
+    def chunks_in_reach(self) -> int:
         """Chunks before a window that it can retrieve: as many as a row has."""
         return self.data.length // self.method.chunk_length
 

@@ -160,7 +160,7 @@ def evaluate(
     candidates = np.array(records["candidates"])
     semantic = np.array(records["semantic"])
     judged = bool(np.isfinite(semantic).any())
-    reader = rpt_reading.reader(config.method, config.memory)
+    reader = rpt_reading.reader(config.method, config.chunks_in_reach)
     drawn = at_random(targets, config.targets.num)
     others = given_neighbours(targets, drawn, k)
     if not judged:
@@ -226,7 +226,7 @@ def evaluate(
         protocol={
             "chunk_length": config.method.chunk_length,
             "neighbours": k,
-            "chunks_in_reach": config.memory,
+            "chunks_in_reach": config.chunks_in_reach,
             "documents": len(given),
             "targets": config.targets.kind,
             "by_position": curves,
@@ -252,7 +252,7 @@ def read_plain(config: Config, plain: Decoding, given: Documents) -> Read:
     params = jax.jit(rpt.rpt(method).init)(jax.random.key(0))
     none = np.zeros((given.num_chunks, config.method.k), np.int32)
     return read(
-        rpt_reading.reader(method, config.memory),
+        rpt_reading.reader(method, config.chunks_in_reach),
         {**params, "decoder": plain.params},
         given,
         config,

@@ -53,7 +53,7 @@ def continue_text(config: Config, text: Text, prompt: str, params: Params) -> st
             f"note: the prompt has {len(tokens)} tokens, fewer than a window of "
             f"{window}, so that nothing can be retrieved for it"
         )
-    reader = rpt_reading.reader(config.method, config.memory)
+    reader = rpt_reading.reader(config.method, config.chunks_in_reach)
     params = processes.replicated(params)
     state, read = reader.empty(1), 0
     key = jax.random.key(config.train.seed)

@@ -133,7 +133,7 @@ def span(config: Config, name: str) -> Span:
     return Span(
         config.method.retrieval_window,
         config.method.decoder.attention_window // m,
-        config.memory,
+        config.chunks_in_reach,
         name == TRAIN,
     )
 
@@ -222,7 +222,9 @@ def _build(config, text, reference, given: Documents, name, folder) -> dict[str,
             scores, found = index.search(terms[i] + terms[i + 1], first, end, num)
             records["candidates"][row, : len(found)] = i - found
             records["lexical"][row, : len(found)] = scores
-            left_out = name == TRAIN and i // config.memory % config.targets.every
+            left_out = (
+                name == TRAIN and i // config.chunks_in_reach % config.targets.every
+            )
             if reference is not None and len(found) and not left_out:
                 asked.append((row, document, i))
         if asked:
