@@ -59,10 +59,11 @@ def run(config: Config, here: Run):
     if config.warm_start:
         rpt.check_warm_start(config.method)
     baseline = _baseline(config, text) if config.baseline and not prompt else None
-    for name in (rpt_targets.TRAIN, *rpt_targets.EVALUATED):
-        rpt_targets.documents(config, text, name)
+    unscored = _unscored(config, text)
+    for name in (rpt_targets.TRAIN, "validation"):
+        batches(config, unscored[name])  # which there are enough of, before the scoring
     if here.dry_run:
-        return _describe(method, config, text)
+        return _describe(method, config, unscored)
     with phases("targets"):
         tables, facts = rpt_targets.tables(config, text, reference, here.workdir)
     with phases("train"):
@@ -120,20 +121,26 @@ def batches(config: Config, targets: Targets) -> Batches:
     )
 
 
-def _describe(method: Method, config: Config, text: Text) -> None:
-    if not processes.is_first():
-        return
-    made = {}
+def _unscored(config: Config, text: Text) -> dict[str, Targets]:
+    """The documents of each split, of whose chunks nothing is known yet."""
+    out = {}
     for name in (rpt_targets.TRAIN, *rpt_targets.EVALUATED):
         given = rpt_targets.documents(config, text, name)
+        none = np.zeros(given.num_chunks, rpt_targets.dtype(config.targets.num))
+        out[name] = Targets(given, none, rpt_targets.span(config, name))
+    return out
+
+
+def _describe(method: Method, config: Config, tables: dict[str, Targets]) -> None:
+    if not processes.is_first():
+        return
+    for name, (given, _, _) in tables.items():
         tokens = int((given.stops - given.starts).sum())
         terminal.say(
             f"{name}: {len(given):,} documents, {tokens:,} tokens, "
             f"{given.num_chunks:,} chunks of {given.chunk_length}"
         )
-        none = np.zeros(given.num_chunks, rpt_targets.dtype(config.targets.num))
-        made[name] = Targets(given, none, rpt_targets.span(config, name))
-    dry_run.describe(method, batches(config, made[rpt_targets.TRAIN]), config)
+    dry_run.describe(method, batches(config, tables[rpt_targets.TRAIN]), config)
 
 
 def _train(

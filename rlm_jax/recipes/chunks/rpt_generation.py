@@ -15,6 +15,9 @@ from rlm_jax.methods import rpt_reading
 from rlm_jax.models.generation import Sampling, draw
 from rlm_jax.recipes.chunks.rpt_config import Config
 
+SHOWN = 4
+"""Chunks whose neighbours are shown."""
+
 
 def prompt_of(config: Config) -> str:
     """The text to continue; empty: none.
@@ -60,44 +63,43 @@ def continue_text(config: Config, text: Text, prompt: str, params: Params) -> st
     sampling = Sampling(temperature=config.temperature)
     sample = jax.jit(functools.partial(draw, sampling=sampling))
     prompt_length = len(tokens)
-    given = np.zeros((1, window // m, config.method.k), np.int32)
+    retrieved: dict[int, np.ndarray] = {}  # chunk -> what it retrieved
+
+    def predict(last: int):
+        """What follows the running window's first tokens; notes what they retrieve."""
+        row = np.zeros((1, window), np.int32)
+        row[0, : last + 1] = tokens[read : read + last + 1]
+        log_probs, given, after = reader.predict(params, row, jnp.int32(last), state)
+        for chunk in range((last + 1) // m):
+            retrieved[read // m + chunk] = np.asarray(given)[0, chunk]
+        return log_probs, after
+
     while len(tokens) < prompt_length + config.new_tokens:
         while len(tokens) - read > window:  # a window that is over
-            _, _, state = _predict(reader, params, tokens[read:], window, state)
+            _, state = predict(window - 1)
             read += window
-        running = tokens[read:]
-        log_probs, given, _ = _predict(reader, params, running, window, state)
+        log_probs, _ = predict(len(tokens) - read - 1)
         keys = jax.random.fold_in(key, len(tokens))[None]
-        new = int(np.asarray(sample(keys, log_probs))[0])
-        tokens.append(new)
-        if new == end:
+        tokens.append(int(np.asarray(sample(keys, log_probs))[0]))
+        if tokens[-1] == end:
             break
     continuation = text.tokenizer.decode(np.array(tokens[prompt_length:], np.int32))
-    _show(text, np.array(tokens, np.int32), np.asarray(given)[0], read, m)
+    _show(text, np.array(tokens, np.int32), retrieved, m)
     shown = prompt if len(prompt) <= 400 else f"...{prompt[-400:]}"
     terminal.say(f"\n{shown}|{continuation}")
     return continuation
 
 
-def _predict(reader, params, running: list[int], window: int, state):
-    row = np.zeros((1, window), np.int32)
-    part = running[:window]
-    row[0, : len(part)] = part
-    return reader.predict(params, row, jnp.int32(len(part) - 1), state)
-
-
-def _show(text: Text, tokens, given, read: int, m: int) -> None:
-    """What the full chunks of the running window retrieved."""
-    for chunk in range((len(tokens) - read) // m):
-        begin = read + chunk * m
-        if chunk >= len(given) or not given[chunk].any():
-            continue
-        asked = text.tokenizer.decode(tokens[begin : begin + m])
+def _show(text: Text, tokens: np.ndarray, retrieved: dict[int, np.ndarray], m: int):
+    """What the last chunks retrieved."""
+    some = [(chunk, back) for chunk, back in retrieved.items() if back.any()]
+    for chunk, back in some[-SHOWN:]:
+        asked = text.tokenizer.decode(tokens[chunk * m : (chunk + 1) * m])
         terminal.say(f"\nneighbours of {_line(asked)}")
-        for back in given[chunk][given[chunk] > 0]:
-            at = begin - int(back) * m
+        for distance in back[back > 0].tolist():
+            at = (chunk - distance) * m
             found = text.tokenizer.decode(tokens[at : at + 2 * m])
-            terminal.say(f"  {back:4d} chunks back  {_line(found)}")
+            terminal.say(f"  {distance:4d} chunks back  {_line(found)}")
 
 
 def _line(shown: str, width: int = 72) -> str:
