@@ -21,7 +21,7 @@ from rlm_jax.evaluate import perplexity
 from rlm_jax.methods import lm, rpt
 from rlm_jax.models import scoring
 from rlm_jax.models.decoder import modern
-from rlm_jax.recipes.chunks import rpt_targets
+from rlm_jax.retrievers import chunk_targets
 
 SIZES = {
     "num_layers": 12, "width": 256, "num_heads": 4, "feed_forward_width": 1024,
@@ -116,7 +116,7 @@ def scoring_speed(sizes: dict, m: int, rounds: int) -> dict:
         def reference(tokens, lengths, last):
             return np.asarray(run(params, tokens, lengths, last))
 
-        return rpt_targets.score(reference, alone, candidates, m, batch_size)
+        return chunk_targets.score(reference, alone, candidates, m, batch_size)
 
     def evaluate():
         return perplexity.score_batches(log_probs, params, windows)

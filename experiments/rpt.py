@@ -16,8 +16,9 @@ from experiments import launch, presets
 from rlm_jax.methods.rpt import AuxiliaryConfig, RPTConfig, SamplingConfig
 from rlm_jax.models import decoder
 from rlm_jax.recipes.chunks.rpt import run
-from rlm_jax.recipes.chunks.rpt_config import Config, DocumentsConfig, TargetsConfig
+from rlm_jax.recipes.chunks.rpt_config import Config, DocumentsConfig
 from rlm_jax.recipes.language_model import DataConfig, EvaluateConfig
+from rlm_jax.retrievers.chunk_targets import TargetsConfig
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 

@@ -5,15 +5,18 @@ last M chunks. The numbers are those of `methods.rpt` over a row, as far as the 
 chunks are in reach.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float32, Int
+import numpy as np
+from jaxtyping import Float32, Int, Int32
 
 from rlm_jax.method import Batch, Params
 from rlm_jax.methods.rpt import RPTConfig, chooser, model_sizes
+from rlm_jax.models.generation import Sampling, draw
 from rlm_jax.models.rpt import Rpt, RptState, empty_state
 from rlm_jax.ops import self_retrieval
 
@@ -80,3 +83,59 @@ def reader(config: RPTConfig, memory: int) -> Reader:
         return log_probs, given, reading.state
 
     return Reader(empty, jax.jit(read, donate_argnums=2), jax.jit(predict))
+
+
+def continued(
+    config: RPTConfig,
+    memory: int,
+    params: Params,
+    tokens: Int32[np.ndarray, " T"],
+    key: jax.Array,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    end_ids: tuple[int, ...] = (),
+) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Continues a text of any length.
+
+    Whole windows are read once and leave their state; the running one is read again for
+    each new token, by the same compiled function.
+
+    Args:
+      config: of the model.
+      memory: chunks in reach.
+      params: the model's.
+      tokens: the text.
+      key: from which tokens are drawn.
+      max_new_tokens: how many, at most.
+      sampling: how.
+      end_ids: tokens that end the continuation.
+
+    Returns:
+      (all tokens, int32; number of a full chunk -> what it retrieved, int32 [K] chunks
+      back, 0 = none).
+    """
+    functions = reader(config, memory)
+    m, window = config.chunk_length, config.decoder.attention_window
+    sample = jax.jit(functools.partial(draw, sampling=sampling))
+    text, state, read = list(tokens.tolist()), functions.empty(1), 0
+    retrieved: dict[int, np.ndarray] = {}
+
+    def predict(last):
+        row = np.zeros((1, window), np.int32)
+        row[0, : last + 1] = text[read : read + last + 1]
+        log_probs, given, after = functions.predict(params, row, np.int32(last), state)
+        for chunk in range((last + 1) // m):
+            retrieved[read // m + chunk] = np.asarray(given)[0, chunk]
+        return log_probs, after
+
+    for _ in range(max_new_tokens):
+        while len(text) - read > window:  # a window that is over
+            _, state = predict(window - 1)
+            read += window
+        log_probs, _ = predict(len(text) - read - 1)
+        keys = jax.random.fold_in(key, len(text))[None]
+        text.append(int(np.asarray(sample(keys, log_probs))[0]))
+        if text[-1] in end_ids:
+            break
+    return np.array(text, np.int32), retrieved

@@ -19,6 +19,7 @@ from rlm_jax.methods import rpt as methods_rpt
 from rlm_jax.recipes import base_lm, language_model
 from rlm_jax.recipes.chunks import rpt_config, rpt_targets
 from rlm_jax.report import report
+from rlm_jax.retrievers import chunk_targets
 from rlm_jax.storage import row_shards
 from rlm_jax.train import checkpoint, dry_run
 from tests.recipes import shrunken
@@ -118,7 +119,7 @@ def test_targets_are_what_the_reference_says(trained, text, plain):
     loaded = language_model.in_tokens_of(reference.tokenizer, config.data)
     given = rpt_targets.documents(config, loaded, "train")
     records = row_shards.open(
-        trained / "targets/train", rpt_targets.FORM, rpt_targets.dtype(3)
+        trained / "targets/train", chunk_targets.FORM, chunk_targets.dtype(3)
     )
 
     def log_p(*chunks):
@@ -153,7 +154,7 @@ def test_a_run_goes_on_with_its_table(trained, text, plain, monkeypatch):
     config.train.steps = 3
     before = (trained / "targets/train/rows").read_bytes()
     with monkeypatch.context() as patched:
-        patched.delattr(rpt_targets, "score")
+        patched.delattr(chunk_targets, "score")
         rpt.run(config, trained)
     assert (trained / "targets/train/rows").read_bytes() == before
     lines = (trained / "metrics.jsonl").read_text().splitlines()

@@ -11,20 +11,18 @@ import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
 
 from rlm_jax import processes, terminal
-from rlm_jax.data import document_rows
 from rlm_jax.data.texts import Text
 from rlm_jax.errors import UserError
-from rlm_jax.method import Batches, Method, Params
+from rlm_jax.method import Method, Params
 from rlm_jax.methods import retro, rpt
 from rlm_jax.recipes import base_lm, runs
 from rlm_jax.recipes.base_lm import BaseLM, Decoding
 from rlm_jax.recipes.chunks import rpt_evaluation, rpt_generation, rpt_targets
 from rlm_jax.recipes.chunks.rpt_config import Config, check
-from rlm_jax.recipes.chunks.rpt_targets import Targets
 from rlm_jax.recipes.runs import Run, recipe
+from rlm_jax.retrievers.chunk_targets import Targets
 from rlm_jax.train import dry_run, fit
 
 SAME = (
@@ -59,13 +57,15 @@ def run(config: Config, here: Run):
     if config.warm_start:
         rpt.check_warm_start(config.method)
     baseline = _baseline(config, text) if config.baseline and not prompt else None
-    unscored = _unscored(config, text)
-    for name in (rpt_targets.TRAIN, "validation"):
-        batches(config, unscored[name])  # which there are enough of, before the scoring
+    splits = rpt_targets.unscored(config, text)
+    for name in (rpt_targets.TRAIN, "validation"):  # enough of them, before the scoring
+        rpt_targets.batches(config, splits[name])
     if here.dry_run:
-        return _describe(method, config, unscored)
+        return _describe(method, config, splits)
     with phases("targets"):
-        tables, facts = rpt_targets.tables(config, text, reference, here.workdir)
+        tables, facts = rpt_targets.tables(
+            config, splits, text, reference, here.workdir
+        )
     with phases("train"):
         params = _train(method, config, tables, given, here)
     runs.leave_to_first()
@@ -111,26 +111,6 @@ def _baseline(config: Config, text: Text) -> Decoding:
     return plain.decoding
 
 
-def batches(config: Config, targets: Targets) -> Batches:
-    """Rows of the documents, each chunk with its candidates or neighbours."""
-    return document_rows.rows(
-        targets.documents,
-        rpt_targets.known(config, targets),
-        batch_size=config.data.batch_size,
-        length=config.data.length,
-    )
-
-
-def _unscored(config: Config, text: Text) -> dict[str, Targets]:
-    """The documents of each split, of whose chunks nothing is known yet."""
-    out = {}
-    for name in (rpt_targets.TRAIN, *rpt_targets.EVALUATED):
-        given = rpt_targets.documents(config, text, name)
-        none = np.zeros(given.num_chunks, rpt_targets.dtype(config.targets.num))
-        out[name] = Targets(given, none, rpt_targets.span(config, name))
-    return out
-
-
 def _describe(method: Method, config: Config, tables: dict[str, Targets]) -> None:
     if not processes.is_first():
         return
@@ -140,7 +120,9 @@ def _describe(method: Method, config: Config, tables: dict[str, Targets]) -> Non
             f"{name}: {len(given):,} documents, {tokens:,} tokens, "
             f"{given.num_chunks:,} chunks of {given.chunk_length}"
         )
-    dry_run.describe(method, batches(config, tables[rpt_targets.TRAIN]), config)
+    dry_run.describe(
+        method, rpt_targets.batches(config, tables[rpt_targets.TRAIN]), config
+    )
 
 
 def _train(
@@ -159,7 +141,8 @@ def _train(
             initial = rpt.warm_started(config.method, initial)
     size, count = config.data.batch_size, config.evaluate.validation_batches
     train, validation = (
-        batches(config, tables[name]) for name in (rpt_targets.TRAIN, "validation")
+        rpt_targets.batches(config, tables[name])
+        for name in (rpt_targets.TRAIN, "validation")
     )
     return fit.train(
         method,

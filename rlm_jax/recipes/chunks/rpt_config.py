@@ -1,13 +1,13 @@
 """The configuration of RPT's recipe, and what does not fit together in it."""
 
 import dataclasses
-from typing import Literal
 
 from rlm_jax.data.texts import DataConfig
 from rlm_jax.errors import UserError
 from rlm_jax.methods import rpt
 from rlm_jax.models.generation import Sampling
 from rlm_jax.recipes.language_model import EvaluateConfig
+from rlm_jax.retrievers.chunk_targets import TargetsConfig
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
@@ -18,21 +18,6 @@ class DocumentsConfig:
 
     shortest: int = 0  # shorter ones are left out; 0: none is, and a short one refused
     longest: int = 0  # of an evaluated document; 0: all of it
-
-
-@dataclasses.dataclass
-class TargetsConfig:
-    """What the retriever is taught, and by whom."""
-
-    kind: Literal["semantic", "lexical"] = "semantic"
-    # The language model that scores candidates: a run's workdir, a Hugging Face folder
-    # or call:MODULE:FUNCTION; empty: nothing is scored, which lexical targets allow.
-    reference: str = ""
-    num: int = 8  # candidates of a chunk, by BM25
-    every: int = 1  # of the training rows, whose candidates are scored
-    batch_size: int = 64  # rows of the reference model at a time
-    shard_size: int = 64  # chunks after which a killed run goes on
-    folder: str = ""  # of the tables, for several runs; empty: the workdir's
 
 
 @dataclasses.dataclass

@@ -1,7 +1,7 @@
 """How RPT reads documents: with its own neighbours, with others, and without."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,138 +10,52 @@ from rlm_jax import processes, terminal
 from rlm_jax.data import document_rows
 from rlm_jax.data.document_rows import Documents
 from rlm_jax.data.texts import Text
-from rlm_jax.evaluate import perplexity, self_retrieval
-from rlm_jax.evaluate.self_retrieval import Retrieved
+from rlm_jax.evaluate import document_reading, perplexity, self_retrieval
+from rlm_jax.evaluate.document_reading import Read, Sizes
 from rlm_jax.method import Params
 from rlm_jax.methods import rpt, rpt_reading
 from rlm_jax.methods.rpt_reading import Reader
 from rlm_jax.recipes import reporting, runs
 from rlm_jax.recipes.base_lm import Decoding
-from rlm_jax.recipes.chunks import rpt_targets
 from rlm_jax.recipes.chunks.rpt_config import Config
-from rlm_jax.recipes.chunks.rpt_targets import Targets
 from rlm_jax.report import report, self_retrieval_plots
+from rlm_jax.retrievers import chunk_targets
+from rlm_jax.retrievers.chunk_targets import Targets
 
 PLAIN = "plain"
 
 
-class Read(NamedTuple):
-    """What was read of the documents: N tokens, Q chunks."""
-
-    log_probs: np.ndarray  # float32 [N], of all targets, document after document
-    neighbours: np.ndarray  # int32 [Q, K], chunks back; 0 = none
-    retrieved: Retrieved | None  # of the model's own scores
-
-
 def read(
+    config: Config,
     reader: Reader,
     params: Params,
     given: Documents,
-    config: Config,
     *,
     neighbours: np.ndarray | None = None,
     candidates: np.ndarray | None = None,
-    label: str = "",
+    label: str,
 ) -> Read:
-    """Reads all documents window by window.
-
-    Args:
-      reader: its functions.
-      params: the model's.
-      given: the documents.
-      config: its ``evaluate.batch_size`` documents are read at a time.
-      neighbours: int32 [Q, K], what each chunk is given; None: it retrieves.
-      candidates: int32 [Q, S], whose scores are wanted.
-      label: of the progress bar.
-    """
-    k, num = config.method.k, config.targets.num
+    """All documents, ``evaluate.batch_size`` at a time; see `document_reading.read`."""
     window = config.method.decoder.attention_window
-    count = given.num_chunks
-    inputs = given.stops - given.starts - 1
-    first = np.concatenate([[0], np.cumsum(inputs)])
-    log_probs = np.zeros(first[-1], np.float32)
-    read_by = np.zeros((count, k), np.int32)
-    best = np.zeros((count, num), np.int32)
-    scores = np.full((count, num), -np.inf, np.float32)
     size = processes.whole_rows(min(config.evaluate.batch_size, len(given)))
-    params = processes.replicated(params)
-    steps = document_rows.windows(given, batch_size=size, window=window)
-    total = document_rows.num_steps(given, batch_size=size, window=window)
-    state, position = None, 0
-    with terminal.counter(f"reading {label}".strip(), total) as advance:
-        for step in steps:
-            if step.first:
-                state, position = reader.empty(size), 0
-            batch = {x: step.batch[x] for x in ("tokens", "targets")}
-            there = step.numbers >= 0
-            if neighbours is not None:
-                found = neighbours[np.maximum(step.numbers, 0)]
-                batch["neighbours"] = np.where(there[..., None], found, 0)
-            out, state = reader.read(params, processes.spread(batch), state)
-            values, of_window = np.asarray(out.log_probs), np.asarray(out.neighbours)
-            keep = step.batch["mask"] > 0
-            places = first[step.documents][:, None] + position + np.arange(window)
-            log_probs[places[keep]] = values[keep]
-            numbers = step.numbers[there]
-            read_by[numbers] = of_window[there]
-            if candidates is not None:
-                pool = np.asarray(out.scores)
-                best[numbers], scores[numbers] = _ranked(
-                    pool, there, candidates[numbers]
-                )
-            position += window
-            advance(1)
-    ranked = None if candidates is None else Retrieved(best, scores)
-    return Read(log_probs, read_by, ranked)
-
-
-def _ranked(pool: np.ndarray, there: np.ndarray, candidates: np.ndarray):
-    """(the best chunks, how the candidates score) of the chunks that there are."""
-    count, size = pool.shape[1:]
-    own = np.broadcast_to(np.arange(size - count, size), there.shape)[there]
-    rows, num = pool[there], candidates.shape[1]
-    order = np.argsort(-rows, axis=1, kind="stable")[:, :num]
-    seen = np.isfinite(np.take_along_axis(rows, order, axis=1))
-    best = np.zeros((len(rows), num), np.int32)
-    best[:, : order.shape[1]] = np.where(seen, own[:, None] - order, 0)
-    places = np.maximum(own[:, None] - candidates, 0)
-    values = np.take_along_axis(rows, places, axis=1)
-    return best, np.where(candidates > 0, values, -np.inf)
-
-
-def at_random(targets: Targets, num: int) -> np.ndarray:
-    """Chunks that each may retrieve, drawn, int32 [Q, num] chunks back; 0 = none."""
-    number = targets.documents.num_chunks
-    out = np.zeros((number, num), np.int32)
-    rng = np.random.default_rng(0)
-    for chunk in range(number):
-        _, i = targets.documents.of_chunk(chunk)
-        first, stop = targets.span(i)
-        if stop > first:
-            drawn = rng.permutation(stop - first)[:num] + first
-            out[chunk, : len(drawn)] = i - drawn
-    return out
-
-
-def given_neighbours(
-    targets: Targets, drawn: np.ndarray, k: int
-) -> dict[str, np.ndarray]:
-    """What chunks are given under each control, int32 [Q, K] chunks back.
-
-    ``shuffled``: any chunks that the rule allows, by `at_random`; ``bm25``: BM25's of
-    the chunk alone; ``oracle``: the candidates with the best semantic targets above 0.
-    """
-    records = targets.records
-    values = np.nan_to_num(records["semantic"], nan=-np.inf)
-    order = np.argsort(-values, axis=1, kind="stable")[:, :k]
-    oracle = np.take_along_axis(records["candidates"], order, axis=1)
-    helps = np.take_along_axis(values, order, axis=1) > 0
-    return {
-        "off": np.zeros((len(records), k), np.int32),
-        "shuffled": drawn[:, :k],
-        "bm25": np.array(records["bm25"][:, :k], np.int32),
-        "oracle": np.where(helps, oracle, 0).astype(np.int32),
-    }
+    how: dict[str, Any] = {"batch_size": size, "window": window}
+    sizes = Sizes(
+        given.stops - given.starts - 1,
+        given.num_chunks,
+        config.method.k,
+        config.targets.num,
+    )
+    total = document_rows.num_steps(given, **how)
+    with terminal.counter(f"reading {label}", total) as advance:
+        return document_reading.read(
+            reader,
+            params,
+            document_rows.windows(given, **how),
+            sizes,
+            neighbours=neighbours,
+            candidates=candidates,
+            advance=advance,
+        )
 
 
 def evaluate(
@@ -159,26 +73,28 @@ def evaluate(
     given, records = targets.documents, targets.records
     candidates = np.array(records["candidates"])
     semantic = np.array(records["semantic"])
-    judged = bool(np.isfinite(semantic).any())
     reader = rpt_reading.reader(config.method, config.chunks_in_reach)
-    drawn = at_random(targets, config.targets.num)
-    others = given_neighbours(targets, drawn, k)
-    if not judged:
-        del others["oracle"]
+    drawn = chunk_targets.at_random(targets, config.targets.num)
+    others = {
+        "off": np.zeros((len(records), k), np.int32),
+        "shuffled": drawn[:, :k],
+        "bm25": np.array(records["bm25"][:, :k], np.int32),
+    }
+    if np.isfinite(semantic).any():
+        others["oracle"] = chunk_targets.best_of(targets, k)
     way = config.method.neighbours
     own = others.pop("bm25") if way == "given" else None
     if way == "none":
         others = {}
     with phases("evaluate"):
-        real = read(
-            reader, params, given, config, neighbours=own,
+        real = read(config, reader, params, given, neighbours=own,
             candidates=candidates if way == "retrieved" else None, label="test",
         )  # fmt: skip
     log_probs = {"real": real.log_probs}
     with phases("controls"):
         for name, neighbours in others.items():
             log_probs[name] = read(
-                reader, params, given, config, neighbours=neighbours, label=name
+                config, reader, params, given, neighbours=neighbours, label=name
             ).log_probs
         if baseline is not None:
             log_probs[PLAIN] = read_plain(config, baseline, given).log_probs
@@ -195,7 +111,7 @@ def evaluate(
         }
         for kind, values in (
             ("semantic", semantic),
-            ("lexical", rpt_targets.graded(records)),
+            ("lexical", chunk_targets.graded(records)),
         )
         if np.isfinite(values).any()
     }
@@ -252,10 +168,10 @@ def read_plain(config: Config, plain: Decoding, given: Documents) -> Read:
     params = jax.jit(rpt.rpt(method).init)(jax.random.key(0))
     none = np.zeros((given.num_chunks, config.method.k), np.int32)
     return read(
+        config,
         rpt_reading.reader(method, config.chunks_in_reach),
         {**params, "decoder": plain.params},
         given,
-        config,
         neighbours=none,
         label=PLAIN,
     )
@@ -272,7 +188,7 @@ def picture(config: Config, path, text: Text, targets: Targets, real: Read) -> N
     records = targets.records[first + chunks]
     values = records["semantic"]
     if not np.isfinite(values).any():
-        values = rpt_targets.graded(records)
+        values = chunk_targets.graded(records)
     self_retrieval_plots.window(
         path,
         [text.tokenizer.decode(tokens[i * m : (i + 1) * m]) for i in chunks],
