@@ -87,8 +87,10 @@ def evaluate(
     if way == "none":
         others = {}
     with phases("evaluate"):
-        real = read(config, reader, params, given, neighbours=own,
-            candidates=candidates if way == "retrieved" else None, label="test",
+        asked = candidates if way == "retrieved" else None
+        real = read(
+            config, reader, params, given,
+            neighbours=own, candidates=asked, label="test",
         )  # fmt: skip
     log_probs = {"real": real.log_probs}
     with phases("controls"):
