@@ -15,6 +15,7 @@ NAMES = (
     "trime_step",
     "replug_ensemble",
     "retro_step",
+    "rpt_step",
     "refresh_overlap",
     "lm_vs_torch",
     "datastore_build",

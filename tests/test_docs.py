@@ -124,7 +124,7 @@ def is_config_field(name: str) -> bool:
 
 SYSTEMS = (
     "lm", "knn_lm", "npm", "trime", "bm25", "dpr", "contriever", "in_context", "replug",
-    "replug_lsr", "retro", "fid", "atlas", "realm",
+    "replug_lsr", "retro", "rpt", "fid", "atlas", "realm",
 )  # fmt: skip
 
 

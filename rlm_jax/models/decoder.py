@@ -44,6 +44,8 @@ class DecoderConfig:
     rotary_base: float = 10000.0  # of rotary positions
     rotary_scaling: tuple[float, ...] = ()  # Llama 3's, see layers.rotary_rates
     norm_epsilon: float = 0.0  # 0: the usual one, 1e-5 of layer, 1e-6 of rms
+    # Tokens of a window: a token sees its own and the one before; 0: all before it.
+    attention_window: int = 0
 
 
 def check(config: DecoderConfig) -> None:
@@ -54,7 +56,7 @@ def check(config: DecoderConfig) -> None:
     for name in (*sizes, "adaptive_factor", "max_length"):
         if getattr(c, name) < 1:
             raise UserError(f"{name} is {getattr(c, name)}; choose 1 or more.")
-    for name in ("num_kv_heads", "head_width", "norm_epsilon"):
+    for name in ("num_kv_heads", "head_width", "norm_epsilon", "attention_window"):
         if getattr(c, name) < 0:
             raise UserError(f"{name} is {getattr(c, name)}; choose 0 or more.")
     head_width = c.head_width or c.width // c.num_heads
@@ -155,6 +157,7 @@ class Block(nn.Module):
             head_width=c.head_width,
             rotary_base=c.rotary_base,
             rotary_scaling=tuple(c.rotary_scaling),
+            window=c.attention_window,
         )
         self.feed_forward_norm = _norm(c)
         self.feed_forward = layers.FeedForward(
@@ -184,6 +187,18 @@ class Block(nn.Module):
         """The first half."""
         h = self.attention(self.attention_norm(x), positions)
         return x + self.dropout(h, deterministic=deterministic)
+
+    def attend_after(
+        self,
+        x: Float[jax.Array, "B T D"],
+        positions: Int[jax.Array, " T"],
+        past: layers.KeysValues | None,
+        begun: Bool[jax.Array, ""] | bool,
+        deterministic: bool,
+    ) -> tuple[Float[jax.Array, "B T D"], layers.KeysValues]:
+        """The same after a window, and the next past; see `SelfAttention.after`."""
+        h, kept = self.attention.after(self.attention_norm(x), positions, past, begun)
+        return x + self.dropout(h, deterministic=deterministic), kept
 
     def attend_cached(
         self, x: Float[jax.Array, "B T D"], positions: Int[jax.Array, "B T"], *cache
@@ -296,6 +311,10 @@ class Decoder(nn.Module):
         slots = jnp.arange(capacity)
         reached = slots <= cache.length + jnp.arange(length)[:, None]  # [T, S]
         visible = valid[:, None] & reached
+        if c.attention_window:
+            own = jnp.cumsum(valid, axis=1) - 1  # positions of the slots
+            first = (positions // c.attention_window - 1) * c.attention_window
+            visible &= own[:, None] >= first[..., None]
         x = self.vocabulary.embed(tokens)
         if c.positions == "learned":
             table = jnp.asarray(self.position_embedding, x.dtype)

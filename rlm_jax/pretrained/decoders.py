@@ -236,6 +236,7 @@ def _is_gpt2(config: DecoderConfig) -> bool:
         and c.activation in ("gelu", "relu")
         and c.num_kv_heads in (0, c.num_heads)
         and c.head_width in (0, c.width // c.num_heads)
+        and not c.attention_window
     )
 
 
@@ -243,7 +244,7 @@ def _is_llama(config: DecoderConfig) -> bool:
     c = config
     return (c.positions, c.norm, c.activation, c.bias, tuple(c.cutoffs)) == (
         "rotary", "rms", "swiglu", False, (),
-    )  # fmt: skip
+    ) and not c.attention_window  # fmt: skip
 
 
 def _published_gpt2(config: DecoderConfig) -> dict[str, Any]:

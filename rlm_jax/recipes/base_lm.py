@@ -156,11 +156,11 @@ def _trained(workdir: pathlib.Path, dtype: str, with_memory: bool) -> BaseLM:
             f"({error}); name a run of experiments.lm, .knn_lm or .trime."
         ) from error
     system = stored.get("system")
-    if system == "retro":
+    if system in ("retro", "rpt"):
         raise UserError(
-            f"The run in {workdir} is one of RETRO, which does not read documents as "
-            "text; name one of a plain decoder, or continue a text with "
-            "experiments.retro --config.prompt."
+            f"The run in {workdir} is one of {system.upper()}, which does not read "
+            "documents as text; name one of a plain decoder, or continue a text with "
+            f"experiments.{system} --config.prompt."
         )
     if system in ("knn_lm", "trime") and not with_memory:
         terminal.say(

@@ -23,7 +23,7 @@ from rlm_jax.storage import atomic
 MANIFEST = "manifest.json"
 
 
-def map_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def map_array(path: Path, shape: tuple[int, ...], dtype: str | np.dtype) -> np.ndarray:
     """Memory-maps a raw little-endian array, read-only.
 
     Raises:
