@@ -19,7 +19,7 @@ from typing import Any, overload
 import numpy as np
 from tqdm import tqdm
 
-from rlm_jax.data import passage_files, squad, trex
+from rlm_jax.data import google_re, passage_files, squad, trex
 from rlm_jax.data.passage_files import Passage
 from rlm_jax.errors import UserError
 from rlm_jax.storage import cache
@@ -27,9 +27,10 @@ from rlm_jax.storage import cache
 _FORMAT = 1
 NAMES = (
     "stdlib, beir:FOLDER, dpr:FILE, jsonl:FILE, jsonl:FOLDER, squad:FILE, trex:PATH, "
-    "corpus:NAME or several joined by +"
+    "google_re:PATH, corpus:NAME or several joined by +"
 )
-_JOINT = re.compile(r"\+(?=stdlib(?:\+|$)|(?:beir|dpr|jsonl|squad|trex|corpus):)")
+_KINDS = "beir|dpr|jsonl|squad|trex|google_re|corpus"
+_JOINT = re.compile(rf"\+(?=stdlib(?:\+|$)|(?:{_KINDS}):)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +117,8 @@ def load(
     * ``squad:FILE``: the paragraphs of SQuAD's own JSON, ``TITLE#0`` and so on.
     * ``trex:PATH``: the sentences of LAMA's T-REx (a folder or a file), each once, with
       the fact's object in its place.
+    * ``google_re:PATH``: the sentences of LAMA's Google-RE, likewise; the title is the
+      person's name.
     * ``corpus:NAME`` or ``corpus:NAME#SPLIT``: the documents of a split (train, where
       none is named) of a corpus that `corpora.load` knows, cut into disjoint blocks of
       100 words (Karpukhin et al. 2020, section 4.1), the last of a document shorter.
@@ -167,6 +170,7 @@ def _read_named(
         "jsonl": passage_files.jsonl,
         "squad": squad.passages,
         "trex": trex.passages,
+        "google_re": google_re.passages,
     }
     if name == "stdlib":
         return kind, *passage_files.stdlib()
