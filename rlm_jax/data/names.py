@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 CORPORA = ("text", "jsonl")
-PASSAGES = ("beir", "dpr", "jsonl", "squad", "trex")
-QUESTIONS = ("beir", "dpr", "fid", "jsonl", "squad", "trex")
+PASSAGES = ("beir", "dpr", "google_re", "jsonl", "squad", "trex")
+QUESTIONS = ("beir", "dpr", "fid", "google_re", "jsonl", "squad", "trex")
 CORPUS = "corpus"
 
 FIELDS = frozenset(

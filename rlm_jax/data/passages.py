@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rlm_jax import characters
-from rlm_jax.data import names, passage_files, squad, trex
+from rlm_jax.data import google_re, names, passage_files, squad, trex
 from rlm_jax.data.passage_files import Passage
 from rlm_jax.errors import UserError
 from rlm_jax.storage import cache
@@ -26,7 +26,7 @@ from rlm_jax.storage import cache
 _FORMAT = 1
 NAMES = (
     "stdlib, beir:FOLDER, dpr:FILE, jsonl:FILE, jsonl:FOLDER, squad:FILE, trex:PATH, "
-    "corpus:NAME or several joined by +"
+    "google_re:PATH, corpus:NAME or several joined by +"
 )
 
 
@@ -114,6 +114,8 @@ def load(
     * ``squad:FILE``: the paragraphs of SQuAD's own JSON, ``TITLE#0`` and so on.
     * ``trex:PATH``: the sentences of LAMA's T-REx (a folder or a file), each once, with
       the fact's object in its place.
+    * ``google_re:PATH``: the sentences of LAMA's Google-RE, likewise; the title is the
+      person's name.
     * ``corpus:NAME`` or ``corpus:NAME#SPLIT``: the documents of a split (train, where
       none is named) of a corpus that `corpora.load` knows, cut into disjoint blocks of
       100 words (Karpukhin et al. 2020, section 4.1), the last of a document shorter.
@@ -165,6 +167,7 @@ def _read_named(
         "jsonl": passage_files.jsonl,
         "squad": squad.passages,
         "trex": trex.passages,
+        "google_re": google_re.passages,
     }
     if name == "stdlib":
         return kind, *passage_files.stdlib()

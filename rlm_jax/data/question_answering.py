@@ -70,9 +70,8 @@ def by_titles(asked: Questions, pool: Passages, name: str, split: str) -> Questi
         raise UserError(
             f"There is no split '{split}' by titles: choose one of {', '.join(SPLITS)}."
         )
-    if names.parse(name)[0] in ("stdlib", "stdlib_names", "beir", "trex") or (
-        "{split}" in name
-    ):
+    with_splits = "stdlib", "stdlib_names", "beir", "trex", "google_re"
+    if names.parse(name)[0] in with_splits or "{split}" in name:
         raise UserError(
             f"The questions {name} have splits already: set divide to files."
         )

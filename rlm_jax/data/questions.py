@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from rlm_jax import characters
-from rlm_jax.data import files, names, question_files, squad, trex
+from rlm_jax.data import files, google_re, names, question_files, squad, trex
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.data.question_files import Question, Record
@@ -27,8 +27,8 @@ from rlm_jax.storage import cache
 
 _FORMAT = 1
 NAMES = (
-    "stdlib, stdlib_names, beir:FOLDER, dpr:FILE, fid:FILE, jsonl:FILE, squad:FILE or "
-    "trex:PATH"
+    "stdlib, stdlib_names, beir:FOLDER, dpr:FILE, fid:FILE, jsonl:FILE, squad:FILE, "
+    "trex:PATH or google_re:PATH"
 )
 
 
@@ -102,6 +102,7 @@ def load(
     * ``trex:PATH``: LAMA's T-REx, a folder or a file (see `trex.questions`), and
       ``relations.jsonl`` beside or above it; train, validation and test differ by
       subject. The question is the relation's template, "[MASK]" in the object's place.
+    * ``google_re:PATH``: LAMA's Google-RE, likewise, by LAMA's three templates.
     * ``fid:FILE``: the files of FiD's readers, a JSON list or JSON lines of
       ``{"question", "answers" or "target", "ctxs"}``; the passages of "ctxs", ``{"id",
       "title", "text", "score"}``, are to be read in their order (`Questions.given`).
@@ -125,6 +126,7 @@ def load(
         "jsonl": question_files.jsonl,
         "squad": squad.questions,
         "trex": trex.questions,
+        "google_re": google_re.questions,
     }
     if name == "stdlib":
         content, read = question_files.stdlib(split)

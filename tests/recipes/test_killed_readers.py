@@ -1,17 +1,13 @@
 """A reader's run that is killed again and again ends in the same bits."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
-import time
 
 import pytest
 
+from tests.recipes import killing
 from tests.recipes.test_reader_launchers import corpus  # noqa: F401, a fixture
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUN = """
 import sys
 from experiments import fid
@@ -27,13 +23,8 @@ fid.run(config, sys.argv[1])
 pytestmark = [pytest.mark.multi, pytest.mark.slow]
 
 
-def start(workdir: pathlib.Path, data) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(workdir), data.passages, data.questions],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "NPROC": "16"},
-        stderr=subprocess.DEVNULL,
-    )
+def start(workdir: pathlib.Path, data):
+    return killing.start(RUN, workdir, data.passages, data.questions)
 
 
 def ended(workdir: pathlib.Path) -> list:
@@ -64,15 +55,7 @@ MOMENTS = (
 
 def test_a_killed_run_ends_in_the_same_bits(corpus, tmp_path):  # noqa: F811
     assert start(tmp_path / "straight", corpus).wait(timeout=600) == 0
-    folder, kills = tmp_path / "killed", 0
-    for path, delay in MOMENTS:
-        run = start(folder, corpus)
-        while run.poll() is None and not (folder / path).exists():
-            time.sleep(0.01)
-        time.sleep(delay)
-        kills += run.poll() is None
-        run.kill()
-        run.wait()
-    assert kills >= 8
+    folder = tmp_path / "killed"
+    assert killing.kill_at(lambda: start(folder, corpus), folder, MOMENTS) >= 8
     assert start(folder, corpus).wait(timeout=600) == 0
     assert ended(folder) == ended(tmp_path / "straight")
