@@ -16,6 +16,7 @@ NAMES = (
     "replug_ensemble",
     "retro_step",
     "refresh_overlap",
+    "refresh_cost",
     "lm_vs_torch",
     "datastore_build",
     "chunk_neighbours",
