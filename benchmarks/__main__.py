@@ -17,6 +17,7 @@ NAMES = (
     "retro_step",
     "rpt_step",
     "refresh_overlap",
+    "refresh_cost",
     "lm_vs_torch",
     "datastore_build",
     "chunk_neighbours",

@@ -1,6 +1,7 @@
 """A reader with its tokenizer: how it starts, where it is kept, how it is opened."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -194,6 +195,22 @@ def save(workdir: pathlib.Path, model: ReaderModel, reads: Mapping[str, Any]) ->
     model.tokenizer.save(folder)
     ends = {"passage_end": model.tokenizer.passage_end}
     atomic.write_json(folder / READS, {**names.resolved_fields(dict(reads)), **ends})
+
+
+def reads(workdir: pathlib.Path) -> dict[str, Any]:
+    """ "retriever", "num" and "source" of what a run's reader was trained on.
+
+    Raises:
+      UserError: the run has left no reader.
+    """
+    path = workdir / FOLDER / READS
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"There is no reader in {workdir}; name the workdir of a run that trained "
+            "one to its end."
+        ) from error
 
 
 def load(folder: pathlib.Path, wanted: FiDConfig | None = None) -> ReaderModel:

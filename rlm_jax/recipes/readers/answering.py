@@ -102,6 +102,26 @@ def sample(count: int, found: Reading) -> np.ndarray | None:
     return np.sort(random.choice(len(found.questions), count, replace=False))
 
 
+def answer_recall(
+    config: AnswersConfig, collection: Collection, found: Reading
+) -> dict[str, float]:
+    """How many of all questions read an answer, by the number of passages.
+
+    No reader is asked, so a sample of the questions is not needed.
+    """
+    holds, every = rules(config)["holds"], collection.questions.questions
+    passages = collection.passages
+
+    def right(number: int, row: int) -> bool:
+        return row >= 0 and holds(passages[row].joined, every[number].answers)
+
+    pairs = zip(found.questions.tolist(), found.ids.tolist(), strict=True)
+    hits = np.array([[right(number, row) for row in rows] for number, rows in pairs])
+    reads = found.ids.shape[1]
+    depths = sorted({k for k in config.depths if k < reads} | {reads})
+    return {str(k): float(hits[:, :k].any(1).mean()) for k in depths if k}
+
+
 def spread(**by_name: Asked) -> dict[str, dict[str, float]]:
     """Of each way of reading how many passages are read, and of the commonest."""
     return {name: refresh.spread(x.reading.ids) for name, x in by_name.items()}

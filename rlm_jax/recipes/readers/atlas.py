@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlm_jax import terminal
 from rlm_jax.data import collections, problems, question_answering
 from rlm_jax.data.collections import Collection
 from rlm_jax.data.problems import BatchOf, Lengths, Source
@@ -182,13 +181,7 @@ def _describe(setting: Setting) -> None:
     config, source = setting.config, setting.source
     passages = setting.splits[TRAIN].passages
     collections.describe(setting.splits[TRAIN])
-    width = config.method.encoder.projection or config.method.encoder.width
-    size = np.dtype(config.search.dtype).itemsize
-    terminal.say(
-        f"an index of {len(passages):,} vectors of width {width}: "
-        f"{len(passages) * width * size / 2**20:,.1f} MiB, and twice that on the disk "
-        "while the next one is made"
-    )
+    stale_training.describe_index(len(passages), config.method.encoder, config.search)
     batch_of = _batches(setting)
 
     def batch_at(seed: int, step: int, *, rows: Rows | None = None) -> Batch:
@@ -295,7 +288,9 @@ def _evaluate(
     if config.task != "questions":
         own = "read"
 
-    def read(retriever: str) -> Asked:
+    recalls: dict[str, dict[str, float]] = {}
+
+    def read(retriever: str, name: str) -> Asked:
         found = reading.read(
             ReadingConfig(retriever, config.method.reader.k, own),
             collection,
@@ -304,6 +299,8 @@ def _evaluate(
             config.text,
             split=split,
         )
+        if retriever != passage_sources.NONE:
+            recalls[name] = answering.answer_recall(judge, collection, found)
         return answering.asked(
             collection,
             found,
@@ -314,15 +311,15 @@ def _evaluate(
 
     answer = answering.Answerer(model, judge, config.target_length)
     with phases("search"):
-        given = read(str(places[RETRIEVER]))
-        asked = {answering.REAL: given, INIT: read(str(places[INIT]))}
-        asked |= {name: read(name) for name in config.also_reads}
+        given = read(str(places[RETRIEVER]), answering.REAL)
+        asked = {answering.REAL: given, INIT: read(str(places[INIT]), INIT)}
+        asked |= {name: read(name, name) for name in config.also_reads}
     asked |= answering.controls_of(judge, given)
     with phases("answer"):
         said = {name: answer(x, f"answering: {name}") for name, x in asked.items()}
         numbers = answering.by_number(judge, given, answer)
         if twin is not None:
-            asked["closed_book"] = read(passage_sources.NONE)
+            asked["closed_book"] = read(passage_sources.NONE, "closed_book")
             closed = answering.Answerer(twin, judge, config.target_length)
             said["closed_book"] = closed(asked["closed_book"], "answering: closed book")
     reader.save(
@@ -353,6 +350,7 @@ def _evaluate(
             "trained": config.method.trained,
             "left_out": config.left_out,
             "by_number_of_passages": numbers,
+            "answer_recall_of_all": recalls,
             "refreshes": refreshes,
             "spread": answering.spread(real=given, init=asked[INIT]),
         },

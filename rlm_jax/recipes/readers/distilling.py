@@ -32,6 +32,7 @@ from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
 TRAIN, VALIDATION = "train", "validation"
+SAME = "init_from", "max_questions", "method", "optim"
 
 
 @dataclasses.dataclass
@@ -96,7 +97,10 @@ def distil(
     runs.claim_part(
         folder,
         {
-            **{name: fields[name] for name in ("init_from", "max_questions", "method", "optim")},
+            **{
+                name: fields[name]
+                for name in ("init_from", "max_questions", "method", "optim")
+            },
             "batch_size": config.batch_size,
             "seed": config.train.seed,
             "reader": encode_stream.fingerprint(model.params),

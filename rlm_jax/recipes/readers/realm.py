@@ -276,6 +276,9 @@ def _describe(setting: Setting, drawn: Sentences) -> None:
     """What a dry run shows: the collection, and the memory of a step."""
     config, batch_of = setting.config, _batches(setting)
     collections.describe(setting.collection)
+    stale_training.describe_index(
+        len(setting.collection.passages), config.method.retriever, config.search
+    )
 
     def batch_at(seed: int, step: int, *, rows: Rows | None = None) -> Batch:
         _, asked = drawn.at(seed, step, rows)
