@@ -1,14 +1,13 @@
 """A reader with its tokenizer: how it starts, where it is kept, how it is opened."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-from rlm_jax import pretrained
+from rlm_jax import characters, pretrained
 from rlm_jax.data import names, reader_tokens
 from rlm_jax.data.passages import Passages
 from rlm_jax.data.reader_tokens import ReaderTokenizer
@@ -205,7 +204,7 @@ def reads(workdir: pathlib.Path) -> dict[str, Any]:
     """
     path = workdir / FOLDER / READS
     try:
-        return json.loads(path.read_text())
+        return characters.read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(
             f"There is no reader in {workdir}; name the workdir of a run that trained "

@@ -8,12 +8,11 @@ that share of what a fresh one would. What is decided is part of the run's state
 that goes on from an earlier checkpoint does what it did before.
 """
 
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from rlm_jax import processes, terminal
+from rlm_jax import characters, processes, terminal
 from rlm_jax.errors import UserError
 from rlm_jax.method import Params
 from rlm_jax.retrievers.stale_index import StaleIndex
@@ -78,7 +77,7 @@ class Decisions:
 
         processes.by_first(choose, "choose an index")
         processes.wait("index chosen")
-        for begun in json.loads(self._path.read_text())["begin"]:
+        for begun in characters.read_json(self._path)["begin"]:
             now = (passages, queries) if begun == step else (None, None)
             self._stale.start(begun, *now)
 
@@ -132,4 +131,4 @@ class Decisions:
     def _records(self) -> list[dict[str, Any]]:
         if not self._path.exists():
             return []
-        return json.loads(self._path.read_text())["decisions"]
+        return characters.read_json(self._path)["decisions"]
