@@ -15,7 +15,7 @@ from rlm_jax.methods.fid import FiDConfig
 from rlm_jax.models import encoder, encoder_decoder, t5
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.models.encoder_decoder import EncoderDecoderConfig
-from rlm_jax.recipes.readers.answering import AnswersConfig
+from rlm_jax.readers.answering import AnswersConfig
 from rlm_jax.recipes.readers.atlas import Config, run
 from rlm_jax.retrievers.encoder_towers import TextConfig
 from rlm_jax.train.loop import TrainConfig

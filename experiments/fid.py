@@ -13,7 +13,7 @@ from rlm_jax.methods.fid_kd import FiDKDConfig
 from rlm_jax.models import encoder_decoder
 from rlm_jax.models.encoder_decoder import EncoderDecoderConfig
 from rlm_jax.models.t5 import T5Config
-from rlm_jax.recipes.readers.answering import AnswersConfig
+from rlm_jax.readers.answering import AnswersConfig
 from rlm_jax.recipes.readers.distilling import DistilConfig
 from rlm_jax.recipes.readers.fid import Config, run
 from rlm_jax.retrievers.encoder_towers import TextConfig

@@ -7,8 +7,8 @@ from experiments import launch
 from rlm_jax.data.phrase_masking import MaskingConfig
 from rlm_jax.methods.npm import NPMConfig
 from rlm_jax.models.encoder import EncoderConfig
-from rlm_jax.recipes.phrases.added import AddedConfig
-from rlm_jax.recipes.phrases.classifying import ClosedSetsConfig
+from rlm_jax.readers.added_facts import AddedConfig
+from rlm_jax.readers.classifying import ClosedSetsConfig
 from rlm_jax.recipes.phrases.filling import QuestionsConfig
 from rlm_jax.recipes.phrases.npm import Config, run
 from rlm_jax.retrievers.memory_parts import MemoryConfig

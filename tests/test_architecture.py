@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "readers": {
         *("data", "methods", "models", "pretrained", "retrieval", "retrievers"),
-        *("side_files", "method", "processes", "storage", "errors"),
+        *("side_files", "method", "processes", "storage", "evaluate", "terminal"),
+        *("characters", "errors"),
     },
     "train": {
         *("characters", "configuration", "method", "ops.collectives", "processes"),

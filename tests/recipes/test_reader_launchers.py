@@ -15,8 +15,7 @@ from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import answers, exact_match
 from rlm_jax.models.encoder import EncoderConfig
-from rlm_jax.readers import reader
-from rlm_jax.recipes.readers import answering
+from rlm_jax.readers import answering, reader
 from rlm_jax.report import report
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import encoder_towers

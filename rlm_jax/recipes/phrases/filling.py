@@ -25,10 +25,11 @@ from rlm_jax.errors import UserError
 from rlm_jax.evaluate import controls, exact_match
 from rlm_jax.method import Params
 from rlm_jax.methods.npm import NPMConfig
+from rlm_jax.readers import added_facts, classifying
+from rlm_jax.readers.added_facts import Added, AddedConfig
+from rlm_jax.readers.classifying import ClosedSetsConfig
 from rlm_jax.recipes import reporting, runs
-from rlm_jax.recipes.phrases import added, asking, classifying
-from rlm_jax.recipes.phrases.added import Added, AddedConfig
-from rlm_jax.recipes.phrases.classifying import ClosedSetsConfig
+from rlm_jax.recipes.phrases import asking
 from rlm_jax.recipes.runs import Run
 from rlm_jax.report import report, tables
 from rlm_jax.retrieval import encode_stream, phrases
@@ -156,7 +157,7 @@ def load(config: Fills, passages: Passages, tokenizer: ClozeTokenizer) -> Data:
     terminal.say(f"{len(kept):,} of {len(every):,} questions with one blank are asked")
     tasks = classifying.load(config.closed_sets, tokenizer)
     held, _ = passage_tokens.build(memory, tokenizer, max_length=LONGEST).flat
-    new = added.load(config.added, [trained, np.asarray(held)], tokenizer)
+    new = added_facts.load(config.added, [trained, np.asarray(held)], tokenizer)
     return Data(memory, foreign, kept, np.array(counts), tasks, new)
 
 
@@ -213,7 +214,7 @@ def evaluate(
         fill(name, memory(name, trained.tower, data.foreign, encoder))
     if config.untrained:
         fill("init", memory("init", trained.initial, data.passages))
-    others: dict[str, added.Answer] = {}
+    others: dict[str, added_facts.Answer] = {}
     if trained.twin is not None:
         with phases("answer"):
             twin = _twin(config, real, trained.twin)
@@ -225,7 +226,7 @@ def evaluate(
         others["masked_lm"] = twin
     if data.added.questions:
         with phases("added"):
-            told = added.measure(
+            told = added_facts.measure(
                 data.added,
                 real,
                 lambda of: PhraseFiller(of, config.fill, **options),

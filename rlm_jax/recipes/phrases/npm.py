@@ -19,10 +19,10 @@ from rlm_jax.method import Method, Params
 from rlm_jax.methods import masked_lm, npm
 from rlm_jax.methods.masked_lm import MaskedLMConfig
 from rlm_jax.methods.npm import NPMConfig
+from rlm_jax.readers.added_facts import AddedConfig
+from rlm_jax.readers.classifying import ClosedSetsConfig
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.phrases import filling
-from rlm_jax.recipes.phrases.added import AddedConfig
-from rlm_jax.recipes.phrases.classifying import ClosedSetsConfig
 from rlm_jax.recipes.phrases.filling import QuestionsConfig, Trained
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrievers import encoder_towers

@@ -17,11 +17,11 @@ from rlm_jax.data.problems import BatchOf, Lengths, Source
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Batches, Method, Params, Rows
 from rlm_jax.methods import atlas, fid
-from rlm_jax.readers import reader
+from rlm_jax.readers import answering, reader
+from rlm_jax.readers.answering import Asked
 from rlm_jax.readers.reader import ReaderModel
 from rlm_jax.recipes import runs, stale_training
-from rlm_jax.recipes.readers import answering, atlas_config, joint
-from rlm_jax.recipes.readers.answering import Asked
+from rlm_jax.recipes.readers import answers_report, atlas_config, joint
 from rlm_jax.recipes.readers.atlas_config import Config
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrieval import encode_stream
@@ -334,7 +334,7 @@ def _evaluate(
     stale_training.warn_of_collapse(
         given.reading.ids, len(collection.passages), config.train.steps
     )
-    return answering.finish(
+    return answers_report.finish(
         here,
         config.data,
         split,

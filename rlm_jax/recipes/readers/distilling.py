@@ -19,9 +19,9 @@ from rlm_jax.evaluate.answers import has_answer
 from rlm_jax.method import Batch, Batches, Rows
 from rlm_jax.methods import fid, fid_kd
 from rlm_jax.methods.fid_kd import FiDKDConfig
+from rlm_jax.readers.answering import Asked, of_questions
 from rlm_jax.readers.reader import ReaderModel
 from rlm_jax.recipes import runs
-from rlm_jax.recipes.readers.answering import Asked, of_questions
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import encoder_towers, trained_towers
 from rlm_jax.retrievers.encoder_towers import TextConfig, Tower

@@ -15,11 +15,11 @@ from rlm_jax.data.problems import Lengths
 from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.methods import fid
 from rlm_jax.methods.fid import FiDConfig
-from rlm_jax.readers import reader
+from rlm_jax.readers import answering, reader
+from rlm_jax.readers.answering import AnswersConfig, Asked
 from rlm_jax.readers.reader import ReaderModel
 from rlm_jax.recipes import runs
-from rlm_jax.recipes.readers import answering, distilling
-from rlm_jax.recipes.readers.answering import AnswersConfig, Asked
+from rlm_jax.recipes.readers import answers_report, distilling
 from rlm_jax.recipes.readers.distilling import DistilConfig
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrievers import encoder_towers, passage_sources, reading
@@ -242,7 +242,7 @@ def _evaluate(
             of_round = answering.Answerer(before, judge, config.target_length)
             said[name] = of_round(asked[name], f"answering: {name}")
     figures = {name: answering.judged(judge, asked[name], said[name]) for name in said}
-    return answering.finish(
+    return answers_report.finish(
         setting.run,
         config.data,
         split,

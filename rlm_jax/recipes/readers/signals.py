@@ -19,13 +19,11 @@ from rlm_jax.data.problems import Lengths
 from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.data.texts import DataConfig
 from rlm_jax.errors import UserError
-from rlm_jax.evaluate import passage_likelihoods
+from rlm_jax.evaluate import passage_likelihoods, signal_ranks
 from rlm_jax.methods import fid, reader_scores
-from rlm_jax.ops import distillation
-from rlm_jax.readers import reader
+from rlm_jax.readers import answering, reader
+from rlm_jax.readers.answering import AnswersConfig, Asked
 from rlm_jax.recipes import base_lm, runs
-from rlm_jax.recipes.readers import answering
-from rlm_jax.recipes.readers.answering import AnswersConfig, Asked
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.report import report, tables
 from rlm_jax.retrievers import reading
@@ -86,7 +84,7 @@ def run(config: Config, here: Run) -> report.Report | None:
         with phases("language_model"):
             answers = _answers(asked, model, stored["target_length"])
             signals[REPLUG] = _of_language_model(config, asked, answers, lm)
-    table = compared(signals, truths, present, _holds(asked))
+    table = signal_ranks.compared(signals, truths, present, _holds(asked))
     metrics = {name: figures["average"] for name, figures in table.items()}
     result = report.build(
         system="reader_signals",
@@ -103,7 +101,7 @@ def run(config: Config, here: Run) -> report.Report | None:
             "split": stored["split"],
             **asked.reading.facts,
             "signals": table,
-            "among_each_other": among_each_other(signals, present),
+            "among_each_other": signal_ranks.among_each_other(signals, present),
         },
     )
     report.write(here.workdir / "report.json", result)
@@ -154,7 +152,7 @@ def _asked(
         split=split,
     )
     lengths = Lengths(stored["passage_length"], stored["target_length"])
-    sample = answering.sample(AnswersConfig(max_questions=config.questions), found)
+    sample = answering.sample(config.questions, found)
     asked = answering.asked(collection, found, model, lengths, sample)
     short = [i for i, targets in enumerate(asked.rows.targets) if targets]
     if len(short) < len(asked.questions):
@@ -230,55 +228,3 @@ def _holds(asked: Asked) -> np.ndarray:
             )
         ]
     )
-
-
-def compared(
-    signals: dict[str, np.ndarray],
-    truths: dict[str, np.ndarray],
-    present: np.ndarray,
-    holds: np.ndarray,
-) -> dict[str, dict[str, float]]:
-    """Of each signal its rank correlation with every true change, and its first place.
-
-    ``best``: how often its first passage is the one with the largest average change;
-    ``answer_first``: how often it holds an answer, where some do and some do not.
-
-    Args:
-      signals, truths: [N, K], larger is better.
-      present: bool [N, K].
-      holds: bool [N, K], which passages hold an answer.
-    """
-    first = {n: _first(x, present) for n, x in {**signals, **truths}.items()}
-    told = holds.any(1) & (present & ~holds).any(1)
-    right = np.take_along_axis(holds, np.stack(list(first.values()), 1), 1)
-    at = dict(zip(first, right.T, strict=True))
-    return {
-        name: {
-            **{truth: _tau(x, y, present) for truth, y in truths.items()},
-            "best": float((first[name] == first["average"]).mean()),
-            "answer_first": float(at[name][told].mean()) if told.any() else 0.0,
-        }
-        for name, x in {**signals, "true change": truths["average"]}.items()
-    }
-
-
-def among_each_other(
-    signals: dict[str, np.ndarray], present: np.ndarray
-) -> dict[str, dict[str, float]]:
-    """Kendall's tau of every two signals, the mean over questions."""
-    return {
-        a: {b: _tau(x, y, present) for b, y in signals.items()}
-        for a, x in signals.items()
-    }
-
-
-def _tau(a: np.ndarray, b: np.ndarray, present: np.ndarray) -> float:
-    each = np.asarray(_rank_correlation(a, b, present))
-    return float(each[present.sum(1) > 1].mean())
-
-
-_rank_correlation = jax.jit(distillation.rank_correlation)
-
-
-def _first(x: np.ndarray, present: np.ndarray) -> np.ndarray:
-    return np.where(present, x, -np.inf).argmax(1)
