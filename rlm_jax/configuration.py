@@ -101,7 +101,8 @@ def check_numbers(config: Any, name: str = "") -> None:
                     "0 or more" if not positive else "1 or more"
                     if isinstance(x, int) else "a number above 0"
                 )  # fmt: skip
-                raise UserError(f"{full} is {x}; choose {least}.")
+                verb = "is" if value is x else "holds"
+                raise UserError(f"{full} {verb} {x}; choose {least}.")
             if field.name in SHARES and x > 1:
                 raise UserError(f"{full} is {x}; choose a number from 0 to 1.")
 

@@ -364,7 +364,12 @@ class Decoder(nn.Module):
 
     def extend_and_tell(
         self, tokens: Int[Array, "B T"], mask: Shaped[Array, "B T"], cache: Cache
-    ) -> tuple[Array, Array, Array, Cache]:
+    ) -> tuple[
+        Float32[jax.Array, "B V"],
+        Float32[jax.Array, " B"],
+        Float32[jax.Array, "B T D"],
+        Cache,
+    ]:
         """As `extend_and_predict`, with what a memory needs besides: (log p [B, V], the
         log-normaliser of its scores [B], the keys of all tokens [B, T, D], cache)."""
         output, cache = self.extend(tokens, mask, cache)

@@ -249,7 +249,7 @@ def test_a_dry_run_tells_sizes_and_trains_nothing(corpus, tmp_path, capsys):
         ({"refresh": RefreshConfig(keys_every=())}, "keys_every"),
         ({"refresh": RefreshConfig("external", (0,))}, "never looks for an index"),
         ({"passage_length": 64}, "the encoder has 24 positions"),
-        ({"retriever_from": "nowhere"}, "nowhere"),
+        ({"retriever_from": "./nowhere"}, "nowhere"),
         ({"batch_size": 64}, "choose another batch size"),
     ],
 )

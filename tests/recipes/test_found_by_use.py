@@ -45,7 +45,9 @@ def run(folder, passages=PASSAGES, asked=ASKED, workdir="run", k=3, **judge):
         k=k,
         judge=JudgeConfig(**judge),
     )
-    return bm25.run(config, folder / workdir)
+    report = bm25.run(config, folder / workdir)
+    assert report is not None
+    return report
 
 
 # --- figures -------------------------------------------------------------------------
@@ -96,6 +98,7 @@ def test_a_question_does_not_find_itself(tmp_path, k, options, own, recall, left
     judge = JudgeConfig(("recall@1", "ndcg@3"), own=own)
     config = bm25.Config(CollectionConfig(name), k=k, judge=judge)
     report = bm25.run(config, tmp_path / "run")
+    assert report is not None
     assert report["metrics"]["recall@1"] == recall
     assert report["protocol"]["own_passages_left_out"] == left_out
     assert report["protocol"]["depth"] == k

@@ -206,7 +206,7 @@ def test_a_dry_run_writes_nothing(facts, tmp_path, capsys):
         (lambda c: c.masking.__setattr__("length", 17), "16 positions"),
         (lambda c: c.__setattr__("batch_size", 6), "runs of 4"),
         (lambda c: c.method.encoder.__setattr__("projection", 4), "projection"),
-        (lambda c: c.fill.__setattr__("k", 0), "choose k"),
+        (lambda c: c.fill.__setattr__("k", 0), "fill.k is 0; choose 1"),
         (lambda c: c.closed_sets.__setattr__("names", ("agm:x",)), "set 'agm:x'"),
         (lambda c: c.memory.__setattr__("length", 99), "memory.length"),
     ],

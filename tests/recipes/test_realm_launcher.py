@@ -110,10 +110,10 @@ def test_a_dry_run_tells_sizes_and_trains_nothing(corpus, tmp_path, capsys):
     ("fields", "message"),
     [
         ({"left_out": "nothing"}, "give away what is masked"),
-        ({"masks": 0}, "no room for 0 masks"),
+        ({"masks": 0}, "masks is 0; choose 1"),
         ({"sentence_length": 40}, "more than the 48 positions"),
         ({"batch_size": 64}, "make no batch of 64"),
-        ({"reader_from": "nowhere"}, "nowhere"),
+        ({"reader_from": "./nowhere"}, "nowhere"),
     ],
 )
 def test_bad_input_is_told_before_training(corpus, tmp_path, fields, message):

@@ -8,7 +8,9 @@ from experiments import compare
 from rlm_jax.errors import UserError
 
 
-def run(folder, system="lm", corpus="text:/a", perplexity=3.0, **protocol):
+def run(
+    folder, system="lm", corpus="text:/a", perplexity: float | None = 3.0, **protocol
+):
     folder.mkdir()
     metrics = {"perplexity": perplexity} if perplexity else {"ndcg@10": 0.5}
     report = {
