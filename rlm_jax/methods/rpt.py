@@ -51,7 +51,7 @@ class AuxiliaryConfig:
     scale: float = 1.0  # a, once it has warmed up
     warmup_steps: int = 100  # in which it rises from 0
     threshold: float = 0.0  # a positive candidate's target is above it
-    max_margin: float = 2.0
+    max_margin: float = 2.0  # of the hinge, once it has risen
     margin_steps: int = 1000  # in which the margin rises from 1
 
 
@@ -59,9 +59,9 @@ class AuxiliaryConfig:
 class SamplingConfig:
     """How often a batch reads what was predicted, along half a cosine."""
 
-    min_probability: float = 0.1
-    max_probability: float = 0.9
-    steps: int = 1000
+    min_probability: float = 0.1  # at the start, as a share of max_probability
+    max_probability: float = 0.9  # at the end
+    steps: int = 1000  # of the half cosine
 
 
 @dataclasses.dataclass
@@ -224,7 +224,7 @@ def best_targets(
 
 
 def probability(
-    config: SamplingConfig, step: Float[Array, ""]
+    config: SamplingConfig, step: jax.typing.ArrayLike
 ) -> Float32[jax.Array, ""]:
     """That a batch reads predicted neighbours.
 

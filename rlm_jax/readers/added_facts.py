@@ -29,7 +29,7 @@ class AddedConfig:
 
     passages: str = ""  # as passages.load, such as google_re:FOLDER; empty: none
     questions: str = ""  # as questions.load; empty: as passages
-    split: str = "test"
+    split: str = "test"  # of the questions
     count: int = 100  # questions, at most
 
 

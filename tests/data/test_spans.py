@@ -83,7 +83,7 @@ def test_marks_of_a_vocabulary_without_sentinels(word_piece, t5):
     library = text_encoding._word_piece(
         {word: i for i, word in enumerate(words)}, lowercase=True
     )
-    bert = reader_tokens.of(text_encoding._wrap(library, "a test"))
+    bert = reader_tokens.of(text_encoding._wrap(library, "a test", {}))
     assert bert.hidden_marks(2).tolist() == [5, 6]
     assert bert.hidden_marks(3).tolist() == [4, 4, 4]
 

@@ -231,7 +231,7 @@ def test_what_is_wrong_is_said(trained, collection, corpus, tmp_path):
         encode.run(config, tmp_path)
     with pytest.raises(UserError, match="There is nothing to search"):
         search.run(search.Config(), tmp_path)
-    with pytest.raises(UserError, match="k and lines must be at least 1"):
+    with pytest.raises(UserError, match="k is 0; choose 1 or more"):
         search.run(search.Config(k=0), tmp_path)
     config = small_dpr(collection)
     config.text.titles = "loud"  # type: ignore

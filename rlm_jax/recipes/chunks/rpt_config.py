@@ -1,6 +1,7 @@
 """The configuration of RPT's recipe, and what does not fit together in it."""
 
 import dataclasses
+from typing import ClassVar
 
 from rlm_jax.data.texts import DataConfig
 from rlm_jax.errors import UserError
@@ -15,6 +16,8 @@ from rlm_jax.train.optim import OptimConfig
 @dataclasses.dataclass
 class DocumentsConfig:
     """Which documents of the corpus there are, in tokens."""
+
+    MAY_BE_ZERO: ClassVar = ("longest",)
 
     shortest: int = 0  # shorter ones are left out; 0: none is, and a short one refused
     longest: int = 0  # of an evaluated document; 0: all of it
@@ -80,8 +83,6 @@ def check(config: Config) -> None:
             f"targets.num is {config.targets.num} and a chunk reads {config.method.k} "
             "neighbours; score that many or more."
         )
-    if min(config.documents.shortest, config.documents.longest) < 0:
-        raise UserError("documents.shortest and longest are tokens; choose 0 or more.")
     taught = config.method.neighbours == "retrieved"
     if taught and config.targets.kind == "semantic" and not config.targets.reference:
         raise UserError(

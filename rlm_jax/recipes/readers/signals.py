@@ -8,7 +8,7 @@ All are held to what each passage truly does to the likelihood of the answer.
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -42,6 +42,8 @@ REPLUG, RETRIEVER = "replug_lsr", "retriever"
 class Config:
     """Whose signals, over which passages."""
 
+    MAY_BE_ZERO: ClassVar = ("num",)
+
     reader: str = ""  # workdir of a run that trained a reader
     retriever: str = ""  # whose passages; empty: those that the reader was trained on
     num: int = 0  # passages a question; 0: as many as in training
@@ -49,6 +51,7 @@ class Config:
     batch_size: int = 8  # questions at a time
     # whose likelihoods REPLUG-LSR learns from, as of `base_lm.load`; empty: not asked
     language_model: str = ""
+    # what the language model reads: {passage}, {question} and then the answer
     prompt: str = passage_likelihoods.PROMPT
     prompt_length: int = 256  # tokens of a passage, a question and an answer
 
@@ -57,10 +60,6 @@ class Config:
 def run(config: Config, here: Run) -> report.Report | None:
     """Score every passage by every signal, correlate, report."""
     passage_likelihoods.check_prompt(config.prompt)
-    if min(config.num, config.questions) < 0 or config.batch_size < 1:
-        raise UserError(
-            "num and questions are at least 0, and batch_size is at least 1."
-        )
     phases = runs.Phases()
     with phases("data"):
         source = pathlib.Path(config.reader)
