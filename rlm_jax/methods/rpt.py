@@ -127,8 +127,8 @@ def rpt(config: RPTConfig) -> Method:
         )
         return out
 
-    def sums(batch, scores, reading, axis):
-        target_score, log_normaliser = scores
+    def sums(batch, out, axis):
+        (target_score, log_normaliser), reading = out
         nll = losses.weighted(log_normaliser - target_score, batch["mask"])
         if config.neighbours != "retrieved" or "candidates" not in batch:
             return {"loss": nll}
@@ -158,7 +158,7 @@ def rpt(config: RPTConfig) -> Method:
             return jax.tree.map(lambda a, b: jnp.where(use, a, b), predicted, targets)
 
         dropout_key = collectives.fold_rank(dropout_key, axis)
-        figures = sums(batch, *read(params, batch, choose, dropout_key), axis)
+        figures = sums(batch, read(params, batch, choose, dropout_key), axis)
         if config.neighbours != "retrieved":
             return figures
         nll, weight = figures["loss"]
@@ -167,11 +167,11 @@ def rpt(config: RPTConfig) -> Method:
 
     def evaluate(params, batch, key=None, *, axis=None):
         choose = chooser(config, batch)
-        return sums(batch, *read(params, batch, choose), axis)
+        return sums(batch, read(params, batch, choose), axis)
 
     def score(params, batch) -> TokenScores:
         scores, reading = read(params, batch, chooser(config, batch))
-        return TokenScores(*scores, reading.keys)
+        return TokenScores(scores[0], scores[1], reading.keys)
 
     return Method(init=init, loss=loss, evaluate=evaluate, score=score)
 
