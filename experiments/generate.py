@@ -44,7 +44,22 @@ def replug() -> Config:
     return Config(retrieval="replug")
 
 
-PRESETS = {"plain": plain, "in_context": in_context, "replug": replug}
+def memory() -> Config:
+    """With the memory of a run of kNN-LM or TRIME: its datastore, the text's own past.
+
+    Command: python -m experiments.generate --preset memory
+      --workdir runs/generate --config.model=runs/trime
+    Hardware: 2 CPU cores. Time: seconds.
+    """
+    return Config(retrieval="memory")
+
+
+PRESETS = {
+    "plain": plain,
+    "in_context": in_context,
+    "replug": replug,
+    "memory": memory,
+}
 
 
 if __name__ == "__main__":

@@ -309,6 +309,7 @@ def test_second_example_equals_a_loop(searching):
     assert float(weight) == count == 2
 
 
+@pytest.mark.slow
 def test_second_example_learns_and_goes_on(searching, tmp_path, monkeypatch):
     monkeypatch.setenv("RLM_CACHE", str(tmp_path / "cache"))
     config = searching.Config()

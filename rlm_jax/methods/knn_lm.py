@@ -31,9 +31,9 @@ class KnnLMConfig:
     """A decoder, and how its neighbours' distribution is formed and mixed in."""
 
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
-    k: int = 1024
+    k: int = 1024  # neighbours of a token
     metric: Literal["l2", "ip"] = "l2"  # negated squared distance, inner product
-    temperature: float = 1.0
+    temperature: float = 1.0  # that similarities are divided by
     weight: float = 0.25  # lambda
 
 

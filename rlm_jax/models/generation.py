@@ -75,6 +75,10 @@ class Generator(NamedTuple):
     predict: Callable[..., Any]
     """``predict(params, tokens, mask, cache)`` -> (log p of the token after each row's
     last, float32 [B, V]; cache)."""
+    tell: Callable[..., Any]
+    """``tell(params, tokens, mask, cache)``: `predict`, with the log-normaliser of the
+    scores and the keys of all tokens, by which a memory is asked; see
+    `Decoder.extend_and_tell`."""
     decode: Callable[..., Generated]
     """``decode(params, cache, log_probs, key, *, max_new_tokens, sampling, end_ids,
     log_weights)`` -> what follows the cache; ``log_probs`` as `predict` gives them."""
@@ -156,6 +160,7 @@ def generator(config: DecoderConfig) -> Generator:
         extend=method("extend"),
         score=method("extend_and_score"),
         predict=predict,
+        tell=method("extend_and_tell"),
         decode=jax.jit(decode, static_argnames=static),
         generate=jax.jit(generate, static_argnames=static),
     )

@@ -5,8 +5,9 @@ without its sliding window.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from rlm_jax.errors import UserError
 from rlm_jax.models.decoder import Decoder, DecoderConfig, check, gpt2, modern
 from rlm_jax.pretrained import folder as folders
 from rlm_jax.pretrained.folder import Entry, same, side_by_side, transposed
+from rlm_jax.side_files import keys
 
 Params = Any
 
@@ -55,6 +57,8 @@ def load_decoder(
             f"The model in {folder} is a {kind!r}; decoders can be "
             f"{', '.join(KINDS[:-1])} or {KINDS[-1]}."
         )
+    family = "gpt2" if kind == "gpt2" else "llama"
+    keys.check(published, f"config.json of {family}", Path(folder, "config.json"))
     try:
         read = _gpt2_config if kind == "gpt2" else _llama_config
         config = replace(read(published, folder), **changes)
@@ -88,9 +92,15 @@ def has_layout(config: DecoderConfig) -> bool:
 
 
 def save_decoder(
-    folder: str | os.PathLike, config: DecoderConfig, params: Params
+    folder: str | os.PathLike,
+    config: DecoderConfig,
+    params: Params,
+    *,
+    end_ids: Sequence[int] = (),
 ) -> None:
     """Writes a decoder as Hugging Face's GPT2LMHeadModel or LlamaForCausalLM.
+
+    ``end_ids`` are those that end a text; None of them: transformers is told so.
 
     Raises:
       UserError: it is neither of the two (`decoder.gpt2`, `decoder.modern`), or the
@@ -109,6 +119,9 @@ def save_decoder(
         )
     arrays = folders.from_params(params, _entries(config))
     named = {k if k == _HEAD else f"{prefix}{k}": x for k, x in arrays.items()}
+    ends = list(end_ids)
+    published["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
+    published["bos_token_id"] = None
     folders.write(folder, published, named)
 
 

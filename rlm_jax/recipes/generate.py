@@ -6,7 +6,7 @@ Prompts are asked for, or come through a pipe, one a line, until an empty one;
 """
 
 import dataclasses
-import sys
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -25,9 +25,10 @@ from rlm_jax.models import generation
 from rlm_jax.models.decoder import DecoderConfig, check_length
 from rlm_jax.models.generation import Sampling
 from rlm_jax.models.layers import Dtype
-from rlm_jax.recipes import base_lm
+from rlm_jax.recipes import base_lm, memory_generation
 from rlm_jax.recipes.base_lm import BaseLM
 from rlm_jax.recipes.language_model import DataConfig
+from rlm_jax.recipes.memory_generation import RunMemory
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrieval.index import none_found
 from rlm_jax.retrievers import passage_list, passage_search
@@ -55,15 +56,14 @@ class Config:
 
     model: str = ""  # workdir of a run, or folder in Hugging Face's layout
     prompt: str = ""  # empty: prompts are asked for
-    retrieval: Literal["none", "in_context", "replug"] = (
-        "none"  # none, in_context or replug
-    )
-    max_new_tokens: int = 64
+    # none, in_context, replug, or memory: that of a run of kNN-LM or TRIME
+    retrieval: Literal["none", "in_context", "replug", "memory"] = "none"
+    max_new_tokens: int = 64  # of a continuation
     temperature: float = 0.8  # 0: the most likely token
     top_k: int = 0  # most likely tokens that may be drawn; 0: all
     top_p: float = 0.95  # probability of those that may be drawn
     num_samples: int = 1  # continuations of a prompt
-    seed: int = 0
+    seed: int = 0  # of what is drawn
     window: int = 256  # tokens that the model sees, document and new ones among them
     dtype: Dtype = "float32"  # of the computation
     documents: DocumentsConfig = dataclasses.field(default_factory=DocumentsConfig)
@@ -96,13 +96,22 @@ def run(config: Config, here: Run) -> None:
     """Continue until there are no more prompts."""
     check(config)
     # Its data would choose the tokenizer of a function, which has no decoder.
-    model = base_lm.load(config.model, DataConfig(), dtype=config.dtype)
+    model = base_lm.load(
+        config.model,
+        DataConfig(),
+        dtype=config.dtype,
+        with_memory=config.retrieval == "memory",
+    )
     assert model.decoding is not None
     check_window(config, model.decoding.config)
-    passages = None
-    if config.retrieval != "none":
+    passages, memory = None, None
+    if config.retrieval == "memory":
+        memory = memory_generation.load(pathlib.Path(config.model))
+    elif config.retrieval != "none":
         passages = passages_lib.load(config.documents.passages)
     describe(config, model, passages)
+    if memory is not None:
+        terminal.say(f"memory: {memory.describe()}")
     if here.dry_run:
         return
     searcher = None
@@ -111,22 +120,26 @@ def run(config: Config, here: Run) -> None:
         searcher = passage_search.load(
             config, passages, model.tokenizer, folder, max_rows=1
         )
-    go_on = continuer(config, model, searcher)
+    if memory is not None:
+        go_on = of_memory(config, model, memory)
+    else:
+        go_on = continuer(config, model, searcher)
     key = jax.random.key(config.seed)
     if not config.prompt:
         terminal.say("a prompt a line; an empty line ends")
-    prompts = [config.prompt] if config.prompt else terminal.asked()
+    prompts = terminal.asked("the prompt")
+    if config.prompt:
+        prompts = iter([terminal.given(config.prompt, "the prompt")])
     for number, prompt in enumerate(prompts):
         tokens = prompt_tokens(prompt, model.tokenizer)
         made = go_on(tokens, jax.random.fold_in(key, number))
         for sample, continuation in enumerate(made, 1):
             if len(made) > 1:
-                sys.stdout.write(f"\n--- {sample} of {len(made)}\n")
+                terminal.write(f"\n--- {sample} of {len(made)}\n")
             text = new_text(tokens, continuation.tokens, model.tokenizer)
-            sys.stdout.write(f"{prompt}{text}\n")
+            terminal.write(f"{prompt}{text}\n")
             if passages is not None:
-                sys.stdout.write(used(continuation.retrievals, passages))
-        sys.stdout.flush()
+                terminal.write(used(continuation.retrievals, passages))
 
 
 def check(config: Config) -> None:
@@ -158,6 +171,8 @@ def check(config: Config) -> None:
 
 def check_window(config: Config, decoder: DecoderConfig) -> None:
     """Raises UserError where the window holds too little, or is too long."""
+    if config.retrieval == "memory":
+        return check_length(decoder, config.window, "window")
     document = config.documents.length if config.retrieval != "none" else 0
     if context_length(config) <= document:
         raise UserError(
@@ -199,6 +214,22 @@ def describe(config: Config, model: BaseLM, passages: Passages | None) -> None:
         )
 
 
+def of_memory(config: Config, model: BaseLM, memory: RunMemory) -> Continue:
+    """The way to continue a prompt with the memory of the model's run."""
+    assert model.decoding is not None
+    made = memory_generation.continuer(
+        model.decoding.config,
+        model.decoding.params,
+        memory,
+        window=config.window,
+        max_new_tokens=config.max_new_tokens,
+        num_samples=config.num_samples,
+        sampling=Sampling(config.temperature, config.top_k, config.top_p),
+        end_ids=model.tokenizer.end_ids,
+    )
+    return lambda prompt, key: [Continuation(x, ()) for x in made(prompt, key)]
+
+
 def continuer(
     config: Config, model: BaseLM, searcher: PassageSearch | None
 ) -> Continue:
@@ -223,8 +254,7 @@ def continuer(
     capacity = context + min(count - 1, -(-context // stride)) * stride
     query_length = config.documents.query_length
     none_out = np.zeros(len(searcher.passages) if searcher else 0, bool)
-    end = model.tokenizer.end_of_document
-    end_ids = () if end is None else (end,)
+    end_ids = model.tokenizer.end_ids
     read_on = jax.jit(make.predict, donate_argnums=3)
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
     options = dict(max_new_tokens=stride, sampling=sampling, end_ids=end_ids)

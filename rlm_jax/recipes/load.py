@@ -7,7 +7,6 @@ rlm_jax.load("runs/fid").tokenizer                           a reader
 """
 
 import os
-from pathlib import Path
 
 from rlm_jax.errors import UserError
 from rlm_jax.pretrained import decoders
@@ -19,6 +18,7 @@ from rlm_jax.recipes.language_model import DataConfig
 from rlm_jax.retrievers import encoder_towers, published_index
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.published_index import Retriever
+from rlm_jax.side_files import hub
 
 Loaded = BaseLM | Tower | Retriever | ReaderModel
 
@@ -34,7 +34,7 @@ def load(name: str | os.PathLike, *, dtype: str = "float32") -> Loaded:
     Raises:
       UserError: there is nothing to load, or it is damaged.
     """
-    folder = Path(name)
+    folder = hub.folder_of(name)
     if (folder / published_index.FILE).is_file():
         return published_index.open_run(folder)
     config = runs.stored(folder)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rlm_jax import characters
 from rlm_jax.errors import UserError
 from rlm_jax.storage import atomic
 
@@ -53,7 +54,7 @@ def read_manifest(directory: Path, form: str) -> dict[str, Any]:
     """
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = characters.read_json(path)
         intact = manifest["checksum"] == _digest(manifest)
     except (OSError, ValueError, KeyError, TypeError):
         intact, manifest = False, {}

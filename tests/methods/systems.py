@@ -80,6 +80,11 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "realm": ("realm", {"k": 3, "chunk": 5, "temperature": 0.3}),
 }
+# Whose sibling is tried in full: what differs shows in the loss and its gradient.
+VARIANTS = (
+    "trime_external_off", "dpr_distinct", "contriever_in_batch", "fid_encoder",
+    "atlas_emdr2",
+)  # fmt: skip
 JOINT = ("atlas", "realm")  # a reader and its retriever
 TAUGHT = ("replug_lsr", "fid_kd", "reranker")  # by a language model
 MASKED = ("npm", "masked_lm")  # encoders that fill in masks

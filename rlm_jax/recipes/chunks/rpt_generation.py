@@ -5,7 +5,7 @@ import pathlib
 import jax
 import numpy as np
 
-from rlm_jax import processes, terminal
+from rlm_jax import characters, processes, terminal
 from rlm_jax.data.texts import Text
 from rlm_jax.errors import UserError
 from rlm_jax.method import Params
@@ -27,10 +27,10 @@ def prompt_of(config: Config) -> str:
         return config.prompt
     path = pathlib.Path(config.prompt_file)
     try:
-        found = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        found = characters.read(path)
+    except OSError as error:
         raise UserError(
-            f"The prompt_file {path} cannot be read ({error}); name a text in UTF-8."
+            f"The prompt_file {path} cannot be read ({error}); name a file of text."
         ) from error
     if not found:
         raise UserError(f"The prompt_file {path} is empty; give it a word or more.")
