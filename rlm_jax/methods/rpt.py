@@ -51,7 +51,7 @@ class AuxiliaryConfig:
     scale: float = 1.0  # a, once it has warmed up
     warmup_steps: int = 100  # in which it rises from 0
     threshold: float = 0.0  # a positive candidate's target is above it
-    max_margin: float = 2.0
+    max_margin: float = 2.0  # of the hinge, once it has risen
     margin_steps: int = 1000  # in which the margin rises from 1
 
 
@@ -59,9 +59,9 @@ class AuxiliaryConfig:
 class SamplingConfig:
     """How often a batch reads what was predicted, along half a cosine."""
 
-    min_probability: float = 0.1
-    max_probability: float = 0.9
-    steps: int = 1000
+    min_probability: float = 0.1  # of the maximum, at first
+    max_probability: float = 0.9  # in the end
+    steps: int = 1000  # in which it rises
 
 
 @dataclasses.dataclass
@@ -141,7 +141,7 @@ def rpt(config: RPTConfig) -> Method:
 
     def loss(params, batch, key, *, axis=None):
         drawn, dropout_key = jax.random.split(key)
-        step = batch["step"].max().astype(jnp.float32)
+        step = _step(batch)
 
         def choose(scores, visible):
             predicted = chosen(config, batch, scores, visible)
@@ -271,6 +271,10 @@ def chooser(config: RPTConfig, batch: Batch):
     return lambda scores, visible: chosen(config, batch, scores, visible)
 
 
+def _step(batch: Batch) -> Float32[jax.Array, ""]:
+    return jnp.asarray(batch["step"]).max().astype(jnp.float32)
+
+
 def _candidates(batch: Batch, visible) -> Candidates:
     """Where the batch's candidates lie in the pool; a padded chunk has none."""
     at = self_retrieval.at_distances(batch["candidates"], visible)
@@ -297,7 +301,7 @@ def _ranking(config: RPTConfig, batch: Batch, reading, axis) -> _Ranking:
         known,
         visible,
         threshold=threshold,
-        margin=margin(config.auxiliary, batch["step"].max().astype(jnp.float32)),
+        margin=margin(config.auxiliary, _step(batch)),
     )
     predicted = self_retrieval.top(reading.scores, visible, k)
     good = best_targets(known, visible, known.places.shape[-1], threshold)

@@ -1,6 +1,7 @@
 """The configuration of RPT's recipe, and what does not fit together in it."""
 
 import dataclasses
+from typing import ClassVar
 
 from rlm_jax.data.texts import DataConfig
 from rlm_jax.errors import UserError
@@ -15,6 +16,8 @@ from rlm_jax.train.optim import OptimConfig
 @dataclasses.dataclass
 class DocumentsConfig:
     """Which documents of the corpus there are, in tokens."""
+
+    MAY_BE_ZERO: ClassVar = ("longest",)
 
     shortest: int = 0  # shorter ones are left out; 0: none is, and a short one refused
     longest: int = 0  # of an evaluated document; 0: all of it
