@@ -28,7 +28,7 @@ def tiny() -> Config:
 
     Command: python -m experiments.rpt --preset tiny --workdir runs/rpt
     Corpus: stdlib, documents of 2,048 tokens or more, BPE of 4,096. Hardware: 2 CPU
-    cores. Time: under 5 minutes. Figure: docs/results.md.
+    cores. Not run to its end here.
     """
     return Config(
         data=DataConfig(batch_size=4, length=512),
@@ -58,7 +58,7 @@ def novels() -> Config:
     Command: python -m experiments.rpt --preset novels --workdir runs/novels_rpt
       --config.data.corpus=text:FOLDER (folders train, valid and test)
       --config.targets.reference=WORKDIR (a run of experiments.lm on the same text)
-    Corpus: 56 English novels. Meant for 2 CPU cores. Figure: docs/results.md.
+    Corpus: 56 English novels. Meant for 2 CPU cores; not run here.
     """
     return Config(
         data=DataConfig(

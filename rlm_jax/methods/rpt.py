@@ -59,9 +59,9 @@ class AuxiliaryConfig:
 class SamplingConfig:
     """How often a batch reads what was predicted, along half a cosine."""
 
-    min_probability: float = 0.1  # at the start, as a share of max_probability
-    max_probability: float = 0.9  # at the end
-    steps: int = 1000  # of the half cosine
+    min_probability: float = 0.1  # of the maximum, at first
+    max_probability: float = 0.9  # in the end
+    steps: int = 1000  # in which it rises
 
 
 @dataclasses.dataclass
@@ -127,8 +127,8 @@ def rpt(config: RPTConfig) -> Method:
         )
         return out
 
-    def sums(batch, scores, reading, axis):
-        target_score, log_normaliser = scores
+    def sums(batch, out, axis):
+        (target_score, log_normaliser), reading = out
         nll = losses.weighted(log_normaliser - target_score, batch["mask"])
         if config.neighbours != "retrieved" or "candidates" not in batch:
             return {"loss": nll}
@@ -141,7 +141,7 @@ def rpt(config: RPTConfig) -> Method:
 
     def loss(params, batch, key, *, axis=None):
         drawn, dropout_key = jax.random.split(key)
-        step = batch["step"].max().astype(jnp.float32)
+        step = _step(batch)
 
         def choose(scores, visible):
             predicted = chosen(config, batch, scores, visible)
@@ -158,7 +158,7 @@ def rpt(config: RPTConfig) -> Method:
             return jax.tree.map(lambda a, b: jnp.where(use, a, b), predicted, targets)
 
         dropout_key = collectives.fold_rank(dropout_key, axis)
-        figures = sums(batch, *read(params, batch, choose, dropout_key), axis)
+        figures = sums(batch, read(params, batch, choose, dropout_key), axis)
         if config.neighbours != "retrieved":
             return figures
         nll, weight = figures["loss"]
@@ -167,11 +167,11 @@ def rpt(config: RPTConfig) -> Method:
 
     def evaluate(params, batch, key=None, *, axis=None):
         choose = chooser(config, batch)
-        return sums(batch, *read(params, batch, choose), axis)
+        return sums(batch, read(params, batch, choose), axis)
 
     def score(params, batch) -> TokenScores:
         scores, reading = read(params, batch, chooser(config, batch))
-        return TokenScores(*scores, reading.keys)
+        return TokenScores(scores[0], scores[1], reading.keys)
 
     return Method(init=init, loss=loss, evaluate=evaluate, score=score)
 
@@ -271,6 +271,10 @@ def chooser(config: RPTConfig, batch: Batch):
     return lambda scores, visible: chosen(config, batch, scores, visible)
 
 
+def _step(batch: Batch) -> Float32[jax.Array, ""]:
+    return jnp.asarray(batch["step"]).max().astype(jnp.float32)
+
+
 def _candidates(batch: Batch, visible) -> Candidates:
     """Where the batch's candidates lie in the pool; a padded chunk has none."""
     at = self_retrieval.at_distances(batch["candidates"], visible)
@@ -297,7 +301,7 @@ def _ranking(config: RPTConfig, batch: Batch, reading, axis) -> _Ranking:
         known,
         visible,
         threshold=threshold,
-        margin=margin(config.auxiliary, batch["step"].max().astype(jnp.float32)),
+        margin=margin(config.auxiliary, _step(batch)),
     )
     predicted = self_retrieval.top(reading.scores, visible, k)
     good = best_targets(known, visible, known.places.shape[-1], threshold)

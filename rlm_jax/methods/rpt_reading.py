@@ -7,7 +7,7 @@ chunks are in reach.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def reader(config: RPTConfig, memory: int) -> Reader:
         return empty_state(config.decoder, sizes, batch, memory)
 
     def read(params: Params, batch: Batch, state: RptState):
-        scores, reading = model.apply(
+        out: Any = model.apply(
             {"params": params},
             batch["tokens"],
             batch["targets"],
@@ -59,7 +59,7 @@ def reader(config: RPTConfig, memory: int) -> Reader:
             state,
             method="score",
         )
-        target_score, log_normaliser = scores
+        (target_score, log_normaliser), reading = out
         return (
             Window(
                 target_score - log_normaliser,
@@ -70,7 +70,7 @@ def reader(config: RPTConfig, memory: int) -> Reader:
         )
 
     def predict(params: Params, tokens, last, state: RptState):
-        log_probs, reading = model.apply(
+        out: Any = model.apply(
             {"params": params},
             tokens,
             last,
@@ -78,6 +78,7 @@ def reader(config: RPTConfig, memory: int) -> Reader:
             state,
             method="predict",
         )
+        log_probs, reading = out
         pool = reading.scores.shape[-1]
         given = self_retrieval.to_distances(reading.chosen, pool)
         return log_probs, given, reading.state

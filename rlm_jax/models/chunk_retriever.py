@@ -42,7 +42,7 @@ class ChunkRetriever(nn.Module):
         encoded = flat + _both_ways(c, name="attention")(
             norm("attention_norm")(flat), jnp.arange(m)
         )
-        encoded = encoded.reshape(states.shape)
+        encoded = jnp.asarray(encoded).reshape(states.shape)
         pooled = encoded.astype(jnp.float32).mean(2)
         init = nn.initializers.normal(0.02)
 

@@ -16,9 +16,9 @@ from rlm_jax.ops import Array
 class Candidates(NamedTuple):
     """What is known of S of the P choices of each query."""
 
-    places: Int[jax.Array, "*B S"]  # among the P, no place twice
-    targets: Float[jax.Array, "*B S"]
-    present: Bool[jax.Array, "*B S"]
+    places: Int[Array, "*B S"]  # among the P, no place twice
+    targets: Float[Array, "*B S"]
+    present: Bool[Array, "*B S"]
 
 
 class PairLoss(NamedTuple):

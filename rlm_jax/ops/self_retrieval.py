@@ -71,7 +71,7 @@ def at_distances(
     """The places so many chunks back; 0 = none, and what is not visible is none."""
     count, pool = visible.shape[-2:]
     places = jnp.arange(pool - count, pool)[None, :, None] - distances
-    inside = (distances > 0) & (places >= 0)
+    inside = jnp.asarray(distances > 0) & (places >= 0)
     places = jnp.where(inside, places, 0).astype(jnp.int32)
     present = inside & jnp.take_along_axis(visible, places, axis=-1)
     return Chosen(places, present)

@@ -65,7 +65,7 @@ def test_sampling_gives_targets_or_what_is_predicted():
     assert abs(told[0] - free[0]) > 1e-3
     # The same neighbours, given by hand.
     at = self_retrieval.at_distances(batch["candidates"], visible)
-    some = batch["mask"].reshape(len(visible), 8, -1).any(-1)[..., None]
+    some = np.any(batch["mask"].reshape(len(visible), 8, -1), -1, keepdims=True)
     best = rpt.best_targets(
         Candidates(at.places, batch["targets_of_candidates"], at.present & some),
         visible,
@@ -151,7 +151,9 @@ def test_rematerialisation_and_bfloat16():
         gradient(remat=True),
         gradient(),
     )
-    half = jax.jit(systems.method("rpt", dtype="bfloat16").score)(randomised(), batch)
+    score = systems.method("rpt", dtype="bfloat16").score
+    assert score is not None
+    half = jax.jit(score)(randomised(), batch)
     assert {x.dtype for x in half} == {np.dtype("float32")}
 
 

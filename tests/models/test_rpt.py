@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -166,6 +167,14 @@ def test_what_is_retrieved_depends_on_nothing_later():
         assert not changed[:, : (chunk + 1) * M].any() and changed.any()
 
 
+def features_of(decoder):
+    def features(params, tokens):
+        out: Any = decoder.apply({"params": params}, tokens)
+        return out.features
+
+    return jax.jit(features)
+
+
 def test_without_neighbours_it_is_the_decoder():
     params, tokens = parameters(), document()
 
@@ -175,9 +184,7 @@ def test_without_neighbours_it_is_the_decoder():
 
     off = reading("previous_windows", nothing)(params, tokens).features
     decoder = Decoder(CONFIG)
-    plain = jax.jit(lambda p: decoder.apply({"params": p}, tokens).features)(
-        params["decoder"]
-    )
+    plain = features_of(decoder)(params["decoder"], tokens)
     np.testing.assert_allclose(off, plain, rtol=1e-5, atol=1e-6)
     on = reading("previous_windows")(params, tokens).features
     # Chunk 4 is the first that may retrieve; its last token is the first to read.
@@ -190,8 +197,7 @@ def test_a_cache_gives_what_the_windows_give():
     decoder = Decoder(CONFIG)
     params = parameters()["decoder"]
     tokens = np.concatenate([document(), document(1)])[:, :13]
-    plain = jax.jit(lambda p, x: decoder.apply({"params": p}, x).features)
-    wanted = plain(params, tokens)
+    wanted = features_of(decoder)(params, tokens)
     padded = np.concatenate([tokens, np.zeros((2, 2), np.int32)], axis=1)
     padded[1] = np.roll(padded[1], 2)
     mask = np.ones_like(padded)
