@@ -239,13 +239,15 @@ def probability(
 
 
 def auxiliary_scale(
-    config: AuxiliaryConfig, step: Float[Array, ""]
+    config: AuxiliaryConfig, step: jax.typing.ArrayLike
 ) -> Float32[jax.Array, ""]:
     """a(step), which rises in a line."""
     return jnp.float32(config.scale * jnp.minimum(step / config.warmup_steps, 1.0))
 
 
-def margin(config: AuxiliaryConfig, step: Float[Array, ""]) -> Float32[jax.Array, ""]:
+def margin(
+    config: AuxiliaryConfig, step: jax.typing.ArrayLike
+) -> Float32[jax.Array, ""]:
     """The hinge's margin, which rises from 1 in a line."""
     done = jnp.minimum(step / config.margin_steps, 1.0)
     return jnp.float32(1 + (config.max_margin - 1) * done)

@@ -47,8 +47,13 @@ def test_several_devices_equal_one(arrays, case):
         # all scores of a question alike.
         none = r"/(rank|accuracy|agreement|exact)/0$|passage/.*feed_forward_norm/bias"
         none += r"|reranker/.*/(feed_forward_norm|projection)/bias"
+        # RPT's gate moves all that it lets through alike, and what is given is not
+        # retrieved; its layers add little to the decoder's.
+        none += r"|rpt.*/gate(_norm)?/|rpt.*/nothing/bias|rpt/.*/retriever/key/bias"
+        none += r"|rpt_given/.*/retriever/(query|key)"
         if not re.search(none, name):
-            assert np.abs(arrays[name]).max() > 0.01, name
+            floor = 0.001 if case.startswith("rpt") else 0.01
+            assert np.abs(arrays[name]).max() > floor, name
 
 
 def test_the_loop_resumes_bit_for_bit(arrays):
