@@ -1,14 +1,19 @@
-"""How alike a reader's signals order passages, and how true to what passages do."""
+"""Signals of which retrievers learn, ranked beside what passages truly do."""
+
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 
 from rlm_jax.ops import distillation
 
+CHANGE = "true change"
+"""The average change itself, as a signal: what the others could reach."""
+
 
 def compared(
-    signals: dict[str, np.ndarray],
-    truths: dict[str, np.ndarray],
+    signals: Mapping[str, np.ndarray],
+    truths: Mapping[str, np.ndarray],
     present: np.ndarray,
     holds: np.ndarray,
 ) -> dict[str, dict[str, float]]:
@@ -22,22 +27,26 @@ def compared(
       present: bool [N, K].
       holds: bool [N, K], which passages hold an answer.
     """
-    first = {n: _first(x, present) for n, x in {**signals, **truths}.items()}
+    every = {**signals, CHANGE: truths["average"]}
+    first = {name: _first(x, present) for name, x in every.items()}
     told = holds.any(1) & (present & ~holds).any(1)
-    right = np.take_along_axis(holds, np.stack(list(first.values()), 1), 1)
-    at = dict(zip(first, right.T, strict=True))
+
+    def answers(places: np.ndarray) -> float:
+        right = np.take_along_axis(holds, places[:, None], 1)[:, 0]
+        return float(right[told].mean()) if told.any() else 0.0
+
     return {
         name: {
             **{truth: _tau(x, y, present) for truth, y in truths.items()},
-            "best": float((first[name] == first["average"]).mean()),
-            "answer_first": float(at[name][told].mean()) if told.any() else 0.0,
+            "best": float((first[name] == first[CHANGE]).mean()),
+            "answer_first": answers(first[name]),
         }
-        for name, x in {**signals, "true change": truths["average"]}.items()
+        for name, x in every.items()
     }
 
 
 def among_each_other(
-    signals: dict[str, np.ndarray], present: np.ndarray
+    signals: Mapping[str, np.ndarray], present: np.ndarray
 ) -> dict[str, dict[str, float]]:
     """Kendall's tau of every two signals, the mean over questions."""
     return {
