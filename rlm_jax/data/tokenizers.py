@@ -1,20 +1,21 @@
-"""Text to int32 ids and back: bytes, BPE, words, WordPiece, any tokenizer.json."""
+"""Text to int32 ids and back: bytes, BPE, words, WordPiece, tokenizer.json, GGUF."""
 
 import collections
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers as hugging_face
 
-from rlm_jax.data import text_encoding
+from rlm_jax.data import gguf_vocabulary, text_encoding
 from rlm_jax.data.corpora import Corpus
 from rlm_jax.errors import UserError
 from rlm_jax.storage import cache
+from rlm_jax.storage.gguf_files import GGUF
 
 _FORMAT = 1
 _END_OF_DOCUMENT = "<|endoftext|>"
@@ -27,17 +28,18 @@ _TRAINERS = {
 _KNOWN_ENDS = (_END_OF_DOCUMENT, "</s>", "<eos>", "[SEP]", "<|end_of_text|>")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Tokenizer:
     """A tokenizer as a value: two pure functions over one vocabulary.
 
     Attributes:
-      kind: "bytes", "bpe", "word", "wordpiece" or "hf".
+      kind: "bytes", "bpe", "word", "wordpiece", "hf" or "gguf".
       vocab_size: number of ids; every id is below it.
       encode: text -> int32 [n].
       decode: ids [n] -> text; the end of a document decodes to nothing.
       end_of_document: id that the token store puts after each document, or None.
       content: what `save` writes; JSON-able, and all that `load` needs.
+      ends: further tokens that end a text that is generated.
     """
 
     kind: str
@@ -46,6 +48,7 @@ class Tokenizer:
     decode: Callable[[Any], str]
     end_of_document: int | None
     content: Any
+    ends: tuple[int, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -146,6 +149,8 @@ def _from_content(kind: str, content: Any) -> Tokenizer:
         return _word(content)
     if kind in ("bpe", "wordpiece", "hf"):
         return _hugging_face(kind, content)
+    if kind == "gguf":
+        return _gguf(gguf_vocabulary.Vocabulary(**content))
     raise ValueError(f"unknown kind '{kind}'")
 
 
@@ -265,12 +270,42 @@ def read_hugging_face(path: Path) -> Tokenizer:
         ) from error
 
 
+def read_gguf(file: GGUF) -> Tokenizer:
+    """The tokenizer of a GGUF file; a document ends as with its tokenizer.json.
+
+    Raises:
+      UserError: as `gguf_vocabulary.read`, or the vocabulary cannot be read.
+    """
+    vocabulary = gguf_vocabulary.read(file)
+    try:
+        return _gguf(vocabulary)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise UserError(
+            f"The tokenizer in {file.path} cannot be read ({error}); download the file "
+            "again."
+        ) from error
+
+
+def _gguf(vocabulary: gguf_vocabulary.Vocabulary) -> Tokenizer:
+    """What ends a turn of a chat is told beside what ends a document."""
+    made, end = _hugging_face("gguf", vocabulary.content), vocabulary.end
+    document = end if made.end_of_document is None else made.end_of_document
+    return dataclasses.replace(
+        made,
+        end_of_document=document,
+        content=vocabulary._asdict(),
+        ends=() if end in (None, document) else (end,),
+    )
+
+
 def hugging_face_content(tokenizer: Tokenizer) -> dict | None:
     """The content of a ``tokenizer.json`` that gives the same ids; None for words."""
     if tokenizer.kind == "word":
         return None
     if tokenizer.kind == "bytes":
         return _bytes_content()
+    if tokenizer.kind == "gguf":
+        return tokenizer.content["content"]
     return tokenizer.content
 
 

@@ -44,6 +44,7 @@ class DecoderConfig:
     rotary_base: float = 10000.0
     rotary_scaling: tuple[float, ...] = ()  # Llama 3's, see layers.rotary_rates
     norm_epsilon: float = 0.0  # 0: the usual one, 1e-5 of layer, 1e-6 of rms
+    qkv_bias: bool = False  # Qwen 2's, of queries, keys and values alone
 
 
 def check(config: DecoderConfig) -> None:
@@ -155,6 +156,7 @@ class Block(nn.Module):
             head_width=c.head_width,
             rotary_base=c.rotary_base,
             rotary_scaling=tuple(c.rotary_scaling),
+            qkv_bias=c.qkv_bias,
         )
         self.feed_forward_norm = _norm(c)
         self.feed_forward = layers.FeedForward(

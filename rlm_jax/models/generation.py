@@ -161,6 +161,28 @@ def generator(config: DecoderConfig) -> Generator:
     )
 
 
+def predict_with_keys(config: DecoderConfig):
+    """``predict(params, tokens [B, T], mask [B, T], cache)``, with the last keys.
+
+    Returns:
+      (log p of what follows each row's last token, float32 [B, V]; the decoder's key of
+      that token, float32 [B, D], with which a datastore is asked; the cache).
+    """
+    check(config)
+    decoder = Decoder(config)
+
+    def run(module, tokens, mask, cache):
+        output, cache = module.extend(tokens, mask, cache)
+        last = tokens.shape[1] - 1 - jnp.argmax(mask[:, ::-1] > 0, axis=1)
+        features, keys = (
+            jnp.take_along_axis(x, last[:, None, None], axis=1)
+            for x in (output.features, output.keys)
+        )
+        return module.vocabulary.log_probs(features)[:, 0], keys[:, 0], cache
+
+    return lambda params, *args: decoder.apply({"params": params}, *args, method=run)
+
+
 def continued(
     read: Callable[[Array, Any], tuple[Array, Any]],
     log_probs: Float32[Array, "B V"],

@@ -141,6 +141,7 @@ class SelfAttention(nn.Module):
     head_width: int = 0  # 0: the width over num_heads
     rotary_base: float = 10000.0
     rotary_scaling: tuple[float, ...] = ()  # as of `rotary_rates`
+    qkv_bias: bool = False  # where there are no others
 
     def __call__(
         self,
@@ -192,7 +193,7 @@ class SelfAttention(nn.Module):
         heads = self.num_heads + 2 * num_kv_heads
         qkv = nn.Dense(
             heads * head_width,
-            self.bias,
+            self.bias or self.qkv_bias,
             dtype=self.dtype,
             kernel_init=nn.initializers.normal(0.02),
             name="qkv",

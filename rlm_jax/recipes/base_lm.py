@@ -21,7 +21,7 @@ from rlm_jax.recipes import language_model, runs
 from rlm_jax.recipes.language_model import DataConfig, Text
 from rlm_jax.recipes.runs import Run
 from rlm_jax.retrieval import encode_stream
-from rlm_jax.storage import atomic
+from rlm_jax.storage import atomic, gguf_files
 from rlm_jax.train import checkpoint
 
 CALL = "call:"
@@ -51,7 +51,8 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> BaseLM:
 
     Args:
       name: the workdir of a run whose decoder was trained; a folder in Hugging Face's
-        layout with a tokenizer.json; or call:MODULE:FUNCTION, a `LogProbs`.
+        layout with a tokenizer.json; a GGUF file; or call:MODULE:FUNCTION, a
+        `LogProbs`.
       data: its tokenizer is a function's; the others bring theirs.
 
     Raises:
@@ -59,11 +60,15 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> BaseLM:
     """
     if name.startswith(CALL):
         return _function(name, data)
+    if gguf_files.is_gguf(name):
+        file = gguf_files.read(name)
+        return _published(file, tokenizers.read_gguf(file), name, dtype)
     folder = pathlib.Path(name)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"There is no language model in {name}; name the workdir of a run, a "
-            "folder with config.json and model.safetensors, or call:MODULE:FUNCTION."
+            "folder with config.json and model.safetensors, a .gguf file, or "
+            "call:MODULE:FUNCTION."
         )
     if (folder / runs.CONFIG).is_file() and "system" in runs.stored(folder):
         return _trained(folder, dtype)
@@ -72,11 +77,15 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> BaseLM:
             f"The folder {folder} has neither checkpoints of a run nor a "
             "model.safetensors; name one that a decoder was trained or published in."
         )
-    config, params = pretrained.load_decoder(folder, dtype=dtype)
     tokenizer = tokenizers.read_hugging_face(folder / "tokenizer.json")
+    return _published(folder, tokenizer, name, dtype)
+
+
+def _published(source: Any, tokenizer: Tokenizer, name: str, dtype: str) -> BaseLM:
+    config, params = pretrained.load_decoder(source, dtype=dtype)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"The tokenizer in {folder} has {tokenizer.vocab_size} ids and the model "
+            f"The tokenizer in {name} has {tokenizer.vocab_size} ids and the model "
             f"{config.vocab_size}; put the model's own tokenizer.json there."
         )
     return of_decoder(config, params, tokenizer, length=config.max_length)
@@ -113,8 +122,11 @@ def to_take(name: str, data: DataConfig, dtype: str) -> BaseLM:
 def of_decoder(
     config: DecoderConfig, params: Params, tokenizer: Tokenizer, *, length: int = 0
 ) -> BaseLM:
-    """A decoder on all local devices, rows spread over them; length as of `BaseLM`."""
-    run = scoring.last_log_probs(config)
+    """A decoder on all local devices, rows spread over them; length as of `BaseLM`.
+
+    What rows begin with in common, as a document, is computed once.
+    """
+    run, run_shared = scoring.last_log_probs(config), scoring.shared_log_probs(config)
     # Who generates has the parameters on the device already.
     held = functools.cache(lambda: processes.replicated(params))
 
@@ -123,7 +135,13 @@ def of_decoder(
         tokens, lengths = (
             np.concatenate([x, np.repeat(x[:1], more, 0)]) for x in (tokens, lengths)
         )
-        rows = run(held(), *processes.spread((tokens, lengths)), last)
+        shared = scoring.shared_prefixes(tokens, lengths, last)
+        if shared is None:
+            rows = run(held(), *processes.spread((tokens, lengths)), last)
+        else:
+            prefixes, *rest = shared
+            rest = processes.spread(tuple(rest))
+            rows = run_shared(held(), processes.replicated(prefixes), *rest, last)
         return np.asarray(rows)[: len(rows) - more]
 
     print_ = encode_stream.fingerprint(params)
@@ -146,6 +164,8 @@ def _trained(workdir: pathlib.Path, dtype: str) -> BaseLM:
             "text; name one of a plain decoder, or continue a text with "
             "experiments.retro --config.prompt."
         )
+    if system == "knn_lm" and not (workdir / "checkpoints").is_dir():
+        return _taken(workdir, stored, data, dtype)
     if system in ("knn_lm", "trime"):
         terminal.say(
             f"note: of the run of {system} in {workdir} the decoder is taken, without "
@@ -169,6 +189,22 @@ def _trained(workdir: pathlib.Path, dtype: str) -> BaseLM:
     )
     params = checkpoint.load_params(workdir)
     return of_decoder(config, params, tokenizer, length=data.length)
+
+
+def _taken(workdir: pathlib.Path, stored: Any, data: DataConfig, dtype: str) -> BaseLM:
+    """The model that a run of kNN-LM took as it is and has no copy of."""
+    source = stored.get("params_from")
+    if not source or pathlib.Path(source).resolve() == workdir.resolve():
+        raise UserError(
+            f"The run in {workdir} has not trained its language model; run it first."
+        )
+    given = load(source, data, dtype=dtype)
+    if given.fingerprint != stored.get(runs.IDENTITY, {}).get("model"):
+        raise UserError(
+            f"The model in {source} is another one than the run in {workdir} was "
+            "given; put that one there."
+        )
+    return given
 
 
 def _function(name: str, data: DataConfig) -> BaseLM:

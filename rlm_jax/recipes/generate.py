@@ -1,13 +1,14 @@
-"""Continue prompts by a language model, with documents that are shown.
+"""Continue prompts by a language model, with documents or neighbours that are shown.
 
-The model is the workdir of a run or a folder in Hugging Face's layout (GPT-2, Llama).
+The model is the workdir of a run, a folder in Hugging Face's layout (GPT-2, Llama, Qwen
+2) or a GGUF file; with ``knn`` the workdir of a run of kNN-LM, whose datastore is used.
 Prompts are asked for, or come through a pipe, one a line, until an empty one;
 ``prompt`` gives a single one. The workdir keeps the documents' index.
 """
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -25,8 +26,9 @@ from rlm_jax.models import generation
 from rlm_jax.models.decoder import DecoderConfig, check_length
 from rlm_jax.models.generation import Sampling
 from rlm_jax.models.layers import Dtype
-from rlm_jax.recipes import base_lm
+from rlm_jax.recipes import base_lm, knn_generation
 from rlm_jax.recipes.base_lm import BaseLM
+from rlm_jax.recipes.knn_generation import NeighboursConfig
 from rlm_jax.recipes.language_model import DataConfig
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrieval.index import none_found
@@ -53,10 +55,10 @@ class DocumentsConfig:
 class Config:
     """What continues which prompt, and how."""
 
-    model: str = ""  # workdir of a run, or folder in Hugging Face's layout
+    model: str = ""  # workdir of a run, folder in Hugging Face's layout, GGUF file
     prompt: str = ""  # empty: prompts are asked for
-    retrieval: Literal["none", "in_context", "replug"] = (
-        "none"  # none, in_context or replug
+    retrieval: Literal["none", "in_context", "replug", "knn"] = (
+        "none"  # none, in_context, replug or knn
     )
     max_new_tokens: int = 64
     temperature: float = 0.8  # 0: the most likely token
@@ -67,6 +69,7 @@ class Config:
     window: int = 256  # tokens that the model sees, document and new ones among them
     dtype: Dtype = "float32"  # of the computation
     documents: DocumentsConfig = dataclasses.field(default_factory=DocumentsConfig)
+    neighbours: NeighboursConfig = dataclasses.field(default_factory=NeighboursConfig)
     text: TextConfig = dataclasses.field(
         default_factory=lambda: TextConfig(passage_length=128)
     )
@@ -91,6 +94,12 @@ Continue = Callable[[np.ndarray, jax.Array], list[Continuation]]
 """``(prompt int32 [n], key)`` -> its continuations."""
 
 
+Tell = Callable[[np.ndarray, jax.Array], Iterable[tuple[np.ndarray, str]]]
+"""``(prompt, key)`` -> the new tokens of each continuation, and what they came from."""
+
+WITH_DOCUMENTS = ("in_context", "replug")
+
+
 @recipe("generate")
 def run(config: Config, here: Run) -> None:
     """Continue until there are no more prompts."""
@@ -100,7 +109,7 @@ def run(config: Config, here: Run) -> None:
     assert model.decoding is not None
     check_window(config, model.decoding.config)
     passages = None
-    if config.retrieval != "none":
+    if config.retrieval in WITH_DOCUMENTS:
         passages = passages_lib.load(config.documents.passages)
     describe(config, model, passages)
     if here.dry_run:
@@ -111,30 +120,62 @@ def run(config: Config, here: Run) -> None:
         searcher = passage_search.load(
             config, passages, model.tokenizer, folder, max_rows=1
         )
-    go_on = continuer(config, model, searcher)
+    go_on = by_neighbours if config.retrieval == "knn" else by_documents
+    tell = go_on(config, model, searcher)
     key = jax.random.key(config.seed)
     if not config.prompt:
         terminal.say("a prompt a line; an empty line ends")
     prompts = [config.prompt] if config.prompt else terminal.asked()
     for number, prompt in enumerate(prompts):
         tokens = prompt_tokens(prompt, model.tokenizer)
-        made = go_on(tokens, jax.random.fold_in(key, number))
-        for sample, continuation in enumerate(made, 1):
-            if len(made) > 1:
-                sys.stdout.write(f"\n--- {sample} of {len(made)}\n")
-            text = new_text(tokens, continuation.tokens, model.tokenizer)
-            sys.stdout.write(f"{prompt}{text}\n")
-            if passages is not None:
-                sys.stdout.write(used(continuation.retrievals, passages))
-        sys.stdout.flush()
+        made = tell(tokens, jax.random.fold_in(key, number))
+        for sample, (new, shown) in enumerate(made, 1):
+            if config.num_samples > 1:
+                sys.stdout.write(f"\n--- {sample} of {config.num_samples}\n")
+            text = new_text(tokens, new, model.tokenizer)
+            sys.stdout.write(f"{prompt}{text}\n{shown}")
+            sys.stdout.flush()
+
+
+def by_documents(config: Config, model: BaseLM, searcher: PassageSearch | None) -> Tell:
+    """Continuations by the model alone or with documents."""
+    go_on = continuer(config, model, searcher)
+
+    def tell(prompt: np.ndarray, key: jax.Array) -> Iterator[tuple[np.ndarray, str]]:
+        for new, retrievals in go_on(prompt, key):
+            yield new, used(retrievals, searcher.passages) if searcher else ""
+
+    return tell
+
+
+def by_neighbours(config: Config, model: BaseLM, _: PassageSearch | None) -> Tell:
+    """Continuations from the mixture of kNN-LM."""
+    memory = knn_generation.open_memory(config.model, model)
+    go_on = knn_generation.continuer(
+        model,
+        memory,
+        Sampling(config.temperature, config.top_k, config.top_p),
+        window=config.window,
+        max_new_tokens=config.max_new_tokens,
+    )
+    shown = config.neighbours
+
+    def tell(prompt: np.ndarray, key: jax.Array) -> Iterator[tuple[np.ndarray, str]]:
+        for sample in range(config.num_samples):
+            steps = go_on(prompt, jax.random.fold_in(key, sample))
+            table = knn_generation.used(steps, memory, model.tokenizer, shown)
+            new = np.array([step.token for step in steps], np.int32)
+            yield new, table if shown.shown else ""
+
+    return tell
 
 
 def check(config: Config) -> None:
     """Raises UserError where fields do not fit together."""
     if not config.model:
         raise UserError(
-            "Which language model? Name the workdir of a run or a folder with "
-            "config.json and model.safetensors with --config.model."
+            "Which language model? Name the workdir of a run, a folder with "
+            "config.json and model.safetensors, or a .gguf file with --config.model."
         )
     if config.model.startswith(base_lm.CALL):
         raise UserError(
@@ -146,9 +187,14 @@ def check(config: Config) -> None:
     counts = {name: getattr(config, name) for name in ("max_new_tokens", "num_samples")}
     for name in ("num", "query_length", "length", "stride"):
         counts[f"documents.{name}"] = getattr(chosen, name)
+    counts["neighbours.context"] = config.neighbours.context
     for name, value in counts.items():
         if value < 1:
             raise UserError(f"{name} is {value}; choose 1 or more.")
+    if config.neighbours.shown < 0:
+        raise UserError(
+            f"neighbours.shown is {config.neighbours.shown}; choose 0 or more."
+        )
     if chosen.temperature <= 0:
         raise UserError(
             f"documents.temperature is {chosen.temperature}; choose one above 0."
@@ -158,7 +204,7 @@ def check(config: Config) -> None:
 
 def check_window(config: Config, decoder: DecoderConfig) -> None:
     """Raises UserError where the window holds too little, or is too long."""
-    document = config.documents.length if config.retrieval != "none" else 0
+    document = config.documents.length if config.retrieval in WITH_DOCUMENTS else 0
     if context_length(config) <= document:
         raise UserError(
             f"A window of {config.window} tokens does not hold a document of "
@@ -223,8 +269,8 @@ def continuer(
     capacity = context + min(count - 1, -(-context // stride)) * stride
     query_length = config.documents.query_length
     none_out = np.zeros(len(searcher.passages) if searcher else 0, bool)
-    end = model.tokenizer.end_of_document
-    end_ids = () if end is None else (end,)
+    tokenizer = model.tokenizer
+    end_ids = tuple({tokenizer.end_of_document, *tokenizer.ends} - {None})
     read_on = jax.jit(make.predict, donate_argnums=3)
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
     options = dict(max_new_tokens=stride, sampling=sampling, end_ids=end_ids)
