@@ -22,6 +22,7 @@ NAMES = (
     "search_crossover",
     "search_at_scale",
     "search_token_keys",
+    "knn_sizes",
     "generate_vs_torch",
     "t5_decoding_vs_torch",
     "fid_step_vs_torch",
