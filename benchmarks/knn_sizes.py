@@ -18,6 +18,7 @@ import gzip
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from rlm_jax.evaluate.token_search import Searched
 from rlm_jax.methods import lm
 from rlm_jax.recipes import base_lm
 from rlm_jax.recipes.language_model import DataConfig
+from rlm_jax.report import plot_style
 from rlm_jax.retrieval import exact
 
 SHARES, NUM_KEYS, WINDOW = (0.1, 0.3, 1.0), 600_000, search_token_keys.WINDOW
@@ -41,6 +43,7 @@ GRID = {
     "temperatures": (3.0, 10.0, 30.0, 100.0),
     "weights": (0.1, 0.2, 0.25, 0.3, 0.4, 0.5),
 }
+CONTROLS = {"real": "kNN-LM", "shuffled": "values shuffled", "foreign": "foreign"}
 QUICK_KEYS, QUICK_TOKENS = 2048, 256
 
 
@@ -88,7 +91,7 @@ def measure(quick: bool, options: argparse.Namespace) -> dict[str, Any]:
         sizes = [round(share * store.num_entries) for share in SHARES]
         found = {size: one_size(store, whole[:size], scored) for size in sizes}
     off = figure(scored["test"].log_probs)
-    return {
+    figures = {
         "decoder": Path(options.decoder).name or "random weights",
         "text": Path(options.text).name,
         "window": WINDOW,
@@ -98,6 +101,9 @@ def measure(quick: bool, options: argparse.Namespace) -> dict[str, Any]:
         "gain": {size: round(1 - x["real"] / off, 4) for size, x in found.items()},
         "seconds": round(time.perf_counter() - start),
     }
+    if options.plot:
+        draw(figures, options.plot)
+    return figures
 
 
 def one_size(store: Any, keys: np.ndarray, scored: dict) -> dict[str, Any]:
@@ -128,6 +134,24 @@ class First:
         self.values, self.gather_keys = store.values, store.gather_keys
 
 
+def draw(figures: Mapping[str, Any], path: str) -> None:
+    """The perplexity of each size, as ``measure`` gives it, beside its controls."""
+    sizes = [int(size) for size in figures["sizes"]]
+    with plot_style.canvas(path, 6, 3.2) as (_, axes):
+        axes.axhline(figures["perplexity"], color=plot_style.GREY, linestyle="--")
+        axes.annotate("the model alone", (sizes[0], figures["perplexity"]))
+        for name, colour in zip(CONTROLS, plot_style.PALETTE, strict=False):
+            values = [one[name] for one in figures["sizes"].values()]
+            axes.plot(sizes, values, marker="o", color=colour, label=CONTROLS[name])
+            axes.annotate(f"{values[-1]:.1f}", (sizes[-1], values[-1]))
+        axes.set_xscale("log")
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.set(xlabel="tokens in the datastore", ylabel="perplexity")
+        axes.set_title(f"{figures['text']}: nothing is trained")
+        axes.legend()
+
+
 def figure(log_probs: np.ndarray) -> float:
     mean = float(np.mean(log_probs, dtype=np.float64))
     return round(float(np.exp(-mean)), 3)
@@ -139,6 +163,7 @@ def main() -> None:
     parser.add_argument("--decoder", default="", help="GGUF file, or folder")
     parser.add_argument("--text", default="", help="folder of train, valid and test")
     parser.add_argument("--keys", default="", help="folder that keys stay in")
+    parser.add_argument("--plot", default="", help="image to draw")
     parser.add_argument("--num-keys", type=int, default=NUM_KEYS)
     options, others = parser.parse_known_args()
     if not options.decoder and "--quick" not in others:

@@ -29,13 +29,13 @@ SMOLLM2 = {
 }  # fmt: skip
 SIZES = {"batch_size": 4, "length": 512}
 DOCUMENTS = {
-    "stride": 64, "window": 128, "document": 128, "k": 10, "strides": 20,
-    "near": 24, "batch_size": 20,
+    "stride": 64, "window": 128, "document": 128, "k": 10, "strides": 10,
+    "near": 24, "batch_size": 10,
 }  # fmt: skip
 QUICK_SMOLLM2 = SMOLLM2 | {"vocab_size": 512, "num_layers": 2, "width": 72}
 QUICK_SIZES = {"batch_size": 2, "length": 64}
 QUICK_DOCUMENTS = DOCUMENTS | {
-    "stride": 16, "window": 32, "document": 32, "strides": 20, "near": 12,
+    "stride": 16, "window": 32, "document": 32, "strides": 10, "near": 12,
 }  # fmt: skip
 
 
@@ -221,8 +221,8 @@ def measure(quick: bool) -> dict:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         save_model(shape, folder)
-        compared = plain(shape, sizes, folder, rounds=2 if quick else 7)
-        replug = with_documents(folder, documents, rounds=2 if quick else 3)
+        compared = plain(shape, sizes, folder, rounds=2 if quick else 5)
+        replug = with_documents(folder, documents, rounds=2)
         dtypes = {
             dtype: record.in_fresh_process(
                 "benchmarks.scoring_vs_torch",
