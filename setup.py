@@ -55,6 +55,9 @@ TEST = [
     "pytest-xdist>=3.6",
 ]
 
+# Models by their name on the Hugging Face hub, as gpt2.
+HUB = ["huggingface_hub>=0.30"]
+
 # Pinned, so that the same tree is clean on every machine.
 LINT = ["pyright==1.1.414", "ruff==0.17.6"]
 
@@ -76,14 +79,16 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["rlm_jax", "rlm_jax.*"]),
+    packages=find_packages(include=["rlm_jax", "rlm_jax.*", "experiments"]),
+    entry_points={"console_scripts": ["rlm = experiments.__main__:main"]},
     package_data={"rlm_jax": ["py.typed", "report/*.css"]},
     python_requires=">=3.11",
     install_requires=REQUIRES,
     extras_require={
         "test": TEST,
         "lint": LINT,
-        "dev": TEST + LINT + REFERENCES,
+        "dev": TEST + LINT + REFERENCES + HUB,
+        "hub": HUB,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda13]>=0.10; sys_platform == 'linux'"],
     },

@@ -15,7 +15,7 @@ from rlm_jax.methods.fid import FiDConfig
 from rlm_jax.models import encoder, encoder_decoder, t5
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.models.encoder_decoder import EncoderDecoderConfig
-from rlm_jax.recipes.readers.answering import AnswersConfig
+from rlm_jax.readers.answering import AnswersConfig
 from rlm_jax.recipes.readers.atlas import Config, run
 from rlm_jax.retrievers.encoder_towers import TextConfig
 from rlm_jax.train.loop import TrainConfig
@@ -105,6 +105,54 @@ def trex_query() -> Config:
     return config
 
 
+def squad() -> Config:
+    """SQuAD's paragraphs, divided by article, among which each question finds its own.
+
+    Command: python -m experiments.atlas --preset squad --workdir runs/atlas_squad
+      --config.init_from=FOLDER (all-MiniLM-L6-v2) --config.retriever_from=FOLDER
+      --config.data.passages=jsonl:FILE --config.data.questions=jsonl:FILE
+    Corpus: SQuAD 1.1's development set, 2,067 paragraphs, articles divided 80/10/10.
+    Hardware: 2 CPU cores. Time: hours; not run here.
+    """
+    config = trex()
+    config.data = AnsweringConfig(
+        "jsonl:data/squad/dev_passages.jsonl",
+        "jsonl:data/squad/dev_questions.jsonl.gz",
+        divide="titles",
+    )
+    config.left_out = "nothing"
+    config.method.reader.encoder_decoder.num_decoder_layers = 2
+    config.passage_length, config.target_length = 256, 16
+    config.train = TrainConfig(
+        steps=2000, log_every=20, eval_every=500, checkpoint_every=500
+    )
+    config.refresh = RefreshConfig(keys_every=(500,))
+    config.text = TextConfig(question_length=32, passage_length=256)
+    return config
+
+
+def emdr2() -> Config:
+    """Singh et al. 2021: EMDR2 on Natural Questions.
+
+    Command: python -m experiments.atlas --preset emdr2 --workdir runs/emdr2
+      --config.init_from=FOLDER (t5-base) --config.retriever_from=FOLDER (a BERT after
+      the inverse cloze task or masked salient spans)
+      --config.data.passages=dpr:FILE --config.data.questions=jsonl:FILE
+    Corpus: 21 million passages of Wikipedia. Hardware: 16 GPUs. Figure: exact match
+    52.5 in the paper; not run here. Scores are divided by sqrt(D) alone, and
+    the index is made beside the training, by half of the devices.
+    """
+    config = nq()
+    config.retriever_from = "data/bert-retriever"
+    config.init_from = "data/t5-base"
+    config.method.loss, config.method.towers = "emdr2", "separate"
+    config.method.temperature = config.method.vocabulary_temperature = 1.0
+    config.method.reader.k = config.method.reader.chunk = 50
+    config.optim.learning_rate = config.retriever_optim.learning_rate = 2e-5
+    config.refresh = RefreshConfig("overlapped", (500,), lag=500)
+    return config
+
+
 def pretraining() -> Config:
     """Izacard et al. 2022, section 4.1: masked spans of Wikipedia and Common Crawl.
 
@@ -170,7 +218,9 @@ PRESETS = {
     "tiny": tiny,
     "trex": trex,
     "trex_query": trex_query,
+    "squad": squad,
     "nq": nq,
+    "emdr2": emdr2,
     "pretraining": pretraining,
 }
 

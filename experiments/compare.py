@@ -7,22 +7,50 @@ draws perplexity by system and control. ``NAME=WORKDIR`` gives a run another nam
 """
 
 import argparse
+import collections
 import pathlib
 import sys
+from typing import NamedTuple
 
 from rlm_jax import terminal
 from rlm_jax.errors import UserError
 from rlm_jax.report import plots, report, tables
 
 
-def rows(runs: list[str]) -> list[tables.Row]:
-    """The rows of some workdirs, each given as WORKDIR or NAME=WORKDIR."""
+class Named(NamedTuple):
+    """A run's row, and what its figures are of."""
+
+    row: tables.Row
+    about: str  # the corpus or collection, and the split
+
+
+def rows(runs: list[str]) -> list[Named]:
+    """The rows of some workdirs, each given as WORKDIR or NAME=WORKDIR.
+
+    Runs of one system that are given no names are told apart by their workdirs.
+    """
     found = []
     for run in runs:
         name, _, workdir = run.rpartition("=")
-        row = tables.row_of_text(report.read(pathlib.Path(workdir) / "report.json"))
-        found.append(row._replace(system=name) if name else row)
-    return found
+        result = report.read(pathlib.Path(workdir) / "report.json")
+        of_text = "perplexity" in result["metrics"]
+        row = (tables.row_of_text if of_text else tables.row_of_ranking)(result)
+        found.append((name, workdir, row, _about(result)))
+    systems = collections.Counter(row.system for name, _, row, _ in found if not name)
+    named = []
+    for name, workdir, row, about in found:
+        if not name and systems[row.system] > 1:
+            name = f"{row.system} ({workdir})"
+        named.append(Named(row._replace(system=name) if name else row, about))
+    return named
+
+
+def _about(result: report.Report) -> str:
+    protocol = result.get("protocol", {})
+    split = protocol.get("split")
+    about = f"{result['corpus']}, {split} split" if split else str(result["corpus"])
+    told = [f"{protocol[n]:,} {n}" for n in ("tokens",) if n in protocol]
+    return ", ".join([about, *told])
 
 
 def main(arguments: list[str]) -> None:
@@ -30,13 +58,33 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("runs", nargs="+", help="WORKDIR or NAME=WORKDIR")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--plot", type=pathlib.Path)
-    parser.add_argument("--metric", default="perplexity")
+    parser.add_argument("--metric", help="the one under the controls; perplexity")
     given = parser.parse_args(arguments)
     found = rows(given.runs)
     draw = tables.markdown if given.markdown else tables.terminal
-    sys.stdout.write(draw(found, metric=given.metric) + "\n")
-    if given.plot:
-        plots.control_bars(given.plot, found, metric=given.metric)
+    groups: dict[str, list[tables.Row]] = {}
+    for row, about in found:
+        groups.setdefault(about, []).append(row)
+    if len(groups) > 1:
+        terminal.say(
+            f"note: the runs are of {len(groups)} texts or collections, whose figures "
+            "cannot be compared; each has a table of its own"
+        )
+    if given.plot and len(groups) > 1:
+        raise UserError(
+            "One plot holds runs on one text; give those of one, or no --plot."
+        )
+    for about, group in groups.items():
+        metric = given.metric or ("perplexity" if _has(group, "perplexity") else None)
+        table = draw(group, metric=metric)
+        terminal.write(f"{about}\n\n{table}\n" if len(groups) > 1 else f"{table}\n")
+        if given.plot:
+            shown = metric or tables.metric_names(group)[0]
+            plots.control_bars(given.plot, group, metric=shown)
+
+
+def _has(rows: list[tables.Row], metric: str) -> bool:
+    return any(metric in row.metrics for row in rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from rlm_jax.methods.fid_kd import FiDKDConfig
 from rlm_jax.models import encoder_decoder
 from rlm_jax.models.encoder_decoder import EncoderDecoderConfig
 from rlm_jax.models.t5 import T5Config
-from rlm_jax.recipes.readers.answering import AnswersConfig
+from rlm_jax.readers.answering import AnswersConfig
 from rlm_jax.recipes.readers.distilling import DistilConfig
 from rlm_jax.recipes.readers.fid import Config, run
 from rlm_jax.retrievers.encoder_towers import TextConfig
@@ -91,6 +91,7 @@ def trex_distilled() -> Config:
     config.distil = DistilConfig(
         rounds=1,
         init_from="data/all-MiniLM-L6-v2",
+        max_questions=3200,  # as many as its steps read
         method=FiDKDConfig(temperature=0.05, k=5),
         optim=OptimConfig(learning_rate=3e-5, warmup_steps=20, b2=0.999),
         train=TrainConfig(steps=200, log_every=10, eval_every=50, checkpoint_every=50),

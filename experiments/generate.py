@@ -4,7 +4,7 @@
       --config.model=runs/lm
 
 The model is the workdir of a run, a folder in Hugging Face's layout (GPT-2, Llama, Qwen
-2) or a GGUF file; with the preset knn the workdir of a run of experiments.knn_lm.
+2) or a GGUF file; with the preset memory the workdir of a run of kNN-LM or TRIME.
 Prompts are asked for, or come through a pipe, one a line, until an empty one;
 ``--config.prompt`` gives a single one. The workdir keeps the documents' index.
 """
@@ -45,14 +45,14 @@ def replug() -> Config:
     return Config(retrieval="replug")
 
 
-def knn() -> Config:
-    """Every token from the mixture of kNN-LM (Khandelwal et al. 2020), with neighbours.
+def memory() -> Config:
+    """With the memory of a run of kNN-LM or TRIME: its datastore, the text's own past.
 
-    Command: python -m experiments.generate --preset knn --workdir runs/generate
-      --config.model=runs/knn_lm
-    Datastore: that of the run. Hardware: 2 CPU cores. Time: seconds.
+    Command: python -m experiments.generate --preset memory
+      --workdir runs/generate --config.model=runs/trime
+    Hardware: 2 CPU cores. Time: seconds.
     """
-    return Config(retrieval="knn")
+    return Config(retrieval="memory")
 
 
 def smollm2() -> Config:
@@ -71,7 +71,7 @@ PRESETS = {
     "plain": plain,
     "in_context": in_context,
     "replug": replug,
-    "knn": knn,
+    "memory": memory,
     "smollm2": smollm2,
 }
 

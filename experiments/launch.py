@@ -25,7 +25,7 @@ def main(
     ``--preset`` chooses the configuration that ``--config.x.y=value`` then changes.
     """
     if {"--help", "-help", "-h", "--helpfull"} & set(sys.argv[1:]):
-        sys.stdout.write(options.help_text(presets))
+        terminal.write(options.help_text(presets))
         return
 
     def start(argv):
@@ -42,7 +42,9 @@ def main(
 
     with _one_line():
         preset = options.preset(sys.argv[1:], presets)
-        default = presets[preset]()
+        sys.argv[1:], default = options.with_file(
+            sys.argv[1:], presets[preset](), run.system
+        )
         options.check_fields(sys.argv[1:], default)
         flags.DEFINE_enum("preset", preset, list(presets), "The configuration.")
         flags.DEFINE_string("workdir", None, "Where everything of the run goes.")

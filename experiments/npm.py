@@ -7,7 +7,8 @@ from experiments import launch
 from rlm_jax.data.phrase_masking import MaskingConfig
 from rlm_jax.methods.npm import NPMConfig
 from rlm_jax.models.encoder import EncoderConfig
-from rlm_jax.recipes.phrases.classifying import ClosedSetsConfig
+from rlm_jax.readers.added_facts import AddedConfig
+from rlm_jax.readers.classifying import ClosedSetsConfig
 from rlm_jax.recipes.phrases.filling import QuestionsConfig
 from rlm_jax.recipes.phrases.npm import Config, run
 from rlm_jax.retrievers.memory_parts import MemoryConfig
@@ -78,6 +79,7 @@ def wikipedia() -> Config:
             steps=1500, log_every=25, eval_every=250, checkpoint_every=250
         ),
         questions=QuestionsConfig(trex, count=1000),
+        added=AddedConfig("google_re:data/lama"),
         closed_sets=ClosedSetsConfig(
             tuple(f"{name}:data/npm_closed_set" for name in ("agn", "sst2", "subj"))
         ),

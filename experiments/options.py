@@ -1,15 +1,19 @@
 """The command line of a launcher: what is wrong with it, in words, and its help."""
 
 import dataclasses
+import pathlib
 import re
 import sys
+import textwrap
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
+from experiments import field_help
+from rlm_jax import characters
 from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 
@@ -118,25 +122,98 @@ def help_text(presets: Mapping[str, Callable[[], Any]]) -> str:
         "  --workdir=FOLDER   where everything of the run goes (required)",
         f"  --preset=NAME      the configuration; {default} if not given",
         "  --dry_run          build everything and show its size; train nothing",
-        "  --config.x.y=VALUE change a field of the preset",
+        "  --config=FILE      the fields of another run's config.json",
+        "  --config.x.y=VALUE change a field of them",
         "",
         "Presets:",
     ]
     width = max(map(len, presets))
     for name, make in presets.items():
-        summary = (make.__doc__ or "").strip().splitlines() or [""]
+        summary = (make.__doc__ or "").strip().split("\n")
         lines.append(f"  {name:<{width}}  {summary[0]}")
     lines += ["", f"Fields, with their values in {default}:"]
-    lines += [
-        f"  --config.{name}={value}" for name, value in _fields(presets[default]())
-    ]
+    for field in field_help.fields(presets[default]()):
+        lines.append(f"  --config.{field.path}={field.value}")
+        if field.told:
+            lines += textwrap.wrap(
+                field.told, 76, initial_indent=" " * 8, subsequent_indent=" " * 8
+            )
     return "\n".join(lines) + "\n"
 
 
-def _fields(config: Any) -> Iterator[tuple[str, Any]]:
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from ((f"{field.name}.{name}", x) for name, x in _fields(value))
+def with_file(
+    arguments: Sequence[str], config: Any, system: str
+) -> tuple[list[str], Any]:
+    """The arguments without ``--config=FILE``, and the configuration of that file.
+
+    Args:
+      config: the preset, whose fields the file's go before.
+      system: that of the launcher.
+
+    Raises:
+      UserError: no such file, it is no run's config.json, it is of another system, or
+        it has a field that this launcher does not know.
+    """
+    rest: list[str] = []
+    named: list[str] = []
+    waits = False
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if waits or (equals and flag in ("--config", "-config")):
+            named.append(argument if waits else value)
+            waits = False
+        elif argument in ("--config", "-config"):
+            waits = True
         else:
-            yield field.name, value
+            rest.append(argument)
+    for name in named:
+        path = pathlib.Path(name)
+        path = path / "config.json" if path.is_dir() else path
+        try:
+            fields = characters.read_json(path)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"--config={name} cannot be read ({error}); give a run's config.json."
+            ) from error
+        if not isinstance(fields, dict):
+            raise UserError(f"--config={name} is no run's config.json; give one.")
+        theirs = fields.get("system", system)
+        if theirs != system:
+            raise UserError(
+                f"--config={name} is of a run of {theirs}, and this is {system}; give "
+                f"one of {system}."
+            )
+        about = ("system", "fingerprint", "identity")
+        fields = {key: x for key, x in fields.items() if key not in about}
+        config = _filled(config, fields, name, "")
+    return rest, config
+
+
+def _filled(config: Any, fields: Mapping[str, Any], file: str, path: str) -> Any:
+    known = {field.name: field for field in dataclasses.fields(config)}
+    changes = {}
+    for key, value in fields.items():
+        if key not in known:
+            raise UserError(
+                f"--config={file} has the field {path}{key}, which this launcher does "
+                "not know; correct or remove it."
+            )
+        own = getattr(config, key)
+        if dataclasses.is_dataclass(own):
+            if not isinstance(value, dict):
+                raise UserError(
+                    f"--config={file} has {path}{key}={value!r}, which is a group of "
+                    "fields; correct it."
+                )
+            value = _filled(own, value, file, f"{path}{key}.")
+        elif isinstance(own, tuple) and isinstance(value, list):
+            value = tuple(value)
+        elif isinstance(own, float) and type(value) is int:
+            value = float(value)
+        elif type(value) is not type(own):
+            raise UserError(
+                f"--config={file} has {path}{key}={value!r}, which does not fit; give "
+                f"{PLURAL.get(type(own).__name__, f'a {type(own).__name__}')}."
+            )
+        changes[key] = value
+    return dataclasses.replace(config, **changes)

@@ -73,6 +73,29 @@ def trex() -> Config:
     return config
 
 
+def squad() -> Config:
+    """SQuAD's paragraphs: names, dates and numbers of other paragraphs of the article.
+
+    Command: python -m experiments.realm --preset squad --workdir runs/realm_squad
+      --config.init_from=FOLDER (all-MiniLM-L6-v2)
+      --config.collection.passages=jsonl:FILE --config.collection.questions=jsonl:FILE
+    Corpus: 2,067 paragraphs of 48 articles. Hardware: 2 CPU cores. Time: hours; not run
+    here.
+    """
+    config = trex()
+    config.collection = CollectionConfig(
+        "jsonl:data/squad/dev_passages.jsonl", "jsonl:data/squad/dev_questions.jsonl.gz"
+    )
+    config.text = TextConfig(question_length=64, passage_length=256)
+    config.sentence_length = 64
+    config.method.encoder.max_length = 320
+    config.train = TrainConfig(
+        steps=2000, log_every=20, eval_every=500, checkpoint_every=500
+    )
+    config.refresh = RefreshConfig(keys_every=(500,))
+    return config
+
+
 def paper() -> Config:
     """Guu et al. 2020: BERT-base fills in Wikipedia, CC-News in the second setting.
 
@@ -111,7 +134,7 @@ def paper() -> Config:
     )
 
 
-PRESETS = {"tiny": tiny, "trex": trex, "paper": paper}
+PRESETS = {"tiny": tiny, "trex": trex, "squad": squad, "paper": paper}
 
 
 if __name__ == "__main__":

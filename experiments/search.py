@@ -2,8 +2,10 @@
 
 python -m experiments.search --workdir runs/dpr
 
-The workdir is that of a run of experiments.bm25, .dpr, .contriever or .encode. An empty
-line ends; questions may come through a pipe, one a line.
+The workdir is that of a run of experiments.bm25, .dpr, .contriever or .encode.
+`--config.question="..."` asks one question and `--config.questions=FILE` those of a
+file; without them they are asked for, or come through a pipe, one a line.
+`--config.json` gives lines of JSON, `--config.run_file=FILE` a run in TREC's format.
 """
 
 from experiments import launch

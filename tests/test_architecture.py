@@ -13,40 +13,50 @@ MAX_LINES = 400
 # Part of the package -> the parts it may import, besides itself.
 MAY_IMPORT: dict[str, set[str]] = {
     "": {"recipes", "version"},
+    "characters": {"errors"},
     "version": set(),
     "errors": set(),
     "configuration": {"errors"},
     "method": set(),
-    "terminal": set(),
+    "terminal": {"characters"},
+    "side_files": {"characters", "terminal", "errors"},
     "processes": {"errors"},
-    "storage": {"errors"},
+    "storage": {"characters", "errors"},
     "ops": set(),
     "models": {"ops", "configuration", "errors"},
-    "pretrained": {"models", "storage", "errors"},
+    "pretrained": {"characters", "models", "side_files", "storage", "errors"},
     "methods": {"models", "ops", "method", "configuration", "errors"},
-    "data": {"configuration", "method", "storage", "terminal", "errors"},
-    "retrieval": {"configuration", "method", "processes", "storage", "errors"},
+    "data": {
+        *("characters", "configuration", "method", "side_files", "storage"),
+        *("terminal", "errors"),
+    },
+    "retrieval": {
+        *("characters", "configuration", "method", "processes", "storage", "errors"),
+    },
     "retrievers": {
-        *("data", "retrieval", "pretrained", "models"),
+        *("data", "retrieval", "pretrained", "models", "side_files", "characters"),
         *("configuration", "method", "processes", "storage", "terminal", "errors"),
     },
     "readers": {
         *("data", "methods", "models", "pretrained", "retrieval", "retrievers"),
-        *("method", "processes", "storage", "errors"),
+        *("side_files", "method", "processes", "storage", "evaluate", "terminal"),
+        *("characters", "errors"),
     },
     "train": {
-        *("configuration", "method", "ops.collectives", "processes", "storage"),
+        *("characters", "configuration", "method", "ops.collectives", "processes"),
+        "storage",
         *("terminal", "errors"),
     },
     "evaluate": {
         *("methods", "method", "ops", "processes", "retrieval", "storage"),
-        *("configuration", "errors"),
+        *("characters", "configuration", "errors"),
     },
-    "report": {"storage", "version", "errors"},
+    "report": {"characters", "storage", "version", "errors"},
     "recipes": {
         *("data", "evaluate", "methods", "models", "ops", "pretrained", "report"),
-        *("readers", "retrieval", "retrievers", "storage", "train"),
-        *("configuration", "errors", "method", "processes", "terminal"),
+        *("readers", "retrieval", "retrievers", "side_files", "storage", "train"),
+        *("characters", "configuration", "errors", "method", "processes"),
+        "terminal",
     },
 }
 
@@ -78,6 +88,8 @@ OF_DEVICES = {
     *("devices", "local_devices", "device_count", "local_device_count"),
     *("process_index", "process_count"),
 }
+
+OF_CHARACTERS = {"read_text", "write_text", "splitlines"}
 
 OPS_LIBRARIES = {"jax", "jaxtyping", "numpy"}
 STANDARD_FOR_OPS = {"collections", "functools", "typing", "math", "dataclasses"}
@@ -138,6 +150,12 @@ def violations(module: str, source: str) -> list[str]:
             called = ast.unparse(node.func)
             if called == "print":
                 found.append(f"{module} prints, line {node.lineno}")
+            # How bytes become text and lines is decided in one place.
+            if called.rpartition(".")[2] in OF_CHARACTERS and module not in (
+                "characters",
+                "data.docstrings",  # bytes of program text, whose lines Python counts
+            ):
+                found.append(f"{module} calls {called}, line {node.lineno}")
             for keyword in node.keywords:
                 if keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != (
                     "False"
@@ -270,6 +288,7 @@ def test_files_are_short_and_named_for_what_they_hold():
         ("retrieval.datastore", "np.load(path, allow_pickle=True)"),
         ("report.plots", "try:\n    import matplotlib\nexcept ImportError: pass"),
         ("evaluate.qa", "print('hello')"),
+        ("data.files", "lines = path.read_text().splitlines()"),
         ("methods.trime", "import jax\nfirst = jax.process_index() == 0"),
         ("evaluate.qa", "def f():\n    global x\n    x = 1"),
     ],

@@ -124,7 +124,7 @@ def is_config_field(name: str) -> bool:
 
 SYSTEMS = (
     "lm", "knn_lm", "npm", "trime", "bm25", "dpr", "contriever", "in_context", "replug",
-    "replug_lsr", "retro", "fid", "atlas", "realm",
+    "replug_lsr", "retro", "rpt", "fid", "atlas", "realm",
 )  # fmt: skip
 
 
@@ -309,6 +309,7 @@ def test_second_example_equals_a_loop(searching):
     assert float(weight) == count == 2
 
 
+@pytest.mark.slow
 def test_second_example_learns_and_goes_on(searching, tmp_path, monkeypatch):
     monkeypatch.setenv("RLM_CACHE", str(tmp_path / "cache"))
     config = searching.Config()

@@ -29,6 +29,7 @@ def test_it_parses_and_keeps_no_output(path):
         compile(cell.source, path.name, "exec")
 
 
+@pytest.mark.slow
 def test_the_tour_runs(tmp_path, monkeypatch):
     corpus = shrunken.write_corpus(tmp_path / "corpus")
     monkeypatch.setenv("RLM_CACHE", str(tmp_path / "cache"))

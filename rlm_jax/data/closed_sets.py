@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlm_jax.data import files
+from rlm_jax import characters
+from rlm_jax.data import files, names
 from rlm_jax.data.question_files import BLANK
 from rlm_jax.errors import UserError
 
@@ -44,7 +45,7 @@ def load(name: str, *, count: int = 0, seed: int = 0) -> ClosedSet:
     Raises:
       UserError: an unknown name, a missing or damaged file, or no text.
     """
-    kind, _, path = name.partition(":")
+    kind, path = names.parse(name)
     if kind not in _READERS or not path:
         raise UserError(f"There is no closed set '{name}': choose one of {NAMES}.")
     folder = Path(path)
@@ -157,9 +158,11 @@ def _csv(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        # The released files of reviews hold single bytes of other encodings.
+        text = path.read_bytes().decode("utf-8", "replace")
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); check the closed set's folder."
         ) from error
-    return [line for line in text.split("\n") if line.strip()]
+    lines = characters.lines(text.removeprefix(characters.MARK))
+    return [line for line in lines if line.strip()]

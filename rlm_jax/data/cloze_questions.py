@@ -80,6 +80,25 @@ def from_passages(
     return questions
 
 
+def written(question: Question, tokenizer: ClozeTokenizer) -> list[np.ndarray]:
+    """The answers of a question that tokens can write, int32 [n] each."""
+    found = []
+    for answer in question.answers:
+        try:
+            found.append(tokenizer.phrase(answer))
+        except UserError:
+            continue
+    return found
+
+
+def occurrences(tokens: np.ndarray, phrase: np.ndarray) -> int:
+    """How often a phrase int [n] stands in a row of tokens int [M]."""
+    places = np.flatnonzero(tokens[: len(tokens) - len(phrase) + 1] == phrase[0])
+    for i, token in enumerate(phrase[1:], 1):
+        places = places[tokens[places + i] == token]
+    return len(places)
+
+
 def _codes(ids: np.ndarray, size: int) -> np.ndarray:
     """A number of each phrase of ``size`` tokens, equal for equal ones, uint64."""
     if len(ids) < size:

@@ -4,15 +4,16 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
 from tqdm import tqdm
 
-from rlm_jax.data import sources
-from rlm_jax.data.sources import Document
+from rlm_jax import characters
+from rlm_jax.data import names, sources
+from rlm_jax.data.splits import Document
 from rlm_jax.errors import UserError
 from rlm_jax.storage import cache
 
@@ -28,6 +29,7 @@ class Corpus:
       name: what `load` was given.
       fingerprint: SHA-256 of the content; equal text, equal fingerprint.
       splits: those of "train", "validation" and "test" that there are.
+      facts: of a text of one's own, how it was divided and which files were read.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Corpus:
     splits: tuple[str, ...]
     _builder: Any
     _stored_names: dict[str, str]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def documents(self, split: str) -> Sequence[Document]:
         """Random access to a split; raises UserError if there is no such split."""
@@ -85,16 +88,18 @@ def load(name: str, *, cache_dir: str | os.PathLike | None = None) -> Corpus:
         or a folder of .txt or .txt.gz); "jsonl:PATH" (likewise, one ``{"text": ..}`` a
         line); or any name that ``tfds.builder`` takes, with a field "text".
         Files and sub-folders called train, valid (validation, dev) and test are the
-        splits, also where PATH is the file train; a text without them gives its last
-        5% + 5% of lines (records) to validation and test. A WikiText file is cut into
-        its pages; any other text file is one document.
+        splits, also where PATH is the file train, if every file belongs to one. Of any
+        other text, whole documents (or records) are divided by a hash of their text,
+        90 : 5 : 5 and no copy in two splits; fewer than three give their last 5% + 5%
+        of lines to validation and test. A WikiText file is cut into its pages; any
+        other text file is one document.
       cache_dir: where to keep it; default ``$RLM_CACHE`` or ``~/.cache/rlm_jax``. A
         TensorFlow Datasets name without `cache_dir` uses that library's own folder.
 
     Raises:
       UserError: no such path or name, no text, text that is not UTF-8, a bad record.
     """
-    kind, _, argument = name.partition(":")
+    kind, argument = names.parse(name)
     if kind in ("text", "jsonl") and not argument:
         raise UserError(f"The corpus '{name}' lacks its path: write {kind}:PATH.")
     if name == "stdlib":
@@ -122,7 +127,12 @@ def _prepare(
             f"({_first_line(error)}): delete that folder and run again."
         ) from error
     return Corpus(
-        name, fingerprint, source.splits, builder, {s: s for s in source.splits}
+        name,
+        fingerprint,
+        source.splits,
+        builder,
+        {s: s for s in source.splits},
+        source.facts,
     )
 
 
@@ -171,6 +181,8 @@ def _write(directory: Path, source: sources.Source) -> None:
 
 
 def _catalogue(name: str, cache_dir: str | os.PathLike | None) -> Corpus:
+    if meant := names.spelling(name, names.CORPORA):
+        raise UserError(f"The path {name} does not say what it holds{meant}.")
     import tensorflow_datasets as tfds
 
     data_dir = None if cache_dir is None else cache.root(cache_dir) / "tfds"
@@ -212,5 +224,5 @@ def _string(value: Any) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    lines = characters.lines(str(error).strip())
     return lines[0].strip().rstrip(".") if lines else type(error).__name__

@@ -1,9 +1,12 @@
 """Files of text, read as a stream: lines, JSON records, rows of tab-separated fields.
 
 Every reader takes a plain file or a gzip file (by its ending .gz), holds one record at
-a time, and names the file and the line of what it cannot read.
+a time, and names the file and the line of what it cannot read. How bytes become text is
+decided in `rlm_jax.characters`. Endings are known in capitals too, and a file whose
+name begins with a dot is no text of anybody's.
 """
 
+import codecs
 import gzip
 import hashlib
 import json
@@ -13,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from rlm_jax import characters
 from rlm_jax.errors import UserError
 
 # A field of a row: quoted, with its quotes doubled, or as it stands.
@@ -20,6 +24,8 @@ _FIELD = re.compile(r'(?:"((?:[^"]|"")*)"|([^\t]*))(\t|$)')
 _OPENING = re.compile(r"\s*\[?\s*")
 _COMMA = re.compile(r"\s*,?\s*")
 _CHUNK = 1 << 22  # characters
+_OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON spells it
 
 
 def digest(path: Path) -> str:
@@ -44,19 +50,77 @@ def digest(path: Path) -> str:
 def either(path: Path) -> Path:
     """The file `path`, or where only that exists its compressed copy ``path.gz``."""
     compressed = path.with_name(path.name + ".gz")
-    if not path.is_file() and compressed.is_file():
-        return compressed
-    if not path.is_file():
-        raise UserError(f"There is neither {path} nor {compressed}: check the path.")
-    return path
+    if path.is_file():
+        return path
+    beside = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    for wanted in (path, compressed):
+        for file in beside:
+            if file.name.lower() == wanted.name.lower() and file.is_file():
+                return file
+    raise UserError(f"There is neither {path} nor {compressed}: check the path.")
+
+
+def stem(path: Path, *suffixes: str) -> str:
+    """A file's name without ``.gz`` and the first of the suffixes that it ends with.
+
+    It can be written everywhere: bytes that are no text stand as \\xNN.
+    """
+    name = path.name
+    for suffix in (".gz", *suffixes):
+        if len(name) > len(suffix) and name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+            if suffix != ".gz":
+                break
+    return characters.shown(name)
+
+
+def listed(folder: Path, *suffixes: str) -> tuple[list[Path], dict[str, list[str]]]:
+    """The files of a folder with one of the suffixes, each also with ``.gz`` after it.
+
+    Returns:
+      (files in the order of their names, reason -> names of those that are passed
+      over). A compressed copy beside its own file is passed over, and so are files
+      whose name begins with a dot, which systems leave in folders, and sub-folders.
+    """
+    endings = (*suffixes, *(f"{suffix}.gz" for suffix in suffixes))
+    found, skipped = [], {}
+    for path in sorted(folder.iterdir()):
+        name = path.name.lower()
+        if name.startswith("."):
+            reason = "a dot file"
+        elif path.is_dir():
+            reason = "a folder"
+        elif not name.endswith(endings):
+            reason = f"not {' or '.join(suffixes)}"
+        else:
+            found.append(path)
+            continue
+        skipped.setdefault(reason, []).append(characters.shown(path.name))
+    names = {path.name.lower() for path in found}
+    copies = [p for p in found if p.name.lower().removesuffix(".gz") in names]
+    copies = [p for p in copies if p.name.lower().endswith(".gz")]
+    if copies:
+        told = [characters.shown(path.name) for path in copies]
+        skipped["a compressed copy of another"] = told
+    return [path for path in found if path not in copies], skipped
 
 
 def lines(path: Path) -> Iterator[str]:
-    """Lines of UTF-8 with their ends; names the first byte that is not text."""
+    """Lines of UTF-8 with their ends; names the first byte that is not text.
+
+    A byte order mark at the start is no text.
+    """
     position = 0
     try:
         with _open(path) as file:
             for number, raw in enumerate(file, 1):
+                if number == 1 and raw.startswith(_OTHER_MARKS):
+                    raise UserError(
+                        f"The file {path} is UTF-16: save it again as UTF-8."
+                    )
+                if number == 1 and raw.startswith(codecs.BOM_UTF8):
+                    raw = raw.removeprefix(codecs.BOM_UTF8)
+                    position += len(codecs.BOM_UTF8)
                 zero = raw.find(0)
                 if zero >= 0:
                     raise _not_text(path, number, position + zero)
@@ -79,6 +143,9 @@ def json_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 record = None
             if not isinstance(record, dict):
                 raise bad_record(path, number, "a JSON object")
+            if half := _half(line, record):
+                wanted = f"text: it holds half a character ({half})"
+                raise bad_record(path, number, wanted)
             yield number, record
 
 
@@ -97,6 +164,7 @@ def json_array(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if position == len(buffer) or buffer[position] == "]":
                 break
             separators = _COMMA
+            begin = position
             try:
                 element, position = decoder.raw_decode(buffer, position)
             except ValueError:
@@ -104,6 +172,11 @@ def json_array(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             number += 1
             if not isinstance(element, dict):
                 raise _bad_element(path, number)
+            if half := _half(buffer[begin:position], element):
+                raise UserError(
+                    f"Element {number} of {path} holds half a character ({half}): "
+                    "correct or remove it."
+                )
             yield number, element
         buffer = buffer[position:]
     if buffer.strip() != "]":
@@ -118,14 +191,19 @@ def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def json_object(path: Path) -> dict[str, Any]:
     """The one JSON object that fills a file, read into memory as a whole."""
+    content = "".join(lines(path))
     try:
-        value = json.loads("".join(lines(path)))
+        value = json.loads(content)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise UserError(
             f"The file {path} is not one JSON object: give a whole file of the form "
             "{..}."
+        )
+    if half := _half(content, value):
+        raise UserError(
+            f"The file {path} holds half a character ({half}): correct or remove it."
         )
     return value
 
@@ -156,9 +234,19 @@ def bad_record(path: Path, number: int, wanted: str) -> UserError:
     return UserError(f"Line {number} of {path} is not {wanted}: correct or remove it.")
 
 
+def compressed(path: Path) -> bool:
+    """Whether a file is one of gzip, by its name."""
+    return path.name.lower().endswith(".gz")
+
+
 def _open(path: Path) -> IO[bytes]:
     # The annotation of gzip.open knows less than it returns.
-    return gzip.open(path) if path.name.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+    return gzip.open(path) if compressed(path) else open(path, "rb")  # type: ignore[return-value]
+
+
+def _half(spelled: str, value: Any) -> str | None:
+    """A half character in what JSON spells, which no file of text can hold."""
+    return characters.half_character(value) if _HALF.search(spelled) else None
 
 
 def _chunks(path: Path) -> Iterator[str]:

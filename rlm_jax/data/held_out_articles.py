@@ -20,12 +20,11 @@ share 13 words in a row with a held-out one, which could not be told from their 
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rlm_jax import terminal
+from rlm_jax import characters, terminal
 from rlm_jax.data import corpora, overlap, passage_files
 from rlm_jax.data.passage_files import Passage
 from rlm_jax.errors import UserError
@@ -77,9 +76,10 @@ def texts(names: Iterable[str]) -> Iterator[Passage]:
 def write(path: Path, passages: Iterable[Passage]) -> int:
     """Their number of characters, once they are written as JSON lines."""
     size = 0
-    with open(path, "w", encoding="utf-8") as file:
+    with open(path, "wb") as file:
         for passage in passages:
-            file.write(json.dumps(passage._asdict(), ensure_ascii=False) + "\n")
+            line = characters.to_json(passage._asdict())
+            file.write(characters.encode(f"{line}\n"))
             size += len(passage.text)
     return size
 

@@ -1,19 +1,18 @@
 """Text that two collections share, by n-grams of words: so that no answer leaks.
 
-Words are the runs of letters and digits of the lower-cased text, n-grams do not cross
-from one text to the next, and a text of fewer than n words has none: it overlaps with
+Words are those of `characters.words`, whatever the script, n-grams do not cross from
+one text to the next, and a text of fewer than n words has none: it overlaps with
 nothing, not even with itself. N-grams are compared by 64-bit hashes: what is shared is
 always found, and two different n-grams pass for one with a probability of 2^-64.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from rlm_jax import characters
 from rlm_jax.errors import UserError
 
-_WORD = re.compile(r"[^\W_]+")
 _BLOCK = 1 << 21  # characters whose words are in memory at once, about 80 bytes each
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: no bit is lost in the product
 # A plain polynomial modulo 2^64 is weak: words that change places cancel its low bits.
@@ -21,8 +20,8 @@ _SHIFT = np.uint64(32)
 
 
 def words(text: str) -> list[str]:
-    """The runs of letters and digits of the lower-cased text."""
-    return _WORD.findall(text.lower())
+    """The words of a text, in lower case."""
+    return characters.words(text)
 
 
 def overlapping(

@@ -11,14 +11,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlm_jax.data import corpora, docstrings, files
-from rlm_jax.data.sources import Document
+from rlm_jax import characters
+from rlm_jax.data import corpora, docstrings, files, names
+from rlm_jax.data.splits import Document
 from rlm_jax.errors import UserError
 
 PASSAGE_WORDS = 100  # Karpukhin et al. 2020, section 4.1
 
-_SPLIT = re.compile(r"(.+)#([a-z]+)")
-_WORDS = re.compile(rf"\S++(?:\s++\S++){{0,{PASSAGE_WORDS - 1}}}")
+# A word is what white space parts, or a character of a script that has none.
+_WORD = rf"(?:[{characters.unspaced()}]|[^\s{characters.unspaced()}]++)"
+_WORDS = re.compile(rf"{_WORD}(?:\s*+{_WORD}){{0,{PASSAGE_WORDS - 1}}}+")
 
 
 class Passage(NamedTuple):
@@ -51,14 +53,10 @@ def jsonl(path: Path) -> tuple[Any, Iterator[Passage]]:
     """A file of JSON lines, or the files of a folder in the order of their names."""
     if not path.is_dir():
         return files.digest(path), _jsonl_passages(path, "")
-    paths = sorted(
-        p for p in path.iterdir() if p.name.endswith((".jsonl", ".jsonl.gz"))
-    )
-    # A file beside its own compressed copy is one collection, not two.
-    paths = [p for p in paths if p.suffix != ".gz" or p.with_suffix("") not in paths]
+    paths, _ = files.listed(path, ".jsonl")
     if not paths:
         raise UserError(f"The folder {path} holds no .jsonl or .jsonl.gz files.")
-    stems = [p.name.removesuffix(".gz").removesuffix(".jsonl") for p in paths]
+    stems = [files.stem(path, ".jsonl") for path in paths]
     content = [[s, files.digest(p)] for s, p in zip(stems, paths, strict=True)]
     prefixes = [f"{stem}/" if len(paths) > 1 else "" for stem in stems]
     return content, (
@@ -101,6 +99,8 @@ def corpus(
 ) -> tuple[Any, Iterator[Passage]]:
     """The documents of one split of a corpus, in disjoint passages of 100 words.
 
+    Words are what white space parts; of scripts that have none, characters.
+
     Arguments:
       name: what `corpora.load` takes; ``#SPLIT`` after it names a split, train without.
       cache_dir: where the corpus is kept.
@@ -108,10 +108,10 @@ def corpus(
     Raises:
       UserError: an unknown corpus or split.
     """
-    match = _SPLIT.fullmatch(name)
-    name, split = match.groups() if match else (name, "train")
+    name, split = names.with_split(name)
+    split = split or "train"
     loaded = corpora.load(name, cache_dir=cache_dir)
-    content = [loaded.fingerprint, split, PASSAGE_WORDS]
+    content = [loaded.fingerprint, split, PASSAGE_WORDS, 2]  # 2: which words
     return content, _corpus_passages(loaded.documents(split))
 
 

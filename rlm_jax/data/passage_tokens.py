@@ -4,7 +4,6 @@ A reader that reads 100 passages a question would tokenize each of them many tim
 epoch. Here they are one memory-mapped row of tokens, with int64 offsets.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from rlm_jax import terminal
+from rlm_jax import characters, terminal
 from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.errors import UserError
 from rlm_jax.storage import cache
@@ -112,7 +111,7 @@ def build(
                 advance(len(rows))
         np.cumsum(sizes).astype("<i8").tofile(folder / "offsets")
         manifest = {"dtype": dtype.str, "files": cache.checksums(folder)}
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        characters.write_json(folder / "manifest.json", manifest)
 
     directory = cache.root(cache_dir) / "passage_tokens" / key[:32]
     cache.once(directory, write)
@@ -121,7 +120,7 @@ def build(
 
 def _open(directory: Path, key: str, max_length: int) -> PassageTokens:
     try:
-        manifest = json.loads((directory / "manifest.json").read_text())
+        manifest = characters.read_json(directory / "manifest.json")
         checked, dtype = manifest["files"], np.dtype(manifest["dtype"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

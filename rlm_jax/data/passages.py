@@ -8,9 +8,7 @@ memory; opening them reads the files once, for their checksums, and building the
 """
 
 import hashlib
-import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +17,8 @@ from typing import Any, overload
 import numpy as np
 from tqdm import tqdm
 
-from rlm_jax.data import passage_files, squad, trex
+from rlm_jax import characters
+from rlm_jax.data import google_re, names, passage_files, squad, trex
 from rlm_jax.data.passage_files import Passage
 from rlm_jax.errors import UserError
 from rlm_jax.storage import cache
@@ -27,9 +26,8 @@ from rlm_jax.storage import cache
 _FORMAT = 1
 NAMES = (
     "stdlib, beir:FOLDER, dpr:FILE, jsonl:FILE, jsonl:FOLDER, squad:FILE, trex:PATH, "
-    "corpus:NAME or several joined by +"
+    "google_re:PATH, corpus:NAME or several joined by +"
 )
-_JOINT = re.compile(r"\+(?=stdlib(?:\+|$)|(?:beir|dpr|jsonl|squad|trex|corpus):)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +114,8 @@ def load(
     * ``squad:FILE``: the paragraphs of SQuAD's own JSON, ``TITLE#0`` and so on.
     * ``trex:PATH``: the sentences of LAMA's T-REx (a folder or a file), each once, with
       the fact's object in its place.
+    * ``google_re:PATH``: the sentences of LAMA's Google-RE, likewise; the title is the
+      person's name.
     * ``corpus:NAME`` or ``corpus:NAME#SPLIT``: the documents of a split (train, where
       none is named) of a corpus that `corpora.load` knows, cut into disjoint blocks of
       100 words (Karpukhin et al. 2020, section 4.1), the last of a document shorter.
@@ -141,7 +141,7 @@ def load(
         a record without a text, an id that occurs twice, no passage at all, or a full
         disk.
     """
-    parts = _JOINT.split(name)
+    parts = names.parts(name)
     if len(parts) > 1:
         loaded = [load(part, cache_dir=cache_dir, progress=progress) for part in parts]
         kind, content = "joined", [part.fingerprint for part in loaded]
@@ -160,21 +160,23 @@ def _read_named(
     name: str, cache_dir: str | os.PathLike | None
 ) -> tuple[str, Any, Iterator[Passage]]:
     """The kind of one collection, what tells it apart, and its passages."""
-    kind, _, path = name.partition(":")
+    kind, path = names.parse(name)
     readers = {
         "beir": passage_files.beir,
         "dpr": passage_files.dpr,
         "jsonl": passage_files.jsonl,
         "squad": squad.passages,
         "trex": trex.passages,
+        "google_re": google_re.passages,
     }
     if name == "stdlib":
         return kind, *passage_files.stdlib()
     if kind in readers and path:
         return kind, *readers[kind](Path(path))
-    if kind == "corpus" and path:
+    if kind == names.CORPUS and path:
         return kind, *passage_files.corpus(path, cache_dir)
-    raise UserError(f"There are no passages '{name}': choose one of {NAMES}.")
+    meant = names.spelling(name, (*names.PASSAGES, names.CORPUS))
+    raise UserError(f"There are no passages '{name}'{meant}: choose one of {NAMES}.")
 
 
 def _joined(parts: Sequence[Passages]) -> Iterator[Passage]:
@@ -215,6 +217,10 @@ def write(
         for passage in tqdm(
             records, desc=f"reading {name}", unit=" passages", disable=not progress
         ):
+            if not passage.id:
+                raise UserError(
+                    f"Passage {count + 1} of {name} has an empty id: give it one."
+                )
             for text in passage:
                 try:
                     position += text_file.write(text.encode())
@@ -235,7 +241,7 @@ def write(
     (directory / "ids").unlink()
     _refuse_twins(_map(directory, name, ""))
     manifest = {"count": count, "files": cache.checksums(directory)}
-    (directory / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    characters.write_json(directory / "manifest.json", manifest)
 
 
 def read(directory: Path, name: str, fingerprint: str) -> Passages:
@@ -245,7 +251,7 @@ def read(directory: Path, name: str, fingerprint: str) -> Passages:
       UserError: a file is missing, truncated or altered.
     """
     try:
-        manifest = json.loads((directory / "manifest.json").read_text())
+        manifest = characters.read_json(directory / "manifest.json")
         checked, count = manifest["files"], manifest["count"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

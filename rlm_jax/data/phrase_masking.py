@@ -30,7 +30,7 @@ class MaskingConfig:
     length: int = 128  # tokens of a sequence, its marks among them
     # same_document: runs of sequences that follow one another; shuffled: from anywhere
     order: Literal["same_document", "shuffled"] = "same_document"
-    sequences_per_run: int = 16
+    sequences_per_run: int = 16  # that are next to each other in the text, of one batch
     share: float = 0.15  # of the tokens, masked at most
     stop: float = 0.5  # a phrase ends after each token with this probability
     longest: int = 10  # tokens of a phrase

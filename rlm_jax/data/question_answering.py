@@ -7,6 +7,7 @@ import numpy as np
 
 from rlm_jax import terminal
 from rlm_jax.configuration import check_choices
+from rlm_jax.data import names
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data import questions as questions_lib
 from rlm_jax.data.collections import Collection
@@ -69,9 +70,8 @@ def by_titles(asked: Questions, pool: Passages, name: str, split: str) -> Questi
         raise UserError(
             f"There is no split '{split}' by titles: choose one of {', '.join(SPLITS)}."
         )
-    if name.partition(":")[0] in ("stdlib", "stdlib_names", "beir", "trex") or (
-        "{split}" in name
-    ):
+    with_splits = "stdlib", "stdlib_names", "beir", "trex", "google_re"
+    if names.parse(name)[0] in with_splits or "{split}" in name:
         raise UserError(
             f"The questions {name} have splits already: set divide to files."
         )

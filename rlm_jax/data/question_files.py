@@ -70,10 +70,9 @@ def _stdlib(split: str, answers: Callable[[str], tuple[str, ...]]) -> Reader:
 def beir(folder: Path, split: str) -> Reader:
     """The questions of queries.jsonl[.gz] that qrels/SPLIT.tsv[.gz] judges."""
     queries = files.either(folder / "queries.jsonl")
-    names = {
-        p.name.removesuffix(".gz").removesuffix(".tsv"): p
-        for p in sorted((folder / "qrels").glob("*.tsv*"), reverse=True)
-    }
+    judgements = folder / "qrels"
+    listed = files.listed(judgements, ".tsv")[0] if judgements.is_dir() else []
+    names = {files.stem(path, ".tsv"): path for path in listed}
     wanted = "dev" if split == "validation" and split not in names else split
     if wanted not in names:
         raise UserError(
@@ -119,7 +118,7 @@ def _judgements(path: Path) -> dict[str, dict[str, int]]:
 def dpr(path: Path, split: str) -> Reader:
     """DPR's training file (.json), or a question and a list of answers on each line."""
     del split
-    training = path.name.removesuffix(".gz").endswith(".json")
+    training = path.name.lower().removesuffix(".gz").endswith(".json")
     read = _dpr_training if training else _dpr_questions
     return [training, files.digest(path)], lambda: read(path)
 

@@ -13,11 +13,12 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from rlm_jax.data import files, question_files, squad, trex
+from rlm_jax import characters
+from rlm_jax.data import files, google_re, names, question_files, squad, trex
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.data.question_files import Question, Record
@@ -26,8 +27,8 @@ from rlm_jax.storage import cache
 
 _FORMAT = 1
 NAMES = (
-    "stdlib, stdlib_names, beir:FOLDER, dpr:FILE, fid:FILE, jsonl:FILE, squad:FILE or "
-    "trex:PATH"
+    "stdlib, stdlib_names, beir:FOLDER, dpr:FILE, fid:FILE, jsonl:FILE, squad:FILE, "
+    "trex:PATH or google_re:PATH"
 )
 
 
@@ -101,6 +102,7 @@ def load(
     * ``trex:PATH``: LAMA's T-REx, a folder or a file (see `trex.questions`), and
       ``relations.jsonl`` beside or above it; train, validation and test differ by
       subject. The question is the relation's template, "[MASK]" in the object's place.
+    * ``google_re:PATH``: LAMA's Google-RE, likewise, by LAMA's three templates.
     * ``fid:FILE``: the files of FiD's readers, a JSON list or JSON lines of
       ``{"question", "answers" or "target", "ctxs"}``; the passages of "ctxs", ``{"id",
       "title", "text", "score"}``, are to be read in their order (`Questions.given`).
@@ -115,7 +117,7 @@ def load(
         a record that is no question, an id that occurs twice, no question at all, or a
         full disk.
     """
-    kind, _, path = name.partition(":")
+    kind, path = names.parse(name)
     path = path.replace("{split}", split)
     readers = {
         "beir": question_files.beir,
@@ -124,6 +126,7 @@ def load(
         "jsonl": question_files.jsonl,
         "squad": squad.questions,
         "trex": trex.questions,
+        "google_re": google_re.questions,
     }
     if name == "stdlib":
         content, read = question_files.stdlib(split)
@@ -132,7 +135,10 @@ def load(
     elif kind in readers and path:
         content, read = readers[kind](Path(path), split)
     else:
-        raise UserError(f"There are no questions '{name}': choose one of {NAMES}.")
+        meant = names.spelling(name, names.QUESTIONS)
+        raise UserError(
+            f"There are no questions '{name}'{meant}: choose one of {NAMES}."
+        )
     key = cache.fingerprint(_FORMAT, kind, content)
     directory = cache.root(cache_dir) / "questions" / key[:32]
     cache.once(directory, lambda folder: _write(folder, read(), name))
@@ -213,7 +219,7 @@ def answerable(questions: Questions, passages: Passages | None = None) -> Answer
 
 def _write(directory: Path, records: Iterator[Record], name: str) -> None:
     """Questions as lines of JSON, and the passages that they carry as a collection."""
-    with open(directory / "questions.jsonl", "w", encoding="utf-8") as file:
+    with open(directory / "questions.jsonl", "wb") as file:
         carried = _write_questions(file, records, name)
         first = next(carried, None)
         if first is not None:
@@ -223,16 +229,20 @@ def _write(directory: Path, records: Iterator[Record], name: str) -> None:
     manifest = {"files": cache.checksums(directory)}
     if not manifest["files"]["questions.jsonl"]["size"]:
         raise UserError(f"There are no questions in {name}: give at least one.")
-    (directory / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    characters.write_json(directory / "manifest.json", manifest)
 
 
 def _write_questions(
-    file: TextIO, records: Iterator[Record], name: str
+    file: BinaryIO, records: Iterator[Record], name: str
 ) -> Iterator[Passage]:
     """Writes each question and yields the passages that came with it, each once."""
     seen: set[str] = set()
     kept: dict[str, str] = {}  # passage id -> id of its content
     for question, grades, carried, given in records:
+        if not question.id:
+            raise UserError(
+                f"Question {len(seen) + 1} of {name} has an empty id: give it one."
+            )
         if question.id in seen:
             raise UserError(
                 f"The id '{question.id}' of {name} belongs to two questions: give each "
@@ -264,7 +274,7 @@ def _write_questions(
                 kept[id_] = content
                 yield passage._replace(id=id_)
         line = [*question, grades, to_read] if to_read else [*question, grades]
-        file.write(json.dumps(line) + "\n")
+        file.write(characters.encode(json.dumps(line) + "\n"))
 
 
 def _content_id(passage: Passage) -> str:
@@ -274,7 +284,7 @@ def _content_id(passage: Passage) -> str:
 
 def _read(directory: Path, name: str, fingerprint: str) -> Questions:
     try:
-        checked = json.loads((directory / "manifest.json").read_text())["files"]
+        checked = characters.read_json(directory / "manifest.json")["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"The questions {name} have no readable manifest: "

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import tokenizers as hugging_face
 
-from rlm_jax.data import text_encoding
+from rlm_jax import characters
+from rlm_jax.data import text_encoding, token_cuts
 from rlm_jax.data.passages import Passage
 from rlm_jax.data.text_encoding import FILE, TextTokenizer
 from rlm_jax.errors import UserError
@@ -24,7 +25,6 @@ from rlm_jax.storage import cache
 Layout = Literal["t5", "pair"]
 _SENTINEL = "<extra_id_{}>"
 _INSIDE = re.compile(r"(?<=\w) ?([-_'’]) ?(?=\w)")
-_CHARACTERS = 64  # of a text for each token that is kept of it, amply counted
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,19 @@ class ReaderTokenizer:
         self, texts: Sequence[str], *, max_length: int | None = None
     ) -> list[np.ndarray]:
         """Token ids of each text without marks, int32 [n], n <= max_length."""
-        if max_length is not None:
-            # A megabyte of text should not cost a megabyte's work.
-            texts = [text.lstrip()[: _CHARACTERS * max_length] for text in texts]
-        rows = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(row.ids[:max_length], np.int32) for row in rows]
+
+        def rows(some: Sequence[str]) -> list[Any]:
+            return self._tokenizer.encode_batch_fast(
+                list(some), add_special_tokens=False
+            )
+
+        if max_length is None:
+            made = rows(texts)
+        else:
+            made = token_cuts.encoded(
+                rows, texts, max_length, enough=lambda row: len(row.ids) > max_length
+            )
+        return [np.asarray(row.ids[:max_length], np.int32) for row in made]
 
     def questions(self, texts: Sequence[str], *, max_length: int) -> list[np.ndarray]:
         """The start of each question's rows, int32 [n], n <= max_length.
@@ -184,7 +192,7 @@ class ReaderTokenizer:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json into a folder, for `load` and for others."""
-        pathlib.Path(folder, FILE).write_text(self.content, encoding="utf-8")
+        characters.write(pathlib.Path(folder, FILE), self.content)
 
 
 def _place(ids: Sequence[int], whole: Sequence[int]) -> int:
@@ -219,7 +227,7 @@ def load(
             )
         return of(text_encoding.load(folder))
     try:
-        library = hugging_face.Tokenizer.from_file(str(path))
+        library = hugging_face.Tokenizer.from_str(characters.read(path))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise UserError(
             f"The tokenizer in {folder} cannot be read ({error}); copy or download it "

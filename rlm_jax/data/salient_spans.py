@@ -8,13 +8,13 @@ them.
 """
 
 import collections
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlm_jax import characters
 from rlm_jax.data.passages import Passages
 from rlm_jax.storage import cache
 
@@ -143,9 +143,10 @@ def rules_of_passages(
 
     def build(there: Path) -> None:
         counted = casing(passage.text for passage in passages)
-        (there / "counts.json").write_text(json.dumps([counted.lower, counted.capital]))
+        told = [counted.lower, counted.capital]
+        characters.write_json(there / "counts.json", told, indent=None)
 
-    lower, capital = json.loads((cache.once(folder, build) / "counts.json").read_text())
+    lower, capital = characters.read_json(cache.once(folder, build) / "counts.json")
     return dates, names(Casing(lower, capital)), numbers
 
 

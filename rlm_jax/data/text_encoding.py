@@ -5,6 +5,7 @@ the tokenizer.json itself says (RoBERTa has its own marks).
 """
 
 import collections
+import dataclasses
 import json
 import os
 import threading
@@ -16,14 +17,19 @@ from typing import Any
 import numpy as np
 import tokenizers as hugging_face
 
+from rlm_jax import characters
+from rlm_jax.data import token_cuts
 from rlm_jax.errors import UserError
+from rlm_jax.side_files import folders
+from rlm_jax.side_files.folders import Limits, Prompts
 from rlm_jax.storage import cache
 
 FILE = "tokenizer.json"
 # What decides a trained vocabulary beside its texts and its size: for keys of caches.
 TRAINER = f"wordpiece 2, tokenizers {hugging_face.__version__}"
 _PREFIX = "##"
-_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_MARKS = ("pad", "unk", "cls", "sep", "mask")
+_SPECIAL = tuple(f"[{mark.upper()}]" for mark in _MARKS)
 _NAMES = {
     "pad": ("[PAD]", "<pad>"),
     "cls": ("[CLS]", "<s>"),
@@ -39,7 +45,9 @@ class TextTokenizer:
     Attributes:
       vocab_size: number of ids; every id is below it.
       pad_id, cls_id, sep_id, mask_id: of the marks.
-      content: the tokenizer.json, which is all that there is to save.
+      content: the tokenizer.json.
+      prompts: what the folder that it comes from puts before texts.
+      limits: tokens that this folder reads of them.
     """
 
     vocab_size: int
@@ -49,6 +57,8 @@ class TextTokenizer:
     mask_id: int
     content: str
     _tokenizer: Any
+    prompts: Prompts = Prompts()
+    limits: Limits = Limits()
     # How long rows may be is a setting of the tokenizer, which threads share.
     _lock: Any = field(default_factory=threading.Lock, compare=False, repr=False)
 
@@ -83,30 +93,29 @@ class TextTokenizer:
                 f"Rows of {max_length} tokens leave no room beside the marks; choose "
                 "a longer length."
             )
-        # Cut before tokenizing, far beyond what the tokens need: a megabyte of text
-        # should not cost a megabyte's work.
-        limit = 64 * max_length
-
-        def short(text: str) -> str:
-            last = keep == "last" and pairs is None
-            return text[-limit:] if last else text.lstrip()[:limit]
-
-        firsts = [short(text) for text in texts]
         with self._lock:
             if pairs is not None:
-                seconds = [short(text) for text in pairs]
-                both = list(zip(firsts, seconds, strict=True))
+                both = list(zip(texts, pairs, strict=True))
                 return self._encode_pairs(both, max_length)
             side = "left" if keep == "last" else "right"
             self._tokenizer.enable_truncation(max_length, direction=side)
-            rows = self._tokenizer.encode_batch_fast(firsts)
+            rows = token_cuts.encoded(
+                self._tokenizer.encode_batch_fast,
+                texts,
+                max_length,
+                enough=lambda row: bool(row.overflowing),
+                last=keep == "last",
+            )
         return [np.asarray(row.ids, np.int32) for row in rows]
 
     def _encode_pairs(self, pairs, max_length: int) -> list[np.ndarray]:
         tokenizer = self._tokenizer
         tokenizer.no_truncation()
-        firsts = tokenizer.encode_batch_fast(
-            [a for a, _ in pairs], add_special_tokens=False
+        firsts = token_cuts.encoded(
+            lambda texts: tokenizer.encode_batch_fast(texts, add_special_tokens=False),
+            [a for a, _ in pairs],
+            max_length,
+            enough=lambda row: len(row.ids) > max_length,
         )
         marks = tokenizer.num_special_tokens_to_add(is_pair=True)
         # "Only the second" fails where the first alone is too long; it then loses its
@@ -114,10 +123,20 @@ class TextTokenizer:
         room = max_length - marks - 1
         tokenizer.enable_truncation(max_length, strategy="only_second")
         cut = [
-            (tokenizer.decode(f.ids[:room]) if len(f.ids) > room else a, b)
-            for f, (a, b) in zip(firsts, pairs, strict=True)
+            tokenizer.decode(f.ids[:room]) if len(f.ids) > room else a
+            for f, (a, _) in zip(firsts, pairs, strict=True)
         ]
-        rows = tokenizer.encode_batch_fast(cut)
+
+        def both(seconds: Sequence[tuple[int, str]]) -> list[Any]:
+            return tokenizer.encode_batch_fast([(cut[i], b) for i, b in seconds])
+
+        rows = token_cuts.encoded(
+            both,
+            [b for _, b in pairs],
+            max_length,
+            enough=lambda row: bool(row.overflowing),
+            numbered=True,
+        )
         return [np.asarray(row.ids[:max_length], np.int32) for row in rows]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -130,35 +149,55 @@ class TextTokenizer:
         return self._tokenizer.id_to_token(self.mask_id)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes tokenizer.json into a folder, for `load` and for others."""
-        Path(folder, FILE).write_text(self.content, encoding="utf-8")
+        """Writes tokenizer.json into a folder, for `load` and for others.
+
+        Prompts and limits are written as sentence-transformers does.
+        """
+        characters.write(Path(folder, FILE), self.content)
+        folders.write_told(folder, self.prompts, self.limits)
 
 
 def load(folder: str | os.PathLike) -> TextTokenizer:
     """The tokenizer of a model's folder: tokenizer.json, else BERT's vocab.txt.
 
     A vocab.txt is read as BERT's uncased WordPiece, unless tokenizer_config.json says
-    ``"do_lower_case": false``.
+    otherwise. That file's ``do_lower_case``, ``strip_accents`` and
+    ``tokenize_chinese_chars`` go before those of a tokenizer.json, and tokens are added
+    to either (`side_files.folders.added_tokens`).
 
     Raises:
-      UserError: neither is there, it cannot be read, or it lacks a mark.
+      UserError: neither is there, it cannot be read, it lacks a mark, or a side file
+        says what we do not compute.
     """
-    folder = Path(folder)
+    whole, folder = Path(folder), folders.transformer(folder)
+    settings = folders.tokenizer_settings(folder)
+    names = folders.mark_names(folder)
     try:
         if (folder / FILE).exists():
-            library = hugging_face.Tokenizer.from_file(str(folder / FILE))
+            content = json.loads(characters.read(folder / FILE))
+            library = hugging_face.Tokenizer.from_str(json.dumps(content))
+            told = _with_settings(content, settings)
+            if told != content:
+                library = hugging_face.Tokenizer.from_str(json.dumps(told))
         elif (folder / "vocab.txt").exists():
-            words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-            settings = folder / "tokenizer_config.json"
-            told = json.loads(settings.read_text()) if settings.exists() else {}
+            words = characters.lines(characters.read(folder / "vocab.txt"))
             library = _word_piece(
                 {word: i for i, word in enumerate(words)},
-                lowercase=told.get("do_lower_case", True),
+                names=names,
+                lowercase=settings.get("do_lower_case", True),
+                strip_accents=settings.get("strip_accents"),
+                chinese=settings.get("tokenize_chinese_chars", True),
             )
         else:
             raise UserError(
                 f"There is no tokenizer in {folder}; it needs {FILE} or vocab.txt."
             )
+        _add_tokens(library, folder)
+        if folders.lowers_texts(folder):
+            normaliser = library.normalizer
+            first = hugging_face.normalizers.Lowercase()
+            parts = [first] if normaliser is None else [first, normaliser]
+            library.normalizer = hugging_face.normalizers.Sequence(parts)
     except UserError:
         raise
     except Exception as error:  # the tokenizers library raises bare Exception
@@ -166,7 +205,46 @@ def load(folder: str | os.PathLike) -> TextTokenizer:
             f"The tokenizer in {folder} cannot be read ({error}); copy or download it "
             "again."
         ) from error
-    return _wrap(library, folder)
+    told = {"prompts": folders.prompts(whole), "limits": folders.limits(whole)}
+    return dataclasses.replace(_wrap(library, folder, names), **told)
+
+
+def _with_settings(content: Any, settings: Mapping[str, Any]) -> Any:
+    """A tokenizer.json as tokenizer_config.json wants it, which transformers reads."""
+    theirs = {
+        "lowercase": settings.get("do_lower_case"),
+        "strip_accents": settings.get("strip_accents"),
+        "handle_chinese_chars": settings.get("tokenize_chinese_chars"),
+    }
+    theirs = {name: value for name, value in theirs.items() if value is not None}
+
+    def changed(part: Any) -> Any:
+        if isinstance(part, list):
+            return [changed(x) for x in part]
+        if not isinstance(part, dict):
+            return part
+        if part.get("type") == "BertNormalizer":
+            return part | theirs
+        if part.get("type") == "ByteLevel" and "add_prefix_space" in settings:
+            return part | {"add_prefix_space": settings["add_prefix_space"]}
+        return {name: changed(value) for name, value in part.items()}
+
+    parts = ("normalizer", "pre_tokenizer")
+    return content | {name: changed(content.get(name)) for name in parts}
+
+
+def _add_tokens(library: Any, folder: Path) -> None:
+    for id_, token, properties in folders.added_tokens(folder):
+        if library.token_to_id(token) is None:
+            added = hugging_face.AddedToken(token, **properties)
+            special = properties.get("special", False)
+            (library.add_special_tokens if special else library.add_tokens)([added])
+        if library.token_to_id(token) != id_:
+            raise UserError(
+                f"The token {token!r} is added as {id_} in {folder} and has the id "
+                f"{library.token_to_id(token)} in its vocabulary; copy or download its "
+                "files again."
+            )
 
 
 def parse(content: Any) -> TextTokenizer:
@@ -175,7 +253,7 @@ def parse(content: Any) -> TextTokenizer:
     Raises:
       UserError: it lacks a mark that an encoder needs.
     """
-    return _wrap(hugging_face.Tokenizer.from_str(json.dumps(content)), "this run")
+    return _wrap(hugging_face.Tokenizer.from_str(json.dumps(content)), "this run", {})
 
 
 def train(texts: Iterable[str], *, vocab_size: int) -> TextTokenizer:
@@ -201,7 +279,7 @@ def train(texts: Iterable[str], *, vocab_size: int) -> TextTokenizer:
     if not counts:
         raise UserError("There is no text to train a tokenizer on; check the corpus.")
     library = _word_piece(_vocabulary(counts, vocab_size), lowercase=True)
-    return _wrap(library, "the trained tokenizer")
+    return _wrap(library, "the trained tokenizer", {})
 
 
 def _vocabulary(counts: Mapping[str, int], vocab_size: int) -> dict[str, int]:
@@ -249,22 +327,32 @@ def _repeated(words: Iterable[str], counts: Mapping[str, int]) -> Iterator[str]:
             yield " ".join([word] * min(1000, counts[word] - start))
 
 
-def _word_piece(vocabulary: dict[str, int], *, lowercase: bool):
+def _word_piece(
+    vocabulary: dict[str, int],
+    *,
+    lowercase: bool,
+    names: Mapping[str, str] = {},
+    strip_accents: bool | None = None,
+    chinese: bool = True,
+):
+    marks = {mark: names.get(mark, f"[{mark.upper()}]") for mark in _MARKS}
     tokenizer = hugging_face.Tokenizer(
         hugging_face.models.WordPiece(
-            vocabulary, unk_token="[UNK]", max_input_chars_per_word=100
+            vocabulary, unk_token=marks["unk"], max_input_chars_per_word=100
         )
     )
-    tokenizer.normalizer = hugging_face.normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.normalizer = hugging_face.normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=chinese
+    )
     tokenizer.pre_tokenizer = hugging_face.pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = hugging_face.decoders.WordPiece(prefix=_PREFIX)
-    missing = [word for word in _SPECIAL if word not in vocabulary]
+    missing = [word for word in marks.values() if word not in vocabulary]
     if missing:
         raise UserError(
             f"The vocabulary lacks {', '.join(missing)}; it is not BERT's WordPiece."
         )
-    tokenizer.add_special_tokens(list(_SPECIAL))
-    cls, sep = "[CLS]", "[SEP]"
+    tokenizer.add_special_tokens(list(marks.values()))
+    cls, sep = marks["cls"], marks["sep"]
     tokenizer.post_processor = hugging_face.processors.TemplateProcessing(
         single=f"{cls} $A {sep}",
         pair=f"{cls} $A {sep} $B:1 {sep}:1",
@@ -273,15 +361,16 @@ def _word_piece(vocabulary: dict[str, int], *, lowercase: bool):
     return tokenizer
 
 
-def _wrap(library: Any, where: Any) -> TextTokenizer:
+def _wrap(library: Any, where: Any, names: Mapping[str, str]) -> TextTokenizer:
     library.no_padding()
     library.no_truncation()
     marks = {}
-    for mark, names in _NAMES.items():
-        ids = [i for i in map(library.token_to_id, names) if i is not None]
+    for mark, guesses in _NAMES.items():
+        known = (names[mark],) if mark in names else guesses
+        ids = [i for i in map(library.token_to_id, known) if i is not None]
         if not ids:
             raise UserError(
-                f"The tokenizer of {where} has no {' or '.join(names)}, which an "
+                f"The tokenizer of {where} has no {' or '.join(known)}, which an "
                 "encoder needs; use the encoder's own."
             )
         marks[f"{mark}_id"] = ids[0]

@@ -1,10 +1,12 @@
 """A corpus in tokens and in batches, by configuration."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from rlm_jax import terminal
 from rlm_jax.configuration import check_choices
 from rlm_jax.data import batching, corpora, token_store
 from rlm_jax.data.tokenizers import Tokenizer
@@ -41,6 +43,7 @@ class Text(NamedTuple):
 
     tokenizer: Tokenizer
     store: token_store.TokenStore
+    facts: Mapping[str, Any] = {}  # of a text of one's own; see `Corpus.facts`
 
     @property
     def fingerprint(self) -> str:
@@ -50,8 +53,32 @@ class Text(NamedTuple):
 
 def in_tokens_of(tokenizer: Tokenizer, config: DataConfig) -> Text:
     """The configured corpus in the tokens of a tokenizer that is given."""
-    corpus = corpora.load(config.corpus or STDLIB)
-    return Text(tokenizer, token_store.build(corpus, tokenizer))
+    return of_corpus(corpora.load(config.corpus or STDLIB), tokenizer)
+
+
+def of_corpus(corpus: corpora.Corpus, tokenizer: Tokenizer) -> Text:
+    """A corpus in tokens, and how a text of one's own was divided, which is told."""
+    store = token_store.build(corpus, tokenizer)
+    if not corpus.facts:
+        return Text(tokenizer, store)
+    documents = {n: len(x.document_offsets) - 1 for n, x in store.splits.items()}
+    facts = {**corpus.facts, "documents": documents}
+    terminal.say(told(corpus.name, facts))
+    return Text(tokenizer, store, facts)
+
+
+def told(name: str, facts: Mapping[str, Any]) -> str:
+    """How a text was divided, and which files were read, as a line or two."""
+    split = ", ".join(f"{n} {count:,}" for n, count in facts["documents"].items())
+    files, skipped = facts["files_read"], facts["files_skipped"]
+    lines = [
+        f"{name}: {files:,} file{'s' * (files != 1)} read; documents, divided "
+        f"{facts['divided']}: {split}"
+    ]
+    for reason, names in skipped.items():
+        shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+        lines.append(f"  skipped as {reason}: {len(names):,} ({shown})")
+    return "\n".join(lines)
 
 
 def batches(config: DataConfig, split: token_store.TokenSplit) -> Batches:

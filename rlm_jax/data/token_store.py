@@ -1,6 +1,5 @@
 """A corpus as one memory-mapped row of tokens per split."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from rlm_jax import characters
 from rlm_jax.data.corpora import Corpus
 from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.errors import UserError
@@ -88,7 +88,7 @@ def _write(
         "splits": splits,
         "files": cache.checksums(directory),
     }
-    (directory / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    characters.write_json(directory / "manifest.json", manifest)
 
 
 def _write_split(
@@ -116,13 +116,13 @@ def _write_split(
             num_bytes += len(document.text.encode())
             num_words += len(document.text.split())
     np.asarray(offsets, "<i8").tofile(directory / f"{split}.offsets")
-    (directory / f"{split}.names.json").write_text(json.dumps(names))
+    characters.write_json(directory / f"{split}.names.json", names, indent=None)
     return {"num_bytes": num_bytes, "num_words": num_words}
 
 
 def _open(directory: Path, key: str) -> TokenStore:
     try:
-        manifest = json.loads((directory / "manifest.json").read_text())
+        manifest = characters.read_json(directory / "manifest.json")
         files, splits = manifest["files"], manifest["splits"]
         dtype = np.dtype(manifest["dtype"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -137,7 +137,7 @@ def _open(directory: Path, key: str) -> TokenStore:
                 tokens=cache.map_array(directory / f"{name}.tokens", dtype),
                 document_offsets=np.fromfile(directory / f"{name}.offsets", "<i8"),
                 document_names=tuple(
-                    json.loads((directory / f"{name}.names.json").read_text())
+                    characters.read_json(directory / f"{name}.names.json")
                 ),
                 **counts,
             )

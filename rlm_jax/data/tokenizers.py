@@ -4,13 +4,15 @@ import collections
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers as hugging_face
 
+from rlm_jax import characters
 from rlm_jax.data import gguf_vocabulary, text_encoding
 from rlm_jax.data.corpora import Corpus
 from rlm_jax.errors import UserError
@@ -28,18 +30,19 @@ _TRAINERS = {
 _KNOWN_ENDS = (_END_OF_DOCUMENT, "</s>", "<eos>", "[SEP]", "<|end_of_text|>")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Tokenizer:
     """A tokenizer as a value: two pure functions over one vocabulary.
 
     Attributes:
-      kind: "bytes", "bpe", "word", "wordpiece", "hf" or "gguf".
+      kind: "bytes", "bpe", "word", "wordpiece" or "hf".
       vocab_size: number of ids; every id is below it.
       encode: text -> int32 [n].
       decode: ids [n] -> text; the end of a document decodes to nothing.
       end_of_document: id that the token store puts after each document, or None.
       content: what `save` writes; JSON-able, and all that `load` needs.
-      ends: further tokens that end a text that is generated.
+      ends: ids that end a text, as the model says it was taught; `end_of_document` is
+        the first of them. Empty: it alone, which is known by its name.
     """
 
     kind: str
@@ -53,12 +56,37 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the kind and the vocabulary."""
-        return cache.fingerprint(_FORMAT, self.kind, self.content)
+        own = [list(self.ends)] if self.ends else []
+        return cache.fingerprint(_FORMAT, self.kind, self.content, *own)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one JSON file."""
         record = {"format": _FORMAT, "kind": self.kind, "content": self.content}
-        Path(path).write_text(json.dumps(record), encoding="utf-8")
+        if self.ends:
+            record["ends"] = list(self.ends)
+        characters.write_json(path, record, indent=None)
+
+    def ending_with(self, ids: Sequence[int]) -> "Tokenizer":
+        """The same for a model that says by which ids its texts end.
+
+        Raises:
+          UserError: an id is none of the vocabulary.
+        """
+        if not ids or tuple(ids) == (self.end_of_document,):
+            return self
+        if max(ids) >= self.vocab_size:
+            raise UserError(
+                f"The model says that a text ends with the id {max(ids)}, and its "
+                f"tokenizer has {self.vocab_size} ids; put the model's own tokenizer "
+                "beside it."
+            )
+        return dataclasses.replace(self, end_of_document=ids[0], ends=tuple(ids))
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """All ids that end a text."""
+        own = () if self.end_of_document is None else (self.end_of_document,)
+        return self.ends or own
 
 
 def piece(tokenizer: Tokenizer, token: int) -> str:
@@ -74,10 +102,11 @@ def load(path: str | os.PathLike) -> Tokenizer:
       UserError: the file is missing, truncated or not a tokenizer of this format.
     """
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record = characters.read_json(path)
         if record["format"] != _FORMAT:
             raise ValueError(f"format {record['format']}")
-        return _from_content(record["kind"], record["content"])
+        made = _from_content(record["kind"], record["content"])
+        return made.ending_with(record.get("ends", []))
     except FileNotFoundError as error:
         raise UserError(f"There is no tokenizer at {path}: check the path.") from error
     except Exception as error:  # the tokenizers library raises bare Exception
@@ -149,8 +178,6 @@ def _from_content(kind: str, content: Any) -> Tokenizer:
         return _word(content)
     if kind in ("bpe", "wordpiece", "hf"):
         return _hugging_face(kind, content)
-    if kind == "gguf":
-        return _gguf(gguf_vocabulary.Vocabulary(**content))
     raise ValueError(f"unknown kind '{kind}'")
 
 
@@ -186,9 +213,8 @@ def _word(words: list[str]) -> Tokenizer:
 
 
 def _lines(text: str) -> list[str]:
-    # Not splitlines: a Unicode line separator inside a line does not end it.
-    lines = text.split("\n")
-    return lines[:-1] if lines[-1] == "" else lines
+    # The carriage return before a line's end is white space, which parts words anyway.
+    return characters.lines(text)
 
 
 def _count_words(corpus: Corpus, vocab_size: int) -> list[str]:
@@ -258,7 +284,7 @@ def read_hugging_face(path: Path) -> Tokenizer:
       UserError: the file is missing or cannot be read.
     """
     try:
-        return _hugging_face("hf", json.loads(path.read_text(encoding="utf-8")))
+        return _hugging_face("hf", json.loads(characters.read(path)))
     except FileNotFoundError as error:
         raise UserError(
             f"There is no tokenizer file at {path}: give hf:PATH/tokenizer.json."
@@ -271,31 +297,31 @@ def read_hugging_face(path: Path) -> Tokenizer:
 
 
 def read_gguf(file: GGUF) -> Tokenizer:
-    """The tokenizer of a GGUF file; a document ends as with its tokenizer.json.
+    """The tokenizer of a GGUF file, which also says what ends a text.
 
     Raises:
       UserError: as `gguf_vocabulary.read`, or the vocabulary cannot be read.
     """
-    vocabulary = gguf_vocabulary.read(file)
+    content, end = gguf_vocabulary.read(file)
     try:
-        return _gguf(vocabulary)
+        made = _hugging_face("hf", content)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise UserError(
             f"The tokenizer in {file.path} cannot be read ({error}); download the file "
             "again."
         ) from error
+    return made.ending_with(() if end is None else (end,))
 
 
-def _gguf(vocabulary: gguf_vocabulary.Vocabulary) -> Tokenizer:
-    """What ends a turn of a chat is told beside what ends a document."""
-    made, end = _hugging_face("gguf", vocabulary.content), vocabulary.end
-    document = end if made.end_of_document is None else made.end_of_document
-    return dataclasses.replace(
-        made,
-        end_of_document=document,
-        content=vocabulary._asdict(),
-        ends=() if end in (None, document) else (end,),
-    )
+def id_of(tokenizer: Tokenizer, token: str) -> int | None:
+    """The id of a token by its text, of a tokenizer of the tokenizers library."""
+    content = tokenizer.content
+    if not isinstance(content, dict):
+        return None
+    added = {x["content"]: x["id"] for x in content.get("added_tokens") or []}
+    vocabulary = content["model"].get("vocab") or {}
+    known = vocabulary if isinstance(vocabulary, dict) else {}
+    return added.get(token, known.get(token))
 
 
 def hugging_face_content(tokenizer: Tokenizer) -> dict | None:
@@ -304,8 +330,6 @@ def hugging_face_content(tokenizer: Tokenizer) -> dict | None:
         return None
     if tokenizer.kind == "bytes":
         return _bytes_content()
-    if tokenizer.kind == "gguf":
-        return tokenizer.content["content"]
     return tokenizer.content
 
 

@@ -160,13 +160,9 @@ def _files(path: Path) -> list[Path]:
     found = [
         file
         for folder in (path, path / "TREx")
-        for file in (sorted(folder.iterdir()) if folder.is_dir() else [])
-        if file.name.endswith((".jsonl", ".jsonl.gz"))
-        and file.name.removesuffix(".gz") != TEMPLATES
-        and file.stat().st_size
+        for file in (files.listed(folder, ".jsonl")[0] if folder.is_dir() else [])
+        if file.name.lower().removesuffix(".gz") != TEMPLATES and file.stat().st_size
     ]
-    # A file beside its own compressed copy is one file, not two.
-    found = [f for f in found if f.suffix != ".gz" or f.with_suffix("") not in found]
     if not found:
         raise UserError(f"The folder {path} holds no .jsonl or .jsonl.gz files.")
     return found
@@ -179,9 +175,10 @@ def _digests(paths: list[Path]) -> list[str]:
 def _relations(path: Path) -> Path:
     folder = path if path.is_dir() else path.parent
     for there in (folder, folder.resolve().parent):
-        for name in (TEMPLATES, f"{TEMPLATES}.gz"):
-            if (there / name).is_file():
-                return there / name
+        try:
+            return files.either(there / TEMPLATES)
+        except UserError:
+            continue
     raise UserError(
         f"There is no {TEMPLATES} in {folder} or above it: put LAMA's there, with the "
         "template of each relation."

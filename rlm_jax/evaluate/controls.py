@@ -8,9 +8,15 @@ A gain that remains under a control does not come from retrieval.
 
 import numpy as np
 
+from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 
 REAL, SHUFFLED, FOREIGN = "real", "shuffled", "foreign"
+
+NO_OTHER = (
+    "note: there is one question alone, so the control shuffled, which gives it "
+    "another's passages, is left out"
+)
 
 
 def shuffled_values(values: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -24,7 +30,15 @@ def foreign_positions(num_positions: int) -> np.ndarray:
 
 
 def shuffled_neighbours(neighbours: Neighbours) -> Neighbours:
-    """Each query is given the neighbours of another one, half the list away."""
+    """Each query is given the neighbours of another one, half the list away.
+
+    Raises:
+      UserError: there is one query only, which would be given its own.
+    """
+    if len(neighbours.ids) < 2:
+        raise UserError(
+            "One question alone cannot be given another's passages; give more."
+        )
     turned = np.roll(np.arange(len(neighbours.ids)), len(neighbours.ids) // 2)
     return Neighbours(neighbours.scores[turned], neighbours.ids[turned])
 

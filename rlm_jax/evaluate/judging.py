@@ -62,7 +62,7 @@ def judge(
     means: dict[str, float] = {}
     per_question: dict[str, dict[str, float]] = {}
     if asked.relevance:
-        within = [m for m in measures if int(m.partition("@")[2] or 0) <= depth]
+        within = ranking.within(measures, depth)
         run = as_run(neighbours, passages, asked.ids)
         evaluation = ranking.evaluate(run, asked.relevance, within)
         means, per_question = dict(evaluation.means), evaluation.per_question

@@ -37,7 +37,7 @@ def evaluate(
     Questions without a relevant passage say nothing about a ranking and are left out; a
     judged question that the run lacks counts as 0. As in trec_eval, nDCG has the grade
     itself as its gain, a ranking is ordered by score alone, and equal scores are
-    ordered by passage id, descending.
+    ordered by passage id, descending, whatever the measure.
 
     Arguments:
       run: scores of the passages found for each question; larger is better.
@@ -53,6 +53,8 @@ def evaluate(
     """
     names = list(dict.fromkeys(measures))
     wanted = {name: _measure(name) for name in names}
+    if not names:
+        raise UserError(f"No measure is named; use some of {', '.join(MEASURES)}.")
     judged = {
         question: {passage: int(grade) for passage, grade in grades.items()}
         for question, grades in relevance.items()
@@ -74,16 +76,40 @@ def evaluate(
             )
     import ir_measures
 
-    by_measure = {str(measure): name for name, measure in wanted.items()}
-    per_question = {name: dict.fromkeys(judged, 0.0) for name in names}
-    for metric in ir_measures.iter_calc(list(wanted.values()), judged, kept):
-        name = by_measure[str(metric.measure)]
-        per_question[name][metric.query_id] = float(metric.value)
+    every = {str(measure): measure for measure in wanted.values()}
+    values = {measure: dict.fromkeys(judged, 0.0) for measure in every}
+    for metric in ir_measures.iter_calc(list(every.values()), judged, kept):
+        values[str(metric.measure)][metric.query_id] = float(metric.value)
+    per_question = {
+        name: _cut_off(values[str(measure)], name) for name, measure in wanted.items()
+    }
     means = {
         name: math.fsum(values.values()) / len(judged)
         for name, values in per_question.items()
     }
     return Evaluation(means, per_question, len(judged), len(run) - len(kept))
+
+
+def check(measures: Iterable[str], depth: int) -> None:
+    """Whether a search of ``depth`` passages can be judged by some of the measures.
+
+    Raises:
+      UserError: an unknown measure, or none whose cutoff is within the depth.
+    """
+    names = list(measures)
+    for name in names:
+        _measure(name)
+    if not within(names, depth):
+        raise UserError(
+            f"No measure of {', '.join(names) or 'none'} can be told of {depth} "
+            "passages a question: search for more (k), or name one with a smaller "
+            "cutoff."
+        )
+
+
+def within(measures: Iterable[str], depth: int) -> list[str]:
+    """The measures whose cutoff is within the depth of a search."""
+    return [m for m in measures if int(m.partition("@")[2] or 0) <= depth]
 
 
 def to_run(
@@ -108,6 +134,18 @@ def to_run(
             question_ids, neighbours.ids, neighbours.scores, strict=True
         )
     }
+
+
+def _cut_off(values: dict[str, float], name: str) -> dict[str, float]:
+    """MRR up to its cutoff, of reciprocal ranks: below 1 / cutoff they are 0.
+
+    ir-measures takes another library for it, which orders equal scores otherwise.
+    """
+    kind, _, cutoff = name.partition("@")
+    if kind != "mrr" or not cutoff:
+        return values
+    least = 1 / (int(cutoff) + 0.5)
+    return {question: x if x > least else 0.0 for question, x in values.items()}
 
 
 def _measure(name: str) -> Any:
@@ -135,4 +173,4 @@ def _measure(name: str) -> Any:
         "precision": ir_measures.P,
         "success": ir_measures.Success,
     }[kind]
-    return measure @ int(cutoff) if cutoff else measure
+    return measure @ int(cutoff) if cutoff and kind != "mrr" else measure

@@ -19,6 +19,7 @@ from rlm_jax.methods import (
     replug_lsr,
     reranker,
     retro,
+    rpt,
     trime,
 )
 
@@ -27,6 +28,7 @@ METHODS = {
     "knn_lm": (knn_lm.KnnLMConfig, knn_lm.knn_lm),
     "trime": (trime.TrimeConfig, trime.trime),
     "retro": (retro.RetroConfig, retro.retro),
+    "rpt": (rpt.RPTConfig, rpt.rpt),
     "dpr": (dpr.DPRConfig, dpr.dpr),
     "contriever": (contriever.ContrieverConfig, contriever.contriever),
     "contriever_in_batch": (

@@ -32,9 +32,9 @@ class ContrieverConfig:
 
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     queue_size: int = 131072  # keys
-    momentum: float = 0.9995
-    temperature: float = 0.05
-    label_smoothing: float = 0.0
+    momentum: float = 0.9995  # of the key encoder
+    temperature: float = 0.05  # that similarities are divided by
+    label_smoothing: float = 0.0  # share of a target's weight that all others get
     k: int = 100  # passages that a query retrieves
 
 

@@ -16,7 +16,6 @@ import dataclasses
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Float, Float32, Int
 
 from rlm_jax.configuration import check_choices
@@ -32,9 +31,9 @@ class KnnLMConfig:
     """A decoder, and how its neighbours' distribution is formed and mixed in."""
 
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
-    k: int = 1024
+    k: int = 1024  # neighbours of a token
     metric: Literal["l2", "ip"] = "l2"  # negated squared distance, inner product
-    temperature: float = 1.0
+    temperature: float = 1.0  # that similarities are divided by
     weight: float = 0.25  # lambda
 
 
@@ -68,39 +67,12 @@ def neighbour_log_probs(
 
 
 def mix(
-    log_probs: Float[Array, " *N"],
-    knn_log_probs: Float[Array, " *N"],
+    log_probs: Float[Array, " N"],
+    knn_log_probs: Float[Array, " N"],
     weight: float | Array,
-) -> Float32[jax.Array, " *N"]:
+) -> Float32[jax.Array, " N"]:
     """log p(y | x) of eq. 3 from log p_LM and log p_kNN, elementwise."""
     return mixtures.interpolate(log_probs, knn_log_probs, weight)
-
-
-def next_token_log_probs(
-    log_probs: Float[Array, "B V"],
-    similarities: Float[Array, "B K"],
-    values: Int[Array, "B K"],
-    *,
-    temperature: float | Array,
-    weight: float | Array,
-) -> Float32[jax.Array, "B V"]:
-    """log p(y | x) of eq. 3 for every y of the vocabulary, to generate from.
-
-    Args:
-      log_probs: log p_LM, float32.
-      similarities, values: of the neighbours that count; -inf and -1 where absent.
-      temperature, weight: t and lambda.
-    """
-
-    def of_row(similarities, values):
-        shape = len(values), len(values)  # a row for each value, as the target
-        rows = (jnp.broadcast_to(x, shape) for x in (similarities, values))
-        found = mixtures.knn_log_probs(*rows, values, temperature=temperature)
-        none = jnp.full(log_probs.shape[1], -jnp.inf)
-        at = jnp.where(values < 0, len(none), values)  # beyond the end: dropped
-        return none.at[at].set(found, mode="drop")
-
-    return mix(log_probs, jax.vmap(of_row)(similarities, values), weight)
 
 
 def knn_lm(config: KnnLMConfig) -> Method:

@@ -170,27 +170,41 @@ def warm_started(config: RetroConfig, params: Params) -> Params:
         qkv = {"kernel": _qkv_of_all_heads(decoder, block)}
         attention = {**block["attention"], "qkv": qkv}
         encoder[f"block_{i}"] = encoder[f"block_{i}"] | block | {"attention": attention}
-    cross = {}
     even = np.float32(np.log(config.k * 2 * config.chunk_length))
+    cross = {}
     for layer in (x for x in layers if x > sizes.num_layers):
-        block = params["decoder"][f"block_{layer - 1}"]
-        qkv = _qkv_of_all_heads(decoder, block)
-        query, key_value = np.split(qkv, [decoder.width], axis=1)
-        # One norm ends the encoder; what the layer's own would scale, its kernel does.
-        scale = np.asarray(block["attention_norm"]["scale"])[:, None]
-        attention = {
-            "query": {"kernel": query},
-            "key_value": {"kernel": scale * key_value},
-            "out": {"kernel": block["attention"]["out"]["kernel"]},
-        }
         name = f"cross_block_{layer - 1}"
-        nothing = params[name]["nothing"]
-        cross[name] = {
-            "norm": block["attention_norm"],
-            "attention": attention,
-            "nothing": {**nothing, "bias": nothing["bias"] + even},
-        }
+        block = params["decoder"][f"block_{layer - 1}"]
+        cross[name] = copied_cross_attention(decoder, block, params[name], even)
     return {**params, "encoder": encoder, **cross}
+
+
+def copied_cross_attention(
+    decoder: DecoderConfig, block: Params, cross: Params, nothing: np.float32
+) -> Params:
+    """A layer's cross-attention as a copy of its self-attention.
+
+    Args:
+      decoder: whose layer it is.
+      block: the layer's parameters.
+      cross: the cross-attention's own.
+      nothing: what is added to the logit of attending to nothing.
+    """
+    qkv = _qkv_of_all_heads(decoder, block)
+    query, key_value = np.split(qkv, [decoder.width], axis=1)
+    # One norm ends the encoder; what the layer's own would scale, its kernel does.
+    scale = np.asarray(block["attention_norm"]["scale"])[:, None]
+    attention = {
+        "query": {"kernel": query},
+        "key_value": {"kernel": scale * key_value},
+        "out": {"kernel": block["attention"]["out"]["kernel"]},
+    }
+    slot = cross["nothing"]
+    return {
+        "norm": block["attention_norm"],
+        "attention": attention,
+        "nothing": {**slot, "bias": slot["bias"] + nothing},
+    }
 
 
 def check_warm_start(config: RetroConfig) -> None:
@@ -216,6 +230,11 @@ def check_warm_start(config: RetroConfig) -> None:
             f"fewer than those up to the last cross-attention, {cross_layers[-1]}; "
             "lower encoder.num_layers."
         )
+    check_copied(decoder)
+
+
+def check_copied(decoder: DecoderConfig) -> None:
+    """Raises UserError where self-attention cannot become cross-attention."""
     if decoder.positions != "rotary":
         raise UserError(
             f"the decoder's positions are {decoder.positions} and the encoder's "

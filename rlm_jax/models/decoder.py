@@ -22,29 +22,31 @@ class DecoderConfig:
     """Sizes and choices; `gpt2` and `modern` are the usual combinations."""
 
     vocab_size: int = 0  # 0: taken from the tokenizer
-    num_layers: int = 4
-    width: int = 256
-    num_heads: int = 4
-    feed_forward_width: int = 1024
+    num_layers: int = 4  # blocks
+    width: int = 256  # of the hidden states
+    num_heads: int = 4  # of attention
+    feed_forward_width: int = 1024  # inside a block
     max_length: int = 1024  # only learned positions end there
     positions: Literal["rotary", "learned", "sinusoidal"] = "rotary"
     norm: layers.Norm = "rms"
     activation: layers.Activation = "swiglu"
-    bias: bool = False
-    tie_embeddings: bool = True
+    bias: bool = False  # in linear maps and norms
+    tie_embeddings: bool = True  # the output's embedding is the input's
     cutoffs: tuple[
         int, ...
     ] = ()  # ends of the adaptive clusters but the last; () = full
     adaptive_factor: int = 4  # each cluster is this much narrower than the one before
-    dropout: float = 0.0
+    dropout: float = 0.0  # probability of it
     dtype: layers.Dtype = "float32"  # of the computation; parameters are always float32
     remat: bool = False  # recompute each block in the backward pass
     num_kv_heads: int = 0  # of keys and values (grouped-query); 0: num_heads
     head_width: int = 0  # 0: width over num_heads
-    rotary_base: float = 10000.0
+    rotary_base: float = 10000.0  # of rotary positions
     rotary_scaling: tuple[float, ...] = ()  # Llama 3's, see layers.rotary_rates
     norm_epsilon: float = 0.0  # 0: the usual one, 1e-5 of layer, 1e-6 of rms
     qkv_bias: bool = False  # Qwen 2's, of queries, keys and values alone
+    # Tokens of a window: a token sees its own and the one before; 0: all before it.
+    attention_window: int = 0
 
 
 def check(config: DecoderConfig) -> None:
@@ -55,7 +57,7 @@ def check(config: DecoderConfig) -> None:
     for name in (*sizes, "adaptive_factor", "max_length"):
         if getattr(c, name) < 1:
             raise UserError(f"{name} is {getattr(c, name)}; choose 1 or more.")
-    for name in ("num_kv_heads", "head_width", "norm_epsilon"):
+    for name in ("num_kv_heads", "head_width", "norm_epsilon", "attention_window"):
         if getattr(c, name) < 0:
             raise UserError(f"{name} is {getattr(c, name)}; choose 0 or more.")
     head_width = c.head_width or c.width // c.num_heads
@@ -157,6 +159,7 @@ class Block(nn.Module):
             rotary_base=c.rotary_base,
             rotary_scaling=tuple(c.rotary_scaling),
             qkv_bias=c.qkv_bias,
+            window=c.attention_window,
         )
         self.feed_forward_norm = _norm(c)
         self.feed_forward = layers.FeedForward(
@@ -186,6 +189,18 @@ class Block(nn.Module):
         """The first half."""
         h = self.attention(self.attention_norm(x), positions)
         return x + self.dropout(h, deterministic=deterministic)
+
+    def attend_after(
+        self,
+        x: Float[jax.Array, "B T D"],
+        positions: Int[jax.Array, " T"],
+        past: layers.KeysValues | None,
+        begun: Bool[jax.Array, ""] | bool,
+        deterministic: bool,
+    ) -> tuple[Float[jax.Array, "B T D"], layers.KeysValues]:
+        """The same after a window, and the next past; see `SelfAttention.after`."""
+        h, kept = self.attention.after(self.attention_norm(x), positions, past, begun)
+        return x + self.dropout(h, deterministic=deterministic), kept
 
     def attend_cached(
         self, x: Float[jax.Array, "B T D"], positions: Int[jax.Array, "B T"], *cache
@@ -298,6 +313,10 @@ class Decoder(nn.Module):
         slots = jnp.arange(capacity)
         reached = slots <= cache.length + jnp.arange(length)[:, None]  # [T, S]
         visible = valid[:, None] & reached
+        if c.attention_window:
+            own = jnp.cumsum(valid, axis=1) - 1  # positions of the slots
+            first = (positions // c.attention_window - 1) * c.attention_window
+            visible &= own[:, None] >= first[..., None]
         x = self.vocabulary.embed(tokens)
         if c.positions == "learned":
             table = jnp.asarray(self.position_embedding, x.dtype)
@@ -342,10 +361,26 @@ class Decoder(nn.Module):
         self, tokens: Int[Array, "B T"], mask: Shaped[Array, "B T"], cache: Cache
     ) -> tuple[Float32[jax.Array, "B V"], Cache]:
         """(log p of what follows each row's last token, the cache)."""
+        log_probs, _, _, cache = self.extend_and_tell(tokens, mask, cache)
+        return log_probs, cache
+
+    def extend_and_tell(
+        self, tokens: Int[Array, "B T"], mask: Shaped[Array, "B T"], cache: Cache
+    ) -> tuple[
+        Float32[jax.Array, "B V"],
+        Float32[jax.Array, " B"],
+        Float32[jax.Array, "B T D"],
+        Cache,
+    ]:
+        """As `extend_and_predict`, with what a memory needs besides: (log p [B, V], the
+        log-normaliser of its scores [B], the keys of all tokens [B, T, D], cache)."""
         output, cache = self.extend(tokens, mask, cache)
         last = tokens.shape[1] - 1 - jnp.argmax(mask[:, ::-1] > 0, axis=1)
         features = jnp.take_along_axis(output.features, last[:, None, None], axis=1)
-        return self.vocabulary.log_probs(features)[:, 0], cache
+        log_probs = self.vocabulary.log_probs(features)[:, 0]
+        none = jnp.zeros(features.shape[:2], jnp.int32)
+        _, normaliser = self.vocabulary.scores(features, none)
+        return log_probs, normaliser[:, 0], output.keys, cache
 
     def score(
         self,

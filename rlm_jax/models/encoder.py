@@ -27,20 +27,20 @@ class EncoderConfig:
     """Sizes of an encoder, and how it makes one vector of a text."""
 
     vocab_size: int = 0  # 0: taken from the tokenizer
-    num_layers: int = 6
-    width: int = 384
-    num_heads: int = 12
-    feed_forward_width: int = 1536
+    num_layers: int = 6  # blocks
+    width: int = 384  # of the hidden states
+    num_heads: int = 12  # of attention
+    feed_forward_width: int = 1536  # inside a block
     max_length: int = 512  # positions that there are
     num_types: int = 2  # token types; all tokens of a retriever have type 0
     first_position: int = 0  # RoBERTa: 2, and padding does not count
-    pad_id: int = 0
-    norm_epsilon: float = 1e-12
+    pad_id: int = 0  # of the token that fills rows up
+    norm_epsilon: float = 1e-12  # of the layer norms
     pooling: Literal["mean", "cls"] = "mean"  # mean: over [CLS] and [SEP] too
     projection: int = 0  # width of a last linear map; 0: none
     projection_norm: bool = False  # each token's projection is normed, then pooled
     normalise: bool = False  # vectors of length 1
-    dropout: float = 0.1
+    dropout: float = 0.1  # probability of it
     dtype: layers.Dtype = "float32"  # of the computation; parameters are always float32
     remat: bool = False  # recompute each block in the backward pass
 
@@ -156,7 +156,9 @@ class Encoder(nn.Module):
                 f"end, is {c.max_length}; cut texts shorter."
             )
         if c.first_position:
-            counted = jnp.cumsum(mask, axis=1) * mask
+            # RoBERTa counts ids that are not padding, also where a text spells "<pad>".
+            real = mask * (ids != c.pad_id)
+            counted = jnp.cumsum(real, axis=1) * real
             positions = self.positions[counted + c.first_position - 1]
         else:
             positions = self.positions[: ids.shape[1]]

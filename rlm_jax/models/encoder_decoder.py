@@ -24,7 +24,7 @@ class EncoderDecoderConfig:
     """An encoder, and the sizes of the decoder over it."""
 
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
-    num_decoder_layers: int = 2
+    num_decoder_layers: int = 2  # blocks of the decoder
     cross_attention_every: int = 1  # as of `t5.T5Config`
     decoder_kv_heads: int = 0  # likewise
     start_id: int = 2  # [CLS] of a WordPiece trained here

@@ -75,6 +75,10 @@ class Generator(NamedTuple):
     predict: Callable[..., Any]
     """``predict(params, tokens, mask, cache)`` -> (log p of the token after each row's
     last, float32 [B, V]; cache)."""
+    tell: Callable[..., Any]
+    """``tell(params, tokens, mask, cache)``: `predict`, with the log-normaliser of the
+    scores and the keys of all tokens, by which a memory is asked; see
+    `Decoder.extend_and_tell`."""
     decode: Callable[..., Generated]
     """``decode(params, cache, log_probs, key, *, max_new_tokens, sampling, end_ids,
     log_weights)`` -> what follows the cache; ``log_probs`` as `predict` gives them."""
@@ -156,31 +160,10 @@ def generator(config: DecoderConfig) -> Generator:
         extend=method("extend"),
         score=method("extend_and_score"),
         predict=predict,
+        tell=method("extend_and_tell"),
         decode=jax.jit(decode, static_argnames=static),
         generate=jax.jit(generate, static_argnames=static),
     )
-
-
-def predict_with_keys(config: DecoderConfig):
-    """``predict(params, tokens [B, T], mask [B, T], cache)``, with the last keys.
-
-    Returns:
-      (log p of what follows each row's last token, float32 [B, V]; the decoder's key of
-      that token, float32 [B, D], with which a datastore is asked; the cache).
-    """
-    check(config)
-    decoder = Decoder(config)
-
-    def run(module, tokens, mask, cache):
-        output, cache = module.extend(tokens, mask, cache)
-        last = tokens.shape[1] - 1 - jnp.argmax(mask[:, ::-1] > 0, axis=1)
-        features, keys = (
-            jnp.take_along_axis(x, last[:, None, None], axis=1)
-            for x in (output.features, output.keys)
-        )
-        return module.vocabulary.log_probs(features)[:, 0], keys[:, 0], cache
-
-    return lambda params, *args: decoder.apply({"params": params}, *args, method=run)
 
 
 def continued(

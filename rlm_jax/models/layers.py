@@ -142,6 +142,7 @@ class SelfAttention(nn.Module):
     rotary_base: float = 10000.0
     rotary_scaling: tuple[float, ...] = ()  # as of `rotary_rates`
     qkv_bias: bool = False  # where there are no others
+    window: int = 0  # tokens of a window, for `attend_to_windows`; 0: all before
 
     def __call__(
         self,
@@ -184,6 +185,39 @@ class SelfAttention(nn.Module):
         out, (extended,) = self._attend(x, positions, attend)
         return out, extended
 
+    def after(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, " T"],
+        past: KeysValues | None,
+        begun: Bool[Array, ""] | bool = True,
+    ) -> tuple[Float[jax.Array, "B T D"], KeysValues]:
+        """Whole windows of a row that goes on after the window before.
+
+        Args:
+          x: the T tokens of the windows.
+          positions: 0 ... T - 1.
+          past: keys and values of the window before, [B, W, G, d] each, the keys turned
+            by the positions -W ... -1; None: nothing is before.
+          begun: whether there is a window before.
+
+        Returns:
+          (out, the past of what follows).
+        """
+        length, window = x.shape[1], self.window
+        assert window and length % window == 0
+
+        def attend(q, k, v):
+            last = k[:, -window:]
+            if self.rotary:  # as they stand before what follows
+                back = jnp.full(window, -length)
+                last = rotate(last, back, self.rotary_base, self.rotary_scaling)
+            out = attend_to_windows(q, k, v, window, past, begun)
+            return out, KeysValues(last, v[:, -window:])
+
+        out, (kept,) = self._attend(x, positions, attend)
+        return out, kept
+
     @nn.compact
     def _attend(self, x, positions, attend):
         """Projections and rotation around ``attend(q, k, v) -> (out, *rest)``."""
@@ -221,6 +255,9 @@ class SelfAttention(nn.Module):
 
     def _all(self, q, k, v, mask):
         """Every token of x to every one, or to those before it."""
+        if self.window and self.causal and q.shape[1] > self.window:
+            assert mask is None
+            return attend_to_windows(q, k, v, self.window)
         # cuDNN's flash attention takes 16-bit inputs of certain widths only.
         flash = (
             jax.default_backend() == "gpu"
@@ -241,6 +278,56 @@ class SelfAttention(nn.Module):
             implementation="cudnn" if flash else "xla",
             **padding,
         )
+
+
+def attend_to_windows(
+    q: Float[Array, "B T H d"],
+    k: Float[Array, "B T G d"],
+    v: Float[Array, "B T G d"],
+    window: int,
+    past: KeysValues | None = None,
+    begun: Bool[Array, ""] | bool = True,
+) -> Float[jax.Array, "B T H d"]:
+    """Causal attention to the own window and the whole of the one before.
+
+    Position t sees s with ``W (t // W) - W <= s <= t``, so the cost is linear in T.
+
+    Args:
+      q, k, v: of a row; head h of q goes with head h // (H / G).
+      window: W.
+      past: of the window before the row, [B, W, G, d] each; None: there is none.
+      begun: whether there is one.
+
+    Dai et al. 2019 (Transformer-XL), as Rubin and Berant 2023 train on whole documents.
+    """
+    batch, length = q.shape[:2]
+    rest = -length % window
+    if past is None:
+        none = jnp.zeros((batch, window, *k.shape[2:]), k.dtype)
+        past, begun = KeysValues(none, none), False
+    q, k, v = (jnp.pad(x, [(0, 0), (0, rest), (0, 0), (0, 0)]) for x in (q, k, v))
+    count = q.shape[1] // window
+
+    def with_before(x, before):
+        whole = jnp.concatenate([before.astype(x.dtype), x], axis=1)
+        windows = whole.reshape(batch, count + 1, window, *x.shape[2:])
+        both = jnp.concatenate([windows[:, :-1], windows[:, 1:]], axis=2)
+        return both.reshape(batch * count, 2 * window, *x.shape[2:])
+
+    keys, values = with_before(k, past.keys), with_before(v, past.values)
+    slots = np.arange(2 * window)
+    reached = slots <= window + np.arange(window)[:, None]
+    there = jnp.asarray((slots >= window) | (np.arange(count) > 0)[:, None]) | begun
+    visible = reached[None] & there[:, None]  # [count, W, 2 W]
+    visible = jnp.broadcast_to(visible, (batch, *visible.shape))
+    out = jax.nn.dot_product_attention(
+        q.reshape(batch * count, window, *q.shape[2:]),
+        keys,
+        values,
+        mask=visible.reshape(batch * count, 1, window, 2 * window),
+        implementation="xla",
+    )
+    return out.reshape(q.shape)[:, :length]
 
 
 def attend_to_slots(

@@ -23,7 +23,7 @@ from rlm_jax.ops import Array, chunks
 class NeighbourEncoderConfig:
     """Sizes of the encoder of neighbours; the rest is the decoder's choice."""
 
-    num_layers: int = 2
+    num_layers: int = 2  # blocks
     width: int = 0  # 0: the decoder's
     num_heads: int = 0  # of it and of the cross-attention; 0: the decoder's
     feed_forward_width: int = 0  # 0: the decoder's, in proportion

@@ -27,23 +27,23 @@ class T5Config:
     """Sizes and choices; the default is T5 v1.0 small, `v1_1` its successor."""
 
     vocab_size: int = 0  # 0: taken from the tokenizer
-    width: int = 512
+    width: int = 512  # of the hidden states
     num_layers: int = 6  # of the encoder
-    num_decoder_layers: int = 6
-    num_heads: int = 8
+    num_decoder_layers: int = 6  # blocks of the decoder
+    num_heads: int = 8  # of attention
     head_width: int = 64  # num_heads times this may differ from width
-    feed_forward_width: int = 2048
+    feed_forward_width: int = 2048  # inside a block
     activation: t5_layers.Activation = "relu"
     tied: bool = True  # the head is the embedding, and its input / sqrt(width)
     num_buckets: int = 32  # of relative positions
     max_distance: int = 128  # all that is farther shares a bucket
-    norm_epsilon: float = 1e-6
-    dropout: float = 0.1
+    norm_epsilon: float = 1e-6  # of the norms
+    dropout: float = 0.1  # probability of it
     dtype: layers.Dtype = "float32"  # of the computation; parameters are always float32
     remat: bool = False  # recompute each block in the backward pass
-    pad_id: int = 0
-    end_id: int = 1
-    start_id: int = 0
+    pad_id: int = 0  # of the token that fills rows up
+    end_id: int = 1  # of the token that ends a text
+    start_id: int = 0  # of the token that the decoder starts with
     cross_attention_every: int = 1  # j: in the decoder's layers j, 2j, ..., from 1
     decoder_kv_heads: int = 0  # of the decoder's keys and values; 0: num_heads
     legacy_cross_bias: bool = False  # as transformers 3.0.2; see `T5Decoder`
@@ -192,13 +192,15 @@ class DecoderBlock(nn.Module):
         h = self.attention(self.attention_norm(x), bias, visible[0], deterministic)
         x = x + self.drop(h, deterministic=deterministic)
         if self.reads:
-            memory = self.cross.read(states)
-            h, scores = self.cross(
-                self.cross_norm(x), memory, cross_bias, visible[1], deterministic
-            )
-            x = x + self.drop(h, deterministic=deterministic)
+            asked = self.cross_norm(x)
+            how = cross_bias, visible[1], deterministic
             if attention:
+                memory = self.cross.read(states)
+                h, scores = self.cross.over(asked, memory, *how)
                 told = scores, t5_layers.value_norms(memory, self.config.num_heads)
+            else:
+                h = self.cross(asked, states, *how)
+            x = x + self.drop(h, deterministic=deterministic)
         h = self.feed_forward(self.feed_forward_norm(x), deterministic)
         return x + self.drop(h, deterministic=deterministic), told
 
@@ -215,7 +217,7 @@ class DecoderBlock(nn.Module):
         if self.reads:
             # The sequences of a text are queries to its one memory.
             rows = self.cross_norm(x).reshape(memory.values.shape[0], -1, x.shape[-1])
-            h, _ = self.cross(rows, memory, cross_bias, visible[1])
+            h, _ = self.cross.over(rows, memory, cross_bias, visible[1])
             x = x + h.reshape(x.shape)
         return x + self.feed_forward(self.feed_forward_norm(x), True), slots
 

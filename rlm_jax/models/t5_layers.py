@@ -113,7 +113,9 @@ def attend(
     )
     scores = scores.reshape(batch, num_heads, length, -1)
     if bias is not None:
-        scores = scores + bias
+        # Layers share the bias.  Without the barrier XLA sums the gradients of all of
+        # them over rows in one fusion at the end, on one core.
+        scores = scores + jax.lax.optimization_barrier(bias)
     # The bias first: added to the floor it could overflow.
     floor = jnp.finfo(jnp.float32).min
     share = jax.nn.softmax(jnp.where(visible[:, None], scores, floor))
@@ -217,12 +219,48 @@ class MemoryAttention(nn.Module):
         self.out = _dense(self.width, self.dtype)
         self.drop = nn.Dropout(self.dropout)
 
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        states: Float[Array, "B M E"],
+        bias: Float32[Array, "H _ M"] | None,
+        visible: Bool[Array, "B 1 M"],
+        deterministic: bool = True,
+    ) -> Float[jax.Array, "B L D"]:
+        """What each token attends to.
+
+        Of G heads of keys and values of width d, L tokens and H heads of queries ask
+        for E G d + L H d products a state. To a few tokens the states themselves may
+        be keys and values, which asks for L H E:
+
+            q . (W_k s) = (W_k^T q) . s,    sum_m a_m W_v s_m = W_v sum_m a_m s_m
+
+        Whichever is less is done.
+        """
+        groups, d, width = self.num_kv_heads, self.head_width, states.shape[-1]
+        queries = x.shape[1] * self.num_heads
+        read = width * groups * d + queries * d
+        if self.is_initializing() or read <= queries * width:
+            memory = self.read(states)
+            return self.over(x, memory, bias, visible, deterministic)[0]
+        kernel = jnp.asarray(self.kv.variables["params"]["kernel"], self.dtype)
+        kernel = kernel.reshape(width, 2 * groups, d)
+        to_keys, to_values = jnp.split(kernel, 2, axis=1)
+        q = self.q(x).reshape(*x.shape[:2], groups, -1, d)
+        q = jnp.einsum("blgrd,egd->blgre", q, to_keys)
+        q = q.reshape(*x.shape[:2], self.num_heads, width)
+        memory = keys_values(states[:, :, None], states[:, :, None])
+        out, _ = attend(q, memory, bias, visible, self._dropout(deterministic))
+        out = out.reshape(*x.shape[:2], groups, -1, width)
+        out = jnp.einsum("blgre,egd->blgrd", out, to_values)
+        return self.out(out.reshape(*x.shape[:2], -1))
+
     def read(self, states: Float[Array, "B M E"]) -> KeysValues:
         """The memory's keys and values."""
         k, v = jnp.split(_heads(self.kv(states), 2 * self.num_kv_heads), 2, axis=2)
         return keys_values(k, v)
 
-    def __call__(
+    def over(
         self,
         x: Float[Array, "B L D"],
         memory: KeysValues,
@@ -231,10 +269,12 @@ class MemoryAttention(nn.Module):
         deterministic: bool = True,
     ) -> tuple[Float[jax.Array, "B L D"], Float32[jax.Array, "B H L M"]]:
         """(what each token attends to, logits)."""
-        drop = None if deterministic else lambda s: self.drop(s, deterministic=False)
         q = _heads(self.q(x), self.num_heads)
-        out, scores = attend(q, memory, bias, visible, drop)
+        out, scores = attend(q, memory, bias, visible, self._dropout(deterministic))
         return self.out(out.reshape(*x.shape[:-1], -1)), scores
+
+    def _dropout(self, deterministic: bool):
+        return None if deterministic else lambda s: self.drop(s, deterministic=False)
 
 
 def value_norms(memory: KeysValues, num_heads: int) -> Float32[jax.Array, "B H M"]:

@@ -4,6 +4,8 @@
 masked language model says which token a mask stands for.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,13 +23,19 @@ def token_embedder(config: EncoderConfig) -> Embedder:
     """The functions of an encoder that makes one vector a token, [N, T, D].
 
     Pooling, normalisation and projection have no part in it: a token's vector is its
-    last hidden state.
+    last hidden state. Equal configurations give the same functions, so that what is
+    compiled for one memory serves the next.
 
     Raises:
       UserError: sizes or choices do not fit together.
     """
     check(config)
-    module = Encoder(config)
+    return _token_embedder(dataclasses.astuple(config))
+
+
+@functools.lru_cache(maxsize=16)
+def _token_embedder(fields: tuple) -> Embedder:
+    module = Encoder(EncoderConfig(*fields))
     run = layers.applied(module)
 
     def init(key: PRNGKeyArray) -> Params:

@@ -5,8 +5,9 @@ without its sliding window, and Qwen 2, which has biases of queries, keys and va
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from rlm_jax.pretrained.folder import (
     side_by_side,
     transposed,
 )
+from rlm_jax.side_files import keys
 from rlm_jax.storage import gguf_files
 from rlm_jax.storage.gguf_files import GGUF
 
@@ -70,6 +72,9 @@ def load_decoder(
             f"The model in {folder} is a {kind!r}; decoders can be "
             f"{', '.join(KINDS[:-1])} or {KINDS[-1]}."
         )
+    family = "gpt2" if kind == "gpt2" else "llama"
+    if file is None:
+        keys.check(published, f"config.json of {family}", Path(folder, "config.json"))
     try:
         read = _gpt2_config if kind == "gpt2" else _llama_config
         config = replace(read(published, folder), **changes)
@@ -107,9 +112,15 @@ def has_layout(config: DecoderConfig) -> bool:
 
 
 def save_decoder(
-    folder: str | os.PathLike, config: DecoderConfig, params: Params
+    folder: str | os.PathLike,
+    config: DecoderConfig,
+    params: Params,
+    *,
+    end_ids: Sequence[int] = (),
 ) -> None:
     """Writes a decoder as Hugging Face's GPT2LMHeadModel or LlamaForCausalLM.
+
+    ``end_ids`` are those that end a text; None of them: transformers is told so.
 
     Raises:
       UserError: it is neither of the two (`decoder.gpt2`, `decoder.modern`), or the
@@ -128,6 +139,9 @@ def save_decoder(
         )
     arrays = folders.from_params(params, _entries(config))
     named = {k if k == _HEAD else f"{prefix}{k}": x for k, x in arrays.items()}
+    ends = list(end_ids)
+    published["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
+    published["bos_token_id"] = None
     folders.write(folder, published, named)
 
 
@@ -246,6 +260,7 @@ def _is_gpt2(config: DecoderConfig) -> bool:
         and c.activation in ("gelu", "relu")
         and c.num_kv_heads in (0, c.num_heads)
         and c.head_width in (0, c.width // c.num_heads)
+        and not c.attention_window
     )
 
 
@@ -253,7 +268,7 @@ def _is_llama(config: DecoderConfig) -> bool:
     c = config
     return (c.positions, c.norm, c.activation, c.bias, tuple(c.cutoffs)) == (
         "rotary", "rms", "swiglu", False, (),
-    )  # fmt: skip
+    ) and not c.attention_window  # fmt: skip
 
 
 def _published_gpt2(config: DecoderConfig) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from rlm_jax.errors import UserError
 from rlm_jax.models.encoder import EncoderConfig, MaskedLM, check, embedder
 from rlm_jax.pretrained import folder as folders
 from rlm_jax.pretrained.folder import Entry, concatenated, same, transposed
+from rlm_jax.side_files import folders as side_files
+from rlm_jax.side_files import keys
 
 Params = Any
 
@@ -53,8 +55,9 @@ def load_encoder(
     Raises:
       UserError: no such folder, another architecture, or weights that do not fit.
     """
+    whole, folder = folder, side_files.transformer(folder)
     published = folders.read_config(folder)
-    told = _pooling(Path(folder), published)
+    told = _pooling(whole, published)
     told = (told or dict(otherwise)) | changes
     config = dataclasses.replace(_config(published, folder), **told)
     arrays = _read_arrays(folder)
@@ -162,6 +165,7 @@ def _config(published: dict[str, Any], folder: str | os.PathLike) -> EncoderConf
             f"The model in {folder} is a {kind!r}; encoders can be bert, roberta, "
             "xlm-roberta or dpr."
         )
+    keys.check(published, "config.json of bert", Path(folder, "config.json"))
     if published.get("hidden_act", "gelu") != "gelu":
         raise UserError(
             f"The encoder in {folder} has the activation {published['hidden_act']!r}; "
@@ -226,22 +230,12 @@ def _read_arrays(folder: str | os.PathLike) -> folders.Arrays:
     return arrays
 
 
-def _pooling(folder: Path, published: Mapping[str, Any]) -> dict[str, Any]:
+def _pooling(folder: str | os.PathLike, published: Mapping[str, Any]) -> dict[str, Any]:
     """How vectors are made of hidden states; nothing where no file says it."""
-    modules = folders.read_json(folder / "modules.json")
-    if modules is None:
-        return {"pooling": "cls"} if published.get("model_type") == "dpr" else {}
-    kinds = {module["type"].split(".")[-1]: module["path"] for module in modules}
-    unknown = kinds.keys() - {"Transformer", "Pooling", "Normalize"}
-    pooling = folders.read_json(folder / kinds.get("Pooling", "") / "config.json") or {}
-    modes = [name for name, on in pooling.items() if on is True and "mode" in name]
-    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    if unknown or len(modes) != 1 or modes[0] not in names:
-        raise UserError(
-            f"The vectors of {folder} are made by {', '.join(sorted(unknown)) or modes}"
-            "; only the mean or the [CLS] vector, normalised or not, can be loaded."
-        )
-    return {"pooling": names[modes[0]], "normalise": "Normalize" in kinds}
+    told = side_files.pooling(folder)
+    if told is not None:
+        return told
+    return {"pooling": "cls"} if published.get("model_type") == "dpr" else {}
 
 
 def _prefix(arrays: folders.Arrays, folder: str | os.PathLike) -> str:

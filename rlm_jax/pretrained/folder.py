@@ -4,7 +4,6 @@ A model's file (`encoders`) says which of its arrays are which of ours by a list
 `Entry`, and `to_params` and `from_params` are one reading of that list each way.
 """
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlm_jax import characters
 from rlm_jax.errors import UserError
 from rlm_jax.storage import atomic
 
@@ -83,7 +83,7 @@ def read_json(path: Path) -> Any:
       UserError: the file is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return characters.read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:

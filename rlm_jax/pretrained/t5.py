@@ -7,6 +7,7 @@ wrong activation now and then.
 import dataclasses
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from rlm_jax.models.seq2seq import seq2seq
 from rlm_jax.models.t5 import T5Config, check
 from rlm_jax.pretrained import folder as folders
 from rlm_jax.pretrained.folder import Entry, same, side_by_side, transposed
+from rlm_jax.side_files import keys
 
 Params = Any
 
@@ -59,6 +61,7 @@ def load_t5(folder: str | os.PathLike, **changes: Any) -> tuple[T5Config, Params
             f"The model in {folder} is a {kind!r}; only t5 (v1.0, v1.1, LM-adapted, "
             "Flan) can be loaded as one."
         )
+    keys.check(published, "config.json of t5", Path(folder, "config.json"))
     arrays = folders.read_arrays(folder)
     config = _config(published, folder, gated=_GATED in arrays)
     try:

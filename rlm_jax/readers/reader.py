@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rlm_jax import pretrained
-from rlm_jax.data import reader_tokens
+from rlm_jax import characters, pretrained
+from rlm_jax.data import names, reader_tokens
 from rlm_jax.data.passages import Passages
 from rlm_jax.data.reader_tokens import ReaderTokenizer
 from rlm_jax.errors import UserError
@@ -21,6 +21,7 @@ from rlm_jax.models.t5 import T5Config
 from rlm_jax.pretrained import folder as folders
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import encoder_towers
+from rlm_jax.side_files import hub
 from rlm_jax.storage import atomic
 
 FOLDER = "reader"
@@ -77,7 +78,7 @@ def start(
       UserError: nothing that can read is in the folder, or it does not fit.
     """
     if init_from:
-        return _given(config, pathlib.Path(init_from), seed, passage_end)
+        return _given(config, hub.folder_of(init_from), seed, passage_end)
     made_here = encoder_towers.train_tokenizer(passages, vocab_size, workdir)
     tokenizer = reader_tokens.of(made_here)
     config = _fitted(config, tokenizer)
@@ -192,7 +193,23 @@ def save(workdir: pathlib.Path, model: ReaderModel, reads: Mapping[str, Any]) ->
         pretrained.save_reader(folder, fields, model.params)
     model.tokenizer.save(folder)
     ends = {"passage_end": model.tokenizer.passage_end}
-    atomic.write_json(folder / READS, {**reads, **ends})
+    atomic.write_json(folder / READS, {**names.resolved_fields(dict(reads)), **ends})
+
+
+def reads(workdir: pathlib.Path) -> dict[str, Any]:
+    """ "retriever", "num" and "source" of what a run's reader was trained on.
+
+    Raises:
+      UserError: the run has left no reader.
+    """
+    path = workdir / FOLDER / READS
+    try:
+        return characters.read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"There is no reader in {workdir}; name the workdir of a run that trained "
+            "one to its end."
+        ) from error
 
 
 def load(folder: pathlib.Path, wanted: FiDConfig | None = None) -> ReaderModel:

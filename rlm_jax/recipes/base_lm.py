@@ -3,13 +3,12 @@
 import dataclasses
 import functools
 import importlib
-import json
 import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlm_jax import pretrained, processes, terminal
+from rlm_jax import characters, pretrained, processes, terminal
 from rlm_jax.data import tokenizers
 from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.errors import UserError
@@ -21,6 +20,8 @@ from rlm_jax.recipes import language_model, runs
 from rlm_jax.recipes.language_model import DataConfig, Text
 from rlm_jax.recipes.runs import Run
 from rlm_jax.retrieval import encode_stream
+from rlm_jax.side_files import folders as side_files
+from rlm_jax.side_files import hub
 from rlm_jax.storage import atomic, gguf_files
 from rlm_jax.train import checkpoint
 
@@ -46,14 +47,17 @@ class BaseLM(NamedTuple):
     length: int = 0  # tokens of the rows it was trained on; 0: not known
 
 
-def load(name: str, data: DataConfig, *, dtype: str = "float32") -> BaseLM:
+def load(
+    name: str, data: DataConfig, *, dtype: str = "float32", with_memory: bool = False
+) -> BaseLM:
     """The model of that name.
 
     Args:
       name: the workdir of a run whose decoder was trained; a folder in Hugging Face's
-        layout with a tokenizer.json; a GGUF file; or call:MODULE:FUNCTION, a
-        `LogProbs`.
+        layout with a tokenizer.json, or its name on their hub; a GGUF file; or
+        call:MODULE:FUNCTION, a `LogProbs`.
       data: its tokenizer is a function's; the others bring theirs.
+      with_memory: whether the caller takes the memory of a run too.
 
     Raises:
       UserError: there is nothing of that name, or nothing that fits.
@@ -63,7 +67,7 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> BaseLM:
     if gguf_files.is_gguf(name):
         file = gguf_files.read(name)
         return _published(file, tokenizers.read_gguf(file), name, dtype)
-    folder = pathlib.Path(name)
+    folder = hub.folder_of(name)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"There is no language model in {name}; name the workdir of a run, a "
@@ -71,13 +75,14 @@ def load(name: str, data: DataConfig, *, dtype: str = "float32") -> BaseLM:
             "call:MODULE:FUNCTION."
         )
     if (folder / runs.CONFIG).is_file() and "system" in runs.stored(folder):
-        return _trained(folder, dtype)
+        return _trained(folder, dtype, with_memory)
     if not list(folder.glob("*.safetensors")):
         raise UserError(
             f"The folder {folder} has neither checkpoints of a run nor a "
             "model.safetensors; name one that a decoder was trained or published in."
         )
     tokenizer = tokenizers.read_hugging_face(folder / "tokenizer.json")
+    tokenizer = tokenizer.ending_with(_end_ids(folder, tokenizer))
     return _published(folder, tokenizer, name, dtype)
 
 
@@ -89,6 +94,16 @@ def _published(source: Any, tokenizer: Tokenizer, name: str, dtype: str) -> Base
             f"{config.vocab_size}; put the model's own tokenizer.json there."
         )
     return of_decoder(config, params, tokenizer, length=config.max_length)
+
+
+def _end_ids(folder: pathlib.Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that end a text: by the model's files, else by its tokenizer's."""
+    ids = side_files.end_ids(folder)
+    if ids:
+        return ids
+    name = side_files.mark_names(folder).get("eos")
+    id_ = None if name is None else tokenizers.id_of(tokenizer, name)
+    return () if id_ is None else (id_,)
 
 
 def to_start_from(name: str, data: DataConfig, decoder: DecoderConfig) -> BaseLM:
@@ -148,9 +163,9 @@ def of_decoder(
     return BaseLM(log_probs, tokenizer, print_, Decoding(config, params), length)
 
 
-def _trained(workdir: pathlib.Path, dtype: str) -> BaseLM:
+def _trained(workdir: pathlib.Path, dtype: str, with_memory: bool) -> BaseLM:
     try:
-        stored = json.loads((workdir / "config.json").read_text())
+        stored = characters.read_json(workdir / "config.json")
         data = DataConfig(**stored["data"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -158,25 +173,26 @@ def _trained(workdir: pathlib.Path, dtype: str) -> BaseLM:
             f"({error}); name a run of experiments.lm, .knn_lm or .trime."
         ) from error
     system = stored.get("system")
-    if system == "retro":
+    if system in ("retro", "rpt"):
         raise UserError(
-            f"The run in {workdir} is one of RETRO, which does not read documents as "
-            "text; name one of a plain decoder, or continue a text with "
-            "experiments.retro --config.prompt."
+            f"The run in {workdir} is one of {system.upper()}, which does not read "
+            "documents as text; name one of a plain decoder, or continue a text with "
+            f"experiments.{system} --config.prompt."
         )
-    if system == "knn_lm" and not (workdir / "checkpoints").is_dir():
-        return _taken(workdir, stored, data, dtype)
-    if system in ("knn_lm", "trime"):
+    if system in ("knn_lm", "trime") and not with_memory:
         terminal.say(
             f"note: of the run of {system} in {workdir} the decoder is taken, without "
-            "its memory"
+            "its memory (experiments.generate --preset memory continues texts with it)"
         )
+    taken = stored.get("params_from")
+    if taken and checkpoint.latest_step(workdir / "checkpoints") == 0:
+        return _taken(workdir, taken, stored, dtype)
     own = workdir / runs.TOKENIZER
     if own.exists():
         tokenizer = tokenizers.load(own)
     else:  # of a version that did not keep it
         text = language_model.load_text(data)
-        runs.configuration(workdir, text.fingerprint)
+        runs.configuration_of(workdir, text.fingerprint)
         tokenizer = text.tokenizer
     decoder = stored["method"]["decoder"]
     config = DecoderConfig(
@@ -191,18 +207,15 @@ def _trained(workdir: pathlib.Path, dtype: str) -> BaseLM:
     return of_decoder(config, params, tokenizer, length=data.length)
 
 
-def _taken(workdir: pathlib.Path, stored: Any, data: DataConfig, dtype: str) -> BaseLM:
-    """The model that a run of kNN-LM took as it is and has no copy of."""
-    source = stored.get("params_from")
-    if not source or pathlib.Path(source).resolve() == workdir.resolve():
-        raise UserError(
-            f"The run in {workdir} has not trained its language model; run it first."
-        )
-    given = load(source, data, dtype=dtype)
+def _taken(
+    workdir: pathlib.Path, name: str, stored: dict[str, Any], dtype: str
+) -> BaseLM:
+    """The decoder of a run that trained none, but took that of another."""
+    given = load(name, DataConfig(), dtype=dtype)
     if given.fingerprint != stored.get(runs.IDENTITY, {}).get("model"):
         raise UserError(
-            f"The model in {source} is another one than the run in {workdir} was "
-            "given; put that one there."
+            f"The decoder in {name} is not the one that the run in {workdir} took; put "
+            "it back, or run that again."
         )
     return given
 
@@ -274,14 +287,18 @@ def start(config: Any, run: Run, given: BaseLM | None, source: str) -> Start:
     data = language_model.inherited(config.data, source)
     config = dataclasses.replace(config, data=data)
     if given is None:
-        return Start(config, language_model.load_text(data, run.workdir), None)
+        text = language_model.load_text(data, run.workdir)
+        language_model.check_split(text, "test", data.corpus)
+        return Start(config, text, None)
     if given.decoding is not None:
         decoder = given.decoding.config
         if decoder.vocab_size == given.tokenizer.vocab_size:
             decoder = dataclasses.replace(decoder, vocab_size=0)  # the tokenizer's
         method = dataclasses.replace(config.method, decoder=decoder)
         config = dataclasses.replace(config, method=method)
-    return Start(config, language_model.in_tokens_of(given.tokenizer, data), given)
+    text = language_model.in_tokens_of(given.tokenizer, data)
+    language_model.check_split(text, "test", data.corpus)
+    return Start(config, text, given)
 
 
 def publish(
@@ -300,5 +317,5 @@ def publish(
         )
         return
     folder = run.workdir / DECODER
-    pretrained.save_decoder(folder, config, params)
+    pretrained.save_decoder(folder, config, params, end_ids=tokenizer.end_ids)
     atomic.write_json(folder / "tokenizer.json", content, indent=None)

@@ -1,14 +1,14 @@
 """Continue prompts by a language model, with documents or neighbours that are shown.
 
 The model is the workdir of a run, a folder in Hugging Face's layout (GPT-2, Llama, Qwen
-2) or a GGUF file; with ``knn`` the workdir of a run of kNN-LM, whose datastore is used.
+2) or a GGUF file; with ``memory`` the workdir of a run of kNN-LM or TRIME.
 Prompts are asked for, or come through a pipe, one a line, until an empty one;
 ``prompt`` gives a single one. The workdir keeps the documents' index.
 """
 
 import dataclasses
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import pathlib
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -26,10 +26,10 @@ from rlm_jax.models import generation
 from rlm_jax.models.decoder import DecoderConfig, check_length
 from rlm_jax.models.generation import Sampling
 from rlm_jax.models.layers import Dtype
-from rlm_jax.recipes import base_lm, knn_generation
+from rlm_jax.recipes import base_lm, memory_generation
 from rlm_jax.recipes.base_lm import BaseLM
-from rlm_jax.recipes.knn_generation import NeighboursConfig
 from rlm_jax.recipes.language_model import DataConfig
+from rlm_jax.recipes.memory_generation import NeighboursConfig, RunMemory, Step
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrieval.index import none_found
 from rlm_jax.retrievers import passage_list, passage_search
@@ -57,15 +57,14 @@ class Config:
 
     model: str = ""  # workdir of a run, folder in Hugging Face's layout, GGUF file
     prompt: str = ""  # empty: prompts are asked for
-    retrieval: Literal["none", "in_context", "replug", "knn"] = (
-        "none"  # none, in_context, replug or knn
-    )
-    max_new_tokens: int = 64
+    # none, in_context, replug, or memory: that of a run of kNN-LM or TRIME
+    retrieval: Literal["none", "in_context", "replug", "memory"] = "none"
+    max_new_tokens: int = 64  # of a continuation
     temperature: float = 0.8  # 0: the most likely token
     top_k: int = 0  # most likely tokens that may be drawn; 0: all
     top_p: float = 0.95  # probability of those that may be drawn
     num_samples: int = 1  # continuations of a prompt
-    seed: int = 0
+    seed: int = 0  # of what is drawn
     window: int = 256  # tokens that the model sees, document and new ones among them
     dtype: Dtype = "float32"  # of the computation
     documents: DocumentsConfig = dataclasses.field(default_factory=DocumentsConfig)
@@ -84,20 +83,15 @@ class Retrieval(NamedTuple):
 
 
 class Continuation(NamedTuple):
-    """New tokens, and the documents that they were drawn with."""
+    """New tokens, and the documents or neighbours that they were drawn with."""
 
     tokens: np.ndarray  # int32 [n], without the end of the document
     retrievals: tuple[Retrieval, ...]
+    steps: tuple[Step, ...] = ()  # with a memory
 
 
 Continue = Callable[[np.ndarray, jax.Array], list[Continuation]]
 """``(prompt int32 [n], key)`` -> its continuations."""
-
-
-Tell = Callable[[np.ndarray, jax.Array], Iterable[tuple[np.ndarray, str]]]
-"""``(prompt, key)`` -> the new tokens of each continuation, and what they came from."""
-
-WITH_DOCUMENTS = ("in_context", "replug")
 
 
 @recipe("generate")
@@ -105,13 +99,22 @@ def run(config: Config, here: Run) -> None:
     """Continue until there are no more prompts."""
     check(config)
     # Its data would choose the tokenizer of a function, which has no decoder.
-    model = base_lm.load(config.model, DataConfig(), dtype=config.dtype)
+    model = base_lm.load(
+        config.model,
+        DataConfig(),
+        dtype=config.dtype,
+        with_memory=config.retrieval == "memory",
+    )
     assert model.decoding is not None
     check_window(config, model.decoding.config)
-    passages = None
-    if config.retrieval in WITH_DOCUMENTS:
+    passages, memory = None, None
+    if config.retrieval == "memory":
+        memory = memory_generation.load(pathlib.Path(config.model))
+    elif config.retrieval != "none":
         passages = passages_lib.load(config.documents.passages)
     describe(config, model, passages)
+    if memory is not None:
+        terminal.say(f"memory: {memory.describe()}")
     if here.dry_run:
         return
     searcher = None
@@ -120,54 +123,31 @@ def run(config: Config, here: Run) -> None:
         searcher = passage_search.load(
             config, passages, model.tokenizer, folder, max_rows=1
         )
-    go_on = by_neighbours if config.retrieval == "knn" else by_documents
-    tell = go_on(config, model, searcher)
+    if memory is not None:
+        go_on = of_memory(config, model, memory)
+    else:
+        go_on = continuer(config, model, searcher)
     key = jax.random.key(config.seed)
     if not config.prompt:
         terminal.say("a prompt a line; an empty line ends")
-    prompts = [config.prompt] if config.prompt else terminal.asked()
+    prompts = terminal.asked("the prompt")
+    if config.prompt:
+        prompts = iter([terminal.given(config.prompt, "the prompt")])
     for number, prompt in enumerate(prompts):
         tokens = prompt_tokens(prompt, model.tokenizer)
-        made = tell(tokens, jax.random.fold_in(key, number))
-        for sample, (new, shown) in enumerate(made, 1):
-            if config.num_samples > 1:
-                sys.stdout.write(f"\n--- {sample} of {config.num_samples}\n")
-            text = new_text(tokens, new, model.tokenizer)
-            sys.stdout.write(f"{prompt}{text}\n{shown}")
-            sys.stdout.flush()
-
-
-def by_documents(config: Config, model: BaseLM, searcher: PassageSearch | None) -> Tell:
-    """Continuations by the model alone or with documents."""
-    go_on = continuer(config, model, searcher)
-
-    def tell(prompt: np.ndarray, key: jax.Array) -> Iterator[tuple[np.ndarray, str]]:
-        for new, retrievals in go_on(prompt, key):
-            yield new, used(retrievals, searcher.passages) if searcher else ""
-
-    return tell
-
-
-def by_neighbours(config: Config, model: BaseLM, _: PassageSearch | None) -> Tell:
-    """Continuations from the mixture of kNN-LM."""
-    memory = knn_generation.open_memory(config.model, model)
-    go_on = knn_generation.continuer(
-        model,
-        memory,
-        Sampling(config.temperature, config.top_k, config.top_p),
-        window=config.window,
-        max_new_tokens=config.max_new_tokens,
-    )
-    shown = config.neighbours
-
-    def tell(prompt: np.ndarray, key: jax.Array) -> Iterator[tuple[np.ndarray, str]]:
-        for sample in range(config.num_samples):
-            steps = go_on(prompt, jax.random.fold_in(key, sample))
-            table = knn_generation.used(steps, memory, model.tokenizer, shown)
-            new = np.array([step.token for step in steps], np.int32)
-            yield new, table if shown.shown else ""
-
-    return tell
+        made = go_on(tokens, jax.random.fold_in(key, number))
+        for sample, continuation in enumerate(made, 1):
+            if len(made) > 1:
+                terminal.write(f"\n--- {sample} of {len(made)}\n")
+            text = new_text(tokens, continuation.tokens, model.tokenizer)
+            terminal.write(f"{prompt}{text}\n")
+            if passages is not None:
+                terminal.write(used(continuation.retrievals, passages))
+            if memory is not None:
+                steps, chosen = continuation.steps, config.neighbours
+                terminal.write(
+                    memory_generation.used(steps, memory, model.tokenizer, chosen)
+                )
 
 
 def check(config: Config) -> None:
@@ -187,14 +167,9 @@ def check(config: Config) -> None:
     counts = {name: getattr(config, name) for name in ("max_new_tokens", "num_samples")}
     for name in ("num", "query_length", "length", "stride"):
         counts[f"documents.{name}"] = getattr(chosen, name)
-    counts["neighbours.context"] = config.neighbours.context
     for name, value in counts.items():
         if value < 1:
             raise UserError(f"{name} is {value}; choose 1 or more.")
-    if config.neighbours.shown < 0:
-        raise UserError(
-            f"neighbours.shown is {config.neighbours.shown}; choose 0 or more."
-        )
     if chosen.temperature <= 0:
         raise UserError(
             f"documents.temperature is {chosen.temperature}; choose one above 0."
@@ -204,7 +179,9 @@ def check(config: Config) -> None:
 
 def check_window(config: Config, decoder: DecoderConfig) -> None:
     """Raises UserError where the window holds too little, or is too long."""
-    document = config.documents.length if config.retrieval in WITH_DOCUMENTS else 0
+    if config.retrieval == "memory":
+        return check_length(decoder, config.window, "window")
+    document = config.documents.length if config.retrieval != "none" else 0
     if context_length(config) <= document:
         raise UserError(
             f"A window of {config.window} tokens does not hold a document of "
@@ -245,6 +222,25 @@ def describe(config: Config, model: BaseLM, passages: Passages | None) -> None:
         )
 
 
+def of_memory(config: Config, model: BaseLM, memory: RunMemory) -> Continue:
+    """The way to continue a prompt with the memory of the model's run."""
+    assert model.decoding is not None
+    made = memory_generation.continuer(
+        model.decoding.config,
+        model.decoding.params,
+        memory,
+        window=config.window,
+        max_new_tokens=config.max_new_tokens,
+        num_samples=config.num_samples,
+        sampling=Sampling(config.temperature, config.top_k, config.top_p),
+        end_ids=model.tokenizer.end_ids,
+    )
+    return lambda prompt, key: [
+        Continuation(np.array([x.token for x in steps], np.int32), (), tuple(steps))
+        for steps in made(prompt, key)
+    ]
+
+
 def continuer(
     config: Config, model: BaseLM, searcher: PassageSearch | None
 ) -> Continue:
@@ -269,8 +265,7 @@ def continuer(
     capacity = context + min(count - 1, -(-context // stride)) * stride
     query_length = config.documents.query_length
     none_out = np.zeros(len(searcher.passages) if searcher else 0, bool)
-    tokenizer = model.tokenizer
-    end_ids = tuple({tokenizer.end_of_document, *tokenizer.ends} - {None})
+    end_ids = model.tokenizer.end_ids
     read_on = jax.jit(make.predict, donate_argnums=3)
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
     options = dict(max_new_tokens=stride, sampling=sampling, end_ids=end_ids)

@@ -1,12 +1,14 @@
 """Positions for the neighbour inspector, of each kind of memory that recipes have."""
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
 from rlm_jax import method
 from rlm_jax.data import tokenizers
 from rlm_jax.data.texts import Text
+from rlm_jax.data.token_store import TokenSplit
 from rlm_jax.evaluate import in_context, knn, token_memory
 from rlm_jax.evaluate.perplexity import Scored
 from rlm_jax.report import positions
@@ -31,7 +33,7 @@ def of_memory(
         predictions,
         Entries(*slots),
         scored.tokens,
-        "earlier",
+        _documents("earlier", text.store.split("test")),
     )
 
 
@@ -64,7 +66,7 @@ def of_datastore(
         predictions,
         Entries(*entries, target_probability=p_knn),
         text.store.split("train").tokens,
-        "train",
+        _documents("train", text.store.split("train")),
     )
 
 
@@ -92,6 +94,17 @@ def of_documents(
             lambda row: searcher.passages[row].id,
         ),
     )
+
+
+def _documents(where: str, split: TokenSplit) -> Callable[[int], str]:
+    """Position of a split -> the name of the document there, after ``where``."""
+
+    def name(position: int) -> str:
+        at = np.searchsorted(split.document_offsets, position, side="right") - 1
+        names = split.document_names
+        return f"{where}, {names[at]}" if 0 <= at < len(names) else where
+
+    return name
 
 
 def _reading(text: Text) -> Reading:

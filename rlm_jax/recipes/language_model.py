@@ -2,11 +2,20 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from rlm_jax import processes, terminal
-from rlm_jax.data import corpora, token_store, tokenizers
-from rlm_jax.data.texts import STDLIB, DataConfig, Text, batches, head, in_tokens_of
+from rlm_jax.data import corpora, tokenizers
+from rlm_jax.data.texts import (
+    STDLIB,
+    DataConfig,
+    Text,
+    batches,
+    head,
+    in_tokens_of,
+    of_corpus,
+)
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import perplexity
 from rlm_jax.evaluate.perplexity import Scored
@@ -26,6 +35,15 @@ class EvaluateConfig:
     batch_size: int = 8  # windows at a time
     max_tokens: int = 0  # of each split, from its start; 0: all
     validation_batches: int = 8  # scored at each `train.eval_every`
+
+    def check(self) -> None:
+        """Raises UserError for a stride that leaves tokens between windows out."""
+        if self.stride > self.window:
+            raise UserError(
+                f"evaluate.stride={self.stride} is beyond evaluate.window="
+                f"{self.window}, and tokens between two windows would not be scored; "
+                "choose a stride of at most the window."
+            )
 
 
 @dataclasses.dataclass
@@ -52,7 +70,7 @@ def load_text(config: DataConfig, workdir: pathlib.Path | None = None) -> Text:
         return in_tokens_of(tokenizers.load(workdir / runs.TOKENIZER), config)
     corpus = corpora.load(config.corpus or STDLIB)
     tokenizer = tokenizers.build(config.tokenizer, corpus, vocab_size=config.vocab_size)
-    return Text(tokenizer, token_store.build(corpus, tokenizer))
+    return of_corpus(corpus, tokenizer)
 
 
 def keep_tokenizer(run: Run, tokenizer: tokenizers.Tokenizer) -> None:
@@ -75,6 +93,31 @@ def inherited(data: DataConfig, source: str) -> DataConfig:
         return dataclasses.replace(data, corpus=STDLIB)
     names = ("corpus", "tokenizer", "vocab_size")
     return dataclasses.replace(data, **{n: theirs[n] for n in names if n in theirs})
+
+
+def check_split(text: Text, name: str, corpus: str) -> None:
+    """Before the work: whether a split can be scored.
+
+    Raises:
+      UserError: there is none of that name, or it has no word or one token only.
+    """
+    split = text.store.split(name)
+    if len(split.tokens) < 2 or not split.num_words:
+        raise UserError(
+            f"The {name} split of {corpus} has {len(split.tokens)} tokens and "
+            f"{split.num_words} words, of which no perplexity can be told; give it "
+            "some text."
+        )
+
+
+def note_grid_end(name: str, value: float, grid: Sequence[float]) -> None:
+    """Tells where a tuned value lies at the end of its grid, and may lie beyond it."""
+    if len(grid) > 1 and value in (min(grid), max(grid)):
+        terminal.say(
+            f"note: the best {name} is {value:g}, at the end of the grid "
+            f"{', '.join(f'{x:g}' for x in sorted(grid))}; widen it, for the best may "
+            "lie beyond"
+        )
 
 
 def with_vocabulary(config: Any, text: Text) -> Any:
@@ -110,15 +153,8 @@ def train(
     """
     if config.continue_from:
         _continue_from(config, text, run.workdir / "checkpoints", steps)
-    data, accumulate = config.data, config.train.accumulate
-    if data.order in ("consecutive", "same_document") and (
-        data.batch_size % (accumulate * data.segments_per_group)
-    ):
-        raise UserError(
-            f"A batch of {data.batch_size} segments in {accumulate} micro-batches cuts "
-            f"groups of {data.segments_per_group} apart; make data.batch_size a "
-            f"multiple of {accumulate * data.segments_per_group}."
-        )
+    data = config.data
+    check_batches(config)
     note_untrained(data.length, config.evaluate.window, "windows at evaluation")
     return fit.train(
         method,
@@ -134,6 +170,19 @@ def train(
     )
 
 
+def check_batches(config: Experiment) -> None:
+    """Raises UserError where micro-batches cut groups of segments apart."""
+    data, accumulate = config.data, config.train.accumulate
+    if data.order in ("consecutive", "same_document") and (
+        data.batch_size % (accumulate * data.segments_per_group)
+    ):
+        raise UserError(
+            f"A batch of {data.batch_size} segments in {accumulate} micro-batches cuts "
+            f"groups of {data.segments_per_group} apart; make data.batch_size a "
+            f"multiple of {accumulate * data.segments_per_group}."
+        )
+
+
 def _continue_from(
     config: Experiment, text: Text, folder: pathlib.Path, steps: int
 ) -> None:
@@ -146,7 +195,7 @@ def _continue_from(
     processes.wait("before continue_from")
     if begun:
         return
-    runs.configuration(source, text.fingerprint)
+    runs.configuration_of(source, text.fingerprint)
     done = checkpoint.latest_step(pathlib.Path(source) / "checkpoints")
     if done > steps:
         raise UserError(
@@ -171,6 +220,8 @@ def describe(method: Method, config: Experiment, text: Text) -> None:
     """What a dry run shows: the model, a batch, the text, the memory of a step."""
     if not processes.is_first():
         return
+    check_batches(config)
+    text.store.split("validation")  # there has to be one
     train_batches = batches(config.data, text.store.split("train"))
     for name, split in text.store.splits.items():
         terminal.say(f"{name}: {len(split.tokens):,} tokens, {split.num_bytes:,} bytes")

@@ -8,7 +8,6 @@ rlm_jax.load("runs/fid").tokenizer                           a reader
 """
 
 import os
-from pathlib import Path
 
 from rlm_jax.errors import UserError
 from rlm_jax.pretrained import decoders
@@ -20,6 +19,7 @@ from rlm_jax.recipes.language_model import DataConfig
 from rlm_jax.retrievers import encoder_towers, published_index
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.published_index import Retriever
+from rlm_jax.side_files import hub
 from rlm_jax.storage import gguf_files
 
 Loaded = BaseLM | Tower | Retriever | ReaderModel
@@ -36,16 +36,16 @@ def load(name: str | os.PathLike, *, dtype: str = "float32") -> Loaded:
     Raises:
       UserError: there is nothing to load, or it is damaged.
     """
-    folder = Path(name)
-    if gguf_files.is_gguf(folder):
-        return base_lm.load(str(folder), DataConfig(), dtype=dtype)
+    if gguf_files.is_gguf(name):
+        return base_lm.load(os.fspath(name), DataConfig(), dtype=dtype)
+    folder = hub.folder_of(name)
     if (folder / published_index.FILE).is_file():
         return published_index.open_run(folder)
     config = runs.stored(folder)
     if not config:
         raise UserError(
-            f"There is nothing to load in {folder}; name the workdir of a run, a "
-            "folder with config.json and model.safetensors, or a .gguf file."
+            f"There is nothing to load in {folder}; name the workdir of a run, or a "
+            "folder with config.json and model.safetensors."
         )
     kind = config.get("model_type")
     if kind in reader.KINDS or (folder / reader.FOLDER / "config.json").is_file():

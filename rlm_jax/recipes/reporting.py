@@ -63,6 +63,7 @@ def finish(
             "bytes": scored.num_bytes,
             "tokenizer": config.data.tokenizer,
             "vocabulary": text.tokenizer.vocab_size,
+            **({"text": dict(text.facts)} if text.facts else {}),
             **dataclasses.asdict(config.evaluate),
             **(protocol or {}),
         },

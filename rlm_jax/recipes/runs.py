@@ -8,11 +8,11 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from rlm_jax import processes
-from rlm_jax.configuration import check_choices
+from rlm_jax import characters, configuration, processes
+from rlm_jax.data import names
 from rlm_jax.errors import UserError
 from rlm_jax.report import report
 from rlm_jax.storage import atomic, locks
@@ -24,6 +24,11 @@ LOCK = ".lock"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 """The run's own tokenizer, so that its model never needs the training text."""
+
+_BEFORE_WORK = {LOCK, CONFIG, TOKENIZER, "identity.json"} | {
+    *("config_sentence_transformers.json", "sentence_bert_config.json"),
+}
+"""What a run writes before it does anything that is worth keeping."""
 
 IDENTITY = "identity"
 
@@ -46,9 +51,14 @@ class Recipe(Protocol[Config, Result]):
     What is whole in the workdir is not done again. ``preset`` is told in the report. A
     dry run builds everything, shows its size, trains nothing and writes nothing.
 
+    Attributes:
+      system: its name, which a run's config.json has.
+
     Raises:
       UserError: input that does not do, before any work is done.
     """
+
+    system: str
 
     def __call__(
         self,
@@ -67,13 +77,15 @@ def recipe(
 
     def make(execute: Callable[[Config, Run], Result]) -> Recipe[Config, Result]:
         def run(config, workdir, *, preset="custom", dry_run=False):
-            check_choices(config)
+            configuration.check(config)
             here = Run(system, preset, pathlib.Path(workdir), dry_run)
             with contextlib.nullcontext() if dry_run else _alone(here.workdir):
                 return execute(config, here)
 
         run.__doc__, run.__module__ = execute.__doc__, execute.__module__
-        return run
+        made: Any = run
+        made.system = system
+        return made
 
     return make
 
@@ -84,18 +96,45 @@ def _alone(workdir: pathlib.Path):
 
     Of several processes of a run the first holds the lock, and all learn if it cannot.
     """
+    if characters.shown(str(workdir)) != str(workdir):
+        raise UserError(
+            f"The workdir {characters.shown(str(workdir))} is not named in UTF-8, "
+            "which libraries below need; choose another --workdir."
+        )
+    made = _missing(workdir)
+    there = set() if made else set(workdir.rglob("*"))
     held = processes.by_first(functools.partial(_lock, workdir), f"work in {workdir}")
     try:
         yield
     finally:
         if held is not None:
-            left = list(workdir.glob("*"))
-            if {path.name for path in left} <= {LOCK, CONFIG, TOKENIZER}:
-                # Nothing was done.
-                for path in left:
-                    path.unlink()
-                workdir.rmdir()
+            _leave(workdir, made, there)
             os.close(held)
+
+
+def _missing(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """The folders that are made for the workdir, innermost first."""
+    return [p for p in (workdir, *workdir.parents) if not p.is_dir()]
+
+
+def _leave(
+    workdir: pathlib.Path, made: Sequence[pathlib.Path], there: set[pathlib.Path]
+) -> None:
+    """Removes what a run has left that did nothing, and the folders made for it.
+
+    A workdir that was there stays, as it was: it may be a link, or what is mounted
+    there.
+    """
+    left = [path for path in workdir.rglob("*") if path not in there]
+    files = [path for path in left if not path.is_dir() or path.is_symlink()]
+    if {path.name for path in files} <= _BEFORE_WORK:
+        for path in files:
+            path.unlink(missing_ok=True)
+        folders = sorted((p for p in left if p not in files), reverse=True)
+        for folder in (*folders, *made):
+            # Not empty: something is there that is none of ours.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def _lock(workdir: pathlib.Path) -> int:
@@ -155,7 +194,7 @@ def finished(run: Run, config: Any, text: str) -> report.Report | None:
     return report.read(written)
 
 
-def configuration(workdir: str | pathlib.Path, text: str) -> dict[str, Any]:
+def configuration_of(workdir: str | pathlib.Path, text: str) -> dict[str, Any]:
     """The configuration of another run on the same text.
 
     Raises:
@@ -223,7 +262,7 @@ def claim(
         try:
             run.workdir.mkdir(parents=True, exist_ok=True)
             with atomic.replacing(path) as partial:
-                partial.write_text(json.dumps(ours, indent=1) + "\n")
+                characters.write_json(partial, ours)
                 if ours != theirs:
                     (run.workdir / "report.json").unlink(missing_ok=True)
         except OSError as error:
@@ -251,7 +290,7 @@ def claim_part(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
     path = folder / "identity.json"
     ours = json.loads(json.dumps(identity))
     if path.exists():
-        where = _difference("it", json.loads(path.read_text()), ours)
+        where = _difference("it", characters.read_json(path), ours)
         if where:
             raise UserError(
                 f"What was trained in {folder} is of another configuration: "
@@ -264,10 +303,12 @@ def claim_part(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
 
 def _fields(run: Run, config: Any, text: str) -> dict[str, Any]:
     """What config.json holds."""
+    fields = json.loads(json.dumps(dataclasses.asdict(config)))
     return {
         "system": run.system,
         "fingerprint": text,
-        **json.loads(json.dumps(dataclasses.asdict(config))),
+        # The run may be opened from another folder.
+        **names.resolved_fields(fields),
     }
 
 
@@ -283,7 +324,7 @@ def _stored(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The config.json of a workdir; None where there is none yet."""
     path = workdir / CONFIG
     try:
-        stored = json.loads(path.read_text())
+        stored = characters.read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
@@ -306,7 +347,7 @@ def _completed(run: Run, config: Any) -> dict[str, Any] | None:
             return theirs
         return default | {k: fill(v, default.get(k)) for k, v in theirs.items()}
 
-    return fill(stored, _fields(run, type(config)(), ""))
+    return fill(names.resolved_fields(stored), _fields(run, type(config)(), ""))
 
 
 def _difference(name: str, theirs: Any, ours: Any) -> str | None:

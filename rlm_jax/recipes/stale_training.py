@@ -7,7 +7,6 @@ are the same for all of them.
 
 import contextlib
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,11 +14,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rlm_jax import processes, terminal
+from rlm_jax import characters, processes, terminal
 from rlm_jax.data.passages import Passages
 from rlm_jax.method import Batch, Method, Params
+from rlm_jax.models.encoder import EncoderConfig
+from rlm_jax.recipes.stale_decisions import Decisions
 from rlm_jax.retrieval import encode_passages, encode_stream, refresh
-from rlm_jax.retrievers.background import Worker
+from rlm_jax.retrievers.background import Elsewhere, Worker
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
 from rlm_jax.retrievers.stale_index import StaleIndex
@@ -94,11 +95,11 @@ def train(
     """
     retrieval = method.retrieval
     assert retrieval is not None
-    found = folder / "rounds"
-    turns = rounds.split(
-        rounds.lay_out(config.refresh, config.train.steps), refresh.searched(found)
-    )
-    worker = Worker(config.worker) if config.refresh.policy == "overlapped" else None
+    found, steps = folder / "rounds", config.train.steps
+    if processes.is_first() and not (folder / "indexes").exists():
+        describe_index(len(passages), tower.config, search)
+    rounds.lay_out(config.refresh, steps)  # before anything is written
+    worker = _worker(config)
     stale = StaleIndex(
         folder / "indexes",
         passages,
@@ -109,7 +110,14 @@ def train(
         worker=worker,
         shard_size=shard_size,
     )
-    log = _Staleness(task, stale, turns, folder / "refreshes.json")
+    decisions = Decisions(config.refresh, stale, folder, task)
+    searched = refresh.searched(found)
+
+    def laid_out() -> list[Round]:
+        decided = decisions.read()
+        return rounds.split(rounds.lay_out(config.refresh, steps, decided), searched)
+
+    log = _Staleness(task, stale, laid_out, folder / "refreshes.json")
     mine = parallel.local_rows(config.batch_size, accumulate=config.train.accumulate)
 
     def find(turn: Round, queries: Params) -> None:
@@ -124,14 +132,14 @@ def train(
         return lambda step: task.batch(step, mine, ids[step - turn.start][mine])
 
     def keep(steps: set[int], saved: list[int]) -> None:
-        stale.keep(steps)
+        stale.keep(decisions.kept(steps))
         if processes.is_first() and saved:
             refresh.remove_candidates(found, saved[0])
 
     def validation(params: Params, step: int) -> Mapping[str, float]:
         judge = task.judge
         assert judge is not None
-        turn = [turn for turn in turns if turn.start < step][-1]
+        turn = [turn for turn in laid_out() if turn.start < step][-1]
         there = folder / "judged.npy"
 
         def search() -> None:
@@ -141,15 +149,29 @@ def train(
             )
             with atomic.replacing(there) as partial, partial.open("wb") as file:
                 np.save(file, found.ids, allow_pickle=False)
+            passages = jax.device_get(retrieval.passage_params(params))
+            recall = stale.recall(
+                *(turn.keys_step, passages, queries, judge.questions),
+                *(task.sample_k, config.refresh.sample),
+                keep=task.keep,
+            )
+            atomic.write_json(folder / "judged.json", {"index_recall": recall})
 
         processes.by_first(search, "search for the questions that are judged")
         processes.wait("searched")
         ids = np.load(there, allow_pickle=False)
-        figures = {"index_age": float(step - turn.keys_step), **refresh.spread(ids)}
+        figures = {
+            "index_age": float(step - turn.keys_step),
+            **characters.read_json(folder / "judged.json"),
+            **refresh.spread(ids),
+        }
         warn_of_collapse(ids, len(passages), step)
         return figures | dict(judge.figures(params, ids))
 
-    refresher = Refresher(stale.start, stale.finish, find, batches, keep)
+    refresher = Refresher(
+        stale.start, stale.finish, find, batches, keep, decisions.decide
+    )
+    due = rounds.due(config.refresh, steps) if config.refresh.decides else ()
     with contextlib.closing(worker) if worker else contextlib.nullcontext():
         params = fit.train(
             method,
@@ -161,11 +183,34 @@ def train(
             validation=validation if task.judge else None,
             trainable=trainable,
             parts=parts,
-            boundaries=rounds.boundaries(turns, retrieval, refresher, folder),
+            boundaries=rounds.boundaries(
+                laid_out, retrieval, refresher, folder, due=due
+            ),
         )
-    if turns:
-        keep({turns[-1].keys_step}, [turns[-1].start])
+    for last in laid_out()[-1:]:
+        stale.keep({last.keys_step})
+        if processes.is_first():
+            refresh.remove_candidates(found, last.start)
     return params, log.refreshes
+
+
+def describe_index(number: int, encoder: EncoderConfig, search: SearchConfig) -> None:
+    """Says how large an index will be, before the first one is made."""
+    width = encoder.projection or encoder.width
+    size = np.dtype(search.dtype).itemsize
+    terminal.say(
+        f"an index of {number:,} vectors of width {width}: "
+        f"{number * width * size / 2**20:,.1f} MiB in memory, and twice that on the "
+        "disk while the next one is made"
+    )
+
+
+def _worker(config: Any) -> Worker | Elsewhere | None:
+    """Who encodes beside the training, if anybody."""
+    policy = config.refresh.policy
+    if policy == "external":
+        return Elsewhere(config.worker)
+    return Worker(config.worker) if policy == "overlapped" else None
 
 
 def warn_of_collapse(ids: np.ndarray, number: int, step: int) -> None:
@@ -206,17 +251,18 @@ class _Staleness:
         self,
         task: Task,
         stale: StaleIndex,
-        turns: Sequence[Round],
+        laid_out: Callable[[], Sequence[Round]],
         path: pathlib.Path,
     ):
-        self._task, self._stale, self._turns, self._path = task, stale, turns, path
+        self._task, self._stale, self._path = task, stale, path
+        self._laid_out = laid_out
         self.refreshes: list[dict[str, float]] = []
         if path.exists():
-            self.refreshes = json.loads(path.read_text())["refreshes"]
+            self.refreshes = characters.read_json(path)["refreshes"]
 
     def add(self, turn: Round, queries: Params) -> None:
         """Candidates of today's encoder in a round's index and in the one before it."""
-        before = [x for x in self._turns if x.keys_step < turn.keys_step]
+        before = [x for x in self._laid_out() if x.keys_step < turn.keys_step]
         told = max((x["step"] for x in self.refreshes), default=0)
         if not before or before[-1].stop != turn.start or turn.start <= told:
             return

@@ -3,11 +3,11 @@
 import html
 import math
 import os
-import pathlib
 from collections.abc import Sequence
 from importlib import resources
 from typing import NamedTuple
 
+from rlm_jax import characters
 from rlm_jax.errors import UserError
 
 
@@ -52,8 +52,8 @@ def page(positions: Sequence[Position], *, title: str, caption: str = "") -> str
         were chosen.
     """
     style = (
-        resources.files("rlm_jax.report").joinpath("inspector.css").read_text("utf-8")
-    )
+        resources.files("rlm_jax.report").joinpath("inspector.css").read_bytes()
+    ).decode()
     cards = "\n".join(
         _card(number, position) for number, position in enumerate(positions, 1)
     )
@@ -97,7 +97,7 @@ def write(
     """
     text = page(positions, title=title, caption=caption)
     try:
-        pathlib.Path(path).write_text(text, encoding="utf-8")
+        characters.write(path, text)
     except OSError as error:
         raise UserError(
             f"Cannot write {path} ({error.strerror}): "

@@ -61,7 +61,7 @@ def of_entries(
     predictions: np.ndarray,
     entries: Entries,
     memory: np.ndarray,
-    source: str,
+    source: Callable[[int], str],
 ) -> list[Position]:
     """Predictions with the entries of a memory of tokens.
 
@@ -71,7 +71,7 @@ def of_entries(
       predictions: int [P], by `choose`.
       entries: of these predictions.
       memory: int [M], the text whose tokens the entries are.
-      source: its name.
+      source: position in it -> the name of the text or document there.
     """
 
     def neighbours(row: int) -> list[Neighbour]:
@@ -81,7 +81,7 @@ def of_entries(
                 value=reading.piece(int(memory[position + 1])),
                 score=float(similarity),
                 weight=float(weight),
-                source=f"{source}, token {position + 1:,}",
+                source=f"{source(position + 1)}, token {position + 1:,}",
             )
             for position, similarity, weight in zip(
                 *(x[row] for x in entries[:3]), strict=True

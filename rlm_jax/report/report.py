@@ -1,7 +1,6 @@
 """report.json: what a run measured, with its controls and where it was measured."""
 
 import importlib.metadata
-import json
 import math
 import os
 import pathlib
@@ -12,6 +11,7 @@ from typing import Any
 
 import jax
 
+from rlm_jax import characters
 from rlm_jax.errors import UserError
 from rlm_jax.storage import atomic
 from rlm_jax.version import __version__
@@ -100,7 +100,7 @@ def read(path: str | os.PathLike) -> Report:
       UserError: the file is missing, is not JSON, or lacks a field.
     """
     try:
-        report = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        report = characters.read_json(path)
     except OSError as error:
         raise UserError(
             f"Cannot read the report {path} ({error.strerror}): "

@@ -59,7 +59,9 @@ def row_of_text(report: Mapping[str, Any]) -> Row:
     text, which the embedded corpus is, has no words to speak of.
     """
     row = row_of(report)
-    if report["corpus"] != "stdlib" and report["protocol"].get("tokenizer") != "word":
+    if report["corpus"] != "stdlib" and (
+        report.get("protocol", {}).get("tokenizer") != "word"
+    ):
         return row
     shown = {name: x for name, x in row.metrics.items() if name != "word_perplexity"}
     return row._replace(metrics=shown)

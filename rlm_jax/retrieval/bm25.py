@@ -9,7 +9,6 @@ import dataclasses
 import logging
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,18 +19,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from rlm_jax import characters
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 from rlm_jax.retrieval.index import none_found
 from rlm_jax.storage import checked_files
 
-_FORMAT = "rlm_jax bm25 1"
+_FORMAT = "rlm_jax bm25 2"
 _METHODS = ("lucene", "robertson", "atire", "bm25l", "bm25+")
 # What a term is worth to the longest text: Lv and Zhai 2011, one paper each.
 _DELTAS = {"bm25l": 0.5, "bm25+": 1.0}
 _STEMMERS = ("none", "porter", "english")
 _STOP_WORDS = ("none", "english")
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
 @dataclass(frozen=True)
@@ -228,9 +227,10 @@ def load(
 def analyser(config: BM25Config) -> Callable[[str], list[str]]:
     """The function from a text to its terms, in order and with repetition.
 
-    Runs of letters and digits, in lower case; stop words are left out before the rest
-    is stemmed. With a stemmer an apostrophe joins ("don't") and a possessive 's is cut
-    off, as Lucene's analyser for English does; without one it separates.
+    Words as in `characters.words`, "_" among the letters; stop words are left out
+    before the rest is stemmed. With a stemmer an apostrophe joins ("don't") and a
+    possessive 's is cut off, as Lucene's analyser for English does; without one it
+    separates.
 
     Raises:
       UserError: PyStemmer is needed and not installed.
@@ -238,7 +238,7 @@ def analyser(config: BM25Config) -> Callable[[str], list[str]]:
     stop = _stop_words(config.stop_words)
     if config.stemmer == "none":
         return lambda text: [
-            word for word in re.findall(r"\w+", text.lower()) if word not in stop
+            word for word in characters.words(text, underscore=True) if word not in stop
         ]
     return partial(_stemmed, stem=_stemmer(config.stemmer), stop=stop)
 
@@ -246,7 +246,7 @@ def analyser(config: BM25Config) -> Callable[[str], list[str]]:
 def _stemmed(
     text: str, *, stem: Callable[[list[str]], list[str]], stop: frozenset[str]
 ) -> list[str]:
-    words = _WORD.findall(text.lower())
+    words = characters.words(text, inside="'’", underscore=True)
     words = [word[:-2] if word.endswith(("'s", "’s")) else word for word in words]
     return stem([word for word in words if word not in stop])
 

@@ -5,6 +5,7 @@ killed build goes on with the chunk that its last finished shard ends in, and ma
 very batches that an uninterrupted one makes.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from rlm_jax.retrieval import datastore, encode_passages
 
 CHUNK = 1024
 """Texts of a chunk."""
+
+_OF_QUESTIONS = 1024  # tokens of questions that are encoded at once
 
 States = Callable[[Params, Mapping[str, Any]], jax.Array]
 """``states(params, {"ids", "mask"})`` -> [N, T, D]."""
@@ -38,10 +41,9 @@ class StatesEncoder:
         pad_id: int,
     ):
         """Places the parameters; see `encode_passages.plan` for the sizes."""
-        self._states = jax.jit(states)
-        self._at = jax.jit(lambda p, b, at: _taken(states(p, b), at))
+        self._function, self._states = states, jax.jit(states)
         self._params = processes.replicated(params)
-        self._sizes = {"max_length": max_length, "batch_tokens": batch_tokens}
+        self._max_length, self._batch_tokens = max_length, batch_tokens
         self._pad_id = pad_id
 
     @property
@@ -81,7 +83,13 @@ class StatesEncoder:
         """(rows, their states) of each batch; one computes while the last is read."""
         lengths = np.array([len(row) for row in rows], np.int64)
         pending = None
-        for batch in encode_passages.plan(lengths, **self._sizes):
+        # A few questions must not pay for as many rows as there are of passages.
+        size = self._batch_tokens if places is None else _OF_QUESTIONS
+        for batch in encode_passages.plan(
+            lengths,
+            max_length=self._max_length,
+            batch_tokens=max(self._max_length, min(size, self._batch_tokens)),
+        ):
             padded = encode_passages.pad(
                 [rows[i] for i in batch.rows],
                 pad_id=self._pad_id,
@@ -92,7 +100,8 @@ class StatesEncoder:
                 states = self._states(self._params, processes.spread(padded))
             else:
                 at = places[np.resize(batch.rows, batch.num_rows)]
-                states = self._at(self._params, *processes.spread((padded, at)))
+                spread = processes.spread((padded, at))
+                states = _states_at(self._function, self._params, *spread)
             if pending is not None:
                 yield pending[0], np.asarray(pending[1])
             pending = batch.rows, states
@@ -100,8 +109,9 @@ class StatesEncoder:
             yield pending[0], np.asarray(pending[1])
 
 
-def _taken(states, at):
-    return jax.numpy.take_along_axis(states, at[..., None], axis=1)
+@functools.partial(jax.jit, static_argnums=0)
+def _states_at(function: States, params, rows, at):
+    return jax.numpy.take_along_axis(function(params, rows), at[..., None], axis=1)
 
 
 def build(

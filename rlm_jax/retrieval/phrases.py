@@ -86,38 +86,54 @@ def assemble(
     """
     if end is None:
         end, longest = Found(start.ids[:0], start.p[:0]), 1
-    n = np.arange(1, longest + 1)
-    begins = np.concatenate(
-        [np.repeat(start.ids, longest), (end.ids[:, None] - n + 1).reshape(-1)]
-    )
-    sizes = np.tile(n, len(start.ids) + len(end.ids))
-    anchor = np.concatenate(
-        [np.repeat(start.ids, longest), np.repeat(end.ids, longest)]
-    )
-    passage = np.searchsorted(bounds, anchor, side="right") - 1
-    low, high = bounds[passage], bounds[passage + 1]
-    kept = (begins >= low) & (begins + sizes <= high)
-    begins, sizes, low, high = (x[kept] for x in (begins, sizes, low, high))
-    last = len(tokens) - 1
-    after = inside[tokens[np.minimum(begins + sizes, last)]] & (begins + sizes < high)
-    before = inside[tokens[begins]] & (begins > low) if len(begins) else kept[:0]
-    kept = ~(before | after)
-    spans = np.unique(begins[kept] * longest + sizes[kept] - 1)
-    begins, sizes = spans // longest, spans % longest + 1
-    score = _lookup(start, begins) + _lookup(end, begins + sizes - 1)
-    at = np.minimum(begins[:, None] + n - 1, last)
-    rows = np.where(n <= sizes[:, None], tokens[at], -1)
-    keys = keys_of(rows)
-    distinct, numbers = np.unique(keys, return_inverse=True)
-    totals = np.bincount(numbers, score, len(distinct))
-    by_score = np.lexsort((begins, -score))  # the best place first, then the first one
-    _, places = np.unique(numbers[by_score], return_index=True)
-    best = by_score[places]
-    totals = totals * sizes[best].astype(np.float64) ** length_power
-    order = np.lexsort((begins[best], -totals))
-    return Phrases(
-        begins[best][order], sizes[best][order], totals[order], distinct[order]
-    )
+    start, end = _ascending(start), _ascending(end)
+    n, last = np.arange(1, longest + 1), len(tokens) - 1
+    # From each start on, as far as its passage goes; the end may be found or not.
+    low, high = _passages(start.ids, bounds)
+    stops = start.ids[:, None] + n
+    kept = (stops <= high) & ~(inside[tokens[start.ids]][:, None] & (stops - n > low))
+    kept &= ~(inside[tokens[np.minimum(stops, last)]] & (stops < high))
+    rows, columns = np.nonzero(kept)
+    of_start = start.ids[rows], columns + 1
+    score = start.p[rows] + _lookup(end, stops[rows, columns] - 1)
+    # Up to each end, from places that are no starts: the others are there already.
+    low, high = _passages(end.ids, bounds)
+    begins = end.ids[:, None] - n + 1
+    kept = (begins >= low) & ~(inside[tokens[np.maximum(begins, 0)]] & (begins > low))
+    after = np.minimum(end.ids + 1, last)[:, None]
+    kept &= ~(inside[tokens[after]] & (after < high) & (after > end.ids[:, None]))
+    rows, columns = np.nonzero(kept)
+    new = ~_is_in(start.ids, begins[rows, columns])
+    rows, columns = rows[new], columns[new]
+    begins = np.concatenate([of_start[0], begins[rows, columns]])
+    sizes = np.concatenate([of_start[1], columns + 1])
+    score = np.concatenate([score, end.p[rows]])
+    return _grouped(begins, sizes, score, tokens, longest, length_power)
+
+
+def _grouped(begins, sizes, score, tokens, longest: int, power: float) -> Phrases:
+    """Equal phrases as one, whose scores are added up; the best place stands first."""
+    if not len(begins):
+        none = np.zeros(0, np.int64)
+        return Phrases(none, none, np.zeros(0), none.astype(np.uint64))
+    n = np.arange(longest)
+    at = np.minimum(begins[:, None] + n, len(tokens) - 1)
+    keys = keys_of(np.where(n < sizes[:, None], tokens[at], -1))
+    order = np.lexsort((begins, -score))
+    order = order[np.argsort(keys[order], kind="stable")]
+    keys, begins, sizes, score = (x[order] for x in (keys, begins, sizes, score))
+    first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    totals = np.add.reduceat(score, first)
+    totals = totals * sizes[first].astype(np.float64) ** power
+    by_total = np.lexsort((begins[first], -totals))
+    first, totals = first[by_total], totals[by_total]
+    return Phrases(begins[first], sizes[first], totals, keys[first])
+
+
+def _passages(ids, bounds) -> tuple[np.ndarray, np.ndarray]:
+    """Where the passage of each entry begins and ends, int64 [N, 1] each."""
+    passage = np.searchsorted(bounds, ids, side="right") - 1
+    return bounds[passage][:, None], bounds[passage + 1][:, None]
 
 
 def keys_of(rows: np.ndarray) -> np.ndarray:
@@ -150,11 +166,20 @@ def scores_of(phrases: Phrases, keys: np.ndarray) -> np.ndarray:
     return np.where(phrases.key[place] == keys, phrases.score[place], 0.0)
 
 
+def _ascending(found: Found) -> Found:
+    """By rising ids, and p as float64."""
+    order = np.argsort(found.ids)
+    return Found(found.ids[order], found.p[order].astype(np.float64))
+
+
+def _is_in(ascending: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    at = np.minimum(np.searchsorted(ascending, ids), len(ascending) - 1)
+    return ascending[at] == ids if len(ascending) else np.zeros(len(ids), bool)
+
+
 def _lookup(found: Found, ids: np.ndarray) -> np.ndarray:
-    """The probability of each entry; 0 where it was not found."""
+    """The probability of each entry; 0 where it was not found. ``found`` ascends."""
     if not len(found.ids):
         return np.zeros(len(ids))
-    order = np.argsort(found.ids)
-    at = np.minimum(np.searchsorted(found.ids, ids, sorter=order), len(order) - 1)
-    place = order[at]
-    return np.where(found.ids[place] == ids, found.p[place].astype(np.float64), 0.0)
+    at = np.minimum(np.searchsorted(found.ids, ids), len(found.ids) - 1)
+    return np.where(found.ids[at] == ids, found.p[at], 0.0)

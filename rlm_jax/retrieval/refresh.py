@@ -141,6 +141,13 @@ def steps(folder: str | os.PathLike) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
+def pending(folder: str | os.PathLike) -> list[int]:
+    """The steps whose indexes are begun and not whole, in order."""
+    paths = Path(folder).glob("step_*.partial")
+    names = (path.name.removeprefix("step_").removesuffix(".partial") for path in paths)
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def remove_others(folder: str | os.PathLike, kept: Collection[int]) -> None:
     """Deletes every index in the folder, whole or not, but those of some steps.
 

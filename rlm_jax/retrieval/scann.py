@@ -21,7 +21,7 @@ import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
-from rlm_jax.retrieval import effort, exact
+from rlm_jax.retrieval import effort, exact, native_log
 from rlm_jax.retrieval import rotation as rotations
 from rlm_jax.retrieval.datastore import Datastore
 from rlm_jax.retrieval.effort import Effort
@@ -208,7 +208,7 @@ def build(
     if parameters.num_leaves:
         rotation = rotations.of_keys(keys, metric)
         rotations.turn_keys(rotation, turned)
-    searcher = _train(module, turned, metric, parameters)
+    searcher = native_log.quietly(_train, module, turned, metric, parameters)
     del keys, turned
     index = ScannIndex(
         metric,

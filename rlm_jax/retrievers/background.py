@@ -9,10 +9,14 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
+from rlm_jax import characters, terminal
 from rlm_jax.errors import UserError
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[2]  # the folder around rlm_jax
+
+_LOOK = 0.2  # seconds between two looks for an index
 
 # Of the trainer's processes, which the worker is none of.
 _NOT_INHERITED = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -78,7 +82,7 @@ class Worker:
         log, name = self._log(self._partial), self._partial.stem
         self.close()
         if status:
-            said = log.read_text(errors="replace").strip().splitlines()
+            said = characters.lines(log.read_bytes().decode("utf-8", "replace").strip())
             why = said[-1].removeprefix("error: ") if said else "it said nothing"
             if status < 0:
                 why = f"it was ended by signal {-status}"
@@ -101,3 +105,38 @@ class Worker:
     @staticmethod
     def _log(partial: pathlib.Path) -> pathlib.Path:
         return partial.with_name("worker.log")
+
+
+class Elsewhere:
+    """A process that somebody else starts, perhaps on another machine.
+
+    ``python -m experiments.watch`` is one: it finds the snapshot, and the index has its
+    name when it is whole.
+    """
+
+    def __init__(self, config: WorkerConfig):
+        """Nothing is waited for yet; ``cores`` are told to that process."""
+        self.config = config
+        self._partial: pathlib.Path | None = None
+
+    def start(self, partial: pathlib.Path) -> None:
+        """Leaves a snapshot to be found."""
+        self._partial = partial
+
+    def wait(self) -> None:
+        """Returns when its index is whole."""
+        if self._partial is None:
+            return
+        folder, told = self._partial.parent, False
+        while not self._partial.with_suffix("").exists():
+            if not told:
+                terminal.say(
+                    f"waiting for {self._partial.stem}, which another process makes; "
+                    f"start one by python -m experiments.watch --workdir {folder}"
+                )
+            told = True
+            time.sleep(_LOOK)
+
+    def close(self) -> None:
+        """The other process goes on; it is not ours."""
+        self._partial = None

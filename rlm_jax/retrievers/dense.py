@@ -76,11 +76,17 @@ def identity(tower: Tower, passages: str, text: TextConfig) -> dict[str, Any]:
     Args:
       passages: their fingerprint.
     """
+    length = encoder_towers.cut(text, tower.config).passage_length
+    limit = tower.tokenizer.limits.passage
+    prompt = encoder_towers.prompts(tower.tokenizer, text).passage
     return {
         **encoder_towers.fingerprints(tower),
         "passages": passages,
         "titles": text.titles,
-        "passage_length": encoder_towers.cut(text, tower.config).passage_length,
+        "passage_length": min(length, limit or length),
+        **({"prompt": prompt} if prompt else {}),  # older vectors have none
+        # Before untitled passages were read as one segment.
+        **({"untitled": "one segment"} if text.titles == "pair" else {}),
     }
 
 
@@ -99,6 +105,8 @@ def fingerprint(
     settings = dataclasses.asdict(search)
     for name in ("k", "batch_tokens"):  # how deep is asked for; at most the rounding
         del settings[name]
+    if text.question_prompt != encoder_towers.OWN:
+        settings["question_prompt"] = text.question_prompt
     length = min(text.question_length, questions["encoder_config"]["max_length"])
     # A datastore adds what the search's settings and the passages say already.
     of_passages = {k: x for k, x in vectors.items() if k not in ("dtype", "entries")}
@@ -110,7 +118,7 @@ def encode_questions(
 ) -> np.ndarray:
     """float32 [N, D], a vector a question."""
     length = encoder_towers.cut(text, tower.config).question_length
-    rows = tower.tokenizer.encode(list(texts), max_length=length)
+    rows = encoder_towers.question_rows(tower.tokenizer, texts, length, text)
     with terminal.counter("encoding questions", len(rows)) as advance:
         return encoder_of(tower, search, length)(rows, advance=advance)
 
@@ -195,7 +203,9 @@ def searcher(
     encoder = encoder_of(questions, search, length, max_rows=max_rows)
 
     def answer(texts: Sequence[str], k: int) -> Neighbours:
-        rows = questions.tokenizer.encode(list(texts), max_length=length, keep=keep)
+        rows = encoder_towers.question_rows(
+            questions.tokenizer, texts, length, text, keep=keep
+        )
         return opened.search(encoder(rows), k)
 
     return answer

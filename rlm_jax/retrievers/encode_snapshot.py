@@ -10,14 +10,13 @@ what a user can mend in one line.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import sys
 import threading
 from typing import Any
 
-from rlm_jax import processes, terminal
+from rlm_jax import characters, processes, terminal
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
 from rlm_jax.errors import UserError
@@ -58,7 +57,7 @@ def read(partial: pathlib.Path) -> Job:
     """
     path = partial / SNAPSHOT / JOB
     try:
-        fields = json.loads(path.read_text())
+        fields = characters.read_json(path)
         return Job(
             fields["passages"],
             fields["fingerprint"],

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from rlm_jax import pretrained, processes
+from rlm_jax import pretrained, processes, terminal
 from rlm_jax.configuration import check_choices
 from rlm_jax.data import text_encoding
 from rlm_jax.data.passages import Passage, Passages
@@ -17,7 +17,12 @@ from rlm_jax.errors import UserError
 from rlm_jax.method import Params
 from rlm_jax.models.encoder import EncoderConfig, embedder
 from rlm_jax.retrieval import encode_passages, encode_stream
+from rlm_jax.side_files import folders as side_files
+from rlm_jax.side_files import hub
+from rlm_jax.side_files.folders import Prompts
 from rlm_jax.storage import cache
+
+OWN = "own"
 
 
 @dataclasses.dataclass
@@ -28,7 +33,10 @@ class TextConfig:
         "join"  # join (title, space, text), pair (two segments) or none
     )
     question_length: int = 64  # tokens, the marks among them
-    passage_length: int = 256
+    passage_length: int = 256  # tokens, likewise
+    # before each question: what the encoder's folder says (own), another text, or none
+    question_prompt: str = OWN
+    passage_prompt: str = OWN  # likewise, before each passage
 
 
 class Tower(NamedTuple):
@@ -41,8 +49,16 @@ class Tower(NamedTuple):
     def encode(
         self, texts: Sequence[str], *, max_length: int = 256, batch_tokens: int = 8192
     ) -> np.ndarray:
-        """A vector a text, float32 [N, D]; longer texts are cut at ``max_length``."""
-        length = min(max_length, self.config.max_length)
+        """A vector a text, float32 [N, D]; longer texts are cut at ``max_length``.
+
+        As sentence-transformers does, it puts the folder's default prompt before them,
+        and reads no more tokens than the folder allows.
+        """
+        tokenizer, lengths = self.tokenizer, (max_length, self.config.max_length)
+        length = min(lengths)
+        if tokenizer.limits.passage:
+            length = min(length, tokenizer.limits.passage)
+        texts = [tokenizer.prompts.other + text for text in texts]
         encoder = encode_passages.TextEncoder(
             embedder(self.config).embed,
             self.params,
@@ -50,7 +66,7 @@ class Tower(NamedTuple):
             batch_tokens=batch_tokens,
             pad_id=self.tokenizer.pad_id,
         )
-        return encoder(self.tokenizer.encode(list(texts), max_length=length))
+        return encoder(tokenizer.encode(texts, max_length=length))
 
 
 class Towers(NamedTuple):
@@ -64,14 +80,15 @@ def load(folder: str | pathlib.Path, wanted: EncoderConfig | None = None) -> Tow
     """An encoder in Hugging Face's layout: a published one, or that of a run's workdir.
 
     Args:
-      folder: the encoder's, or the run's.
+      folder: the encoder's, the run's, or a model's name on the Hugging Face hub.
       wanted: gives what no folder says (dropout, dtype, remat), and pooling and
         normalisation where the folder does not say them.
 
     Raises:
       UserError: no encoder is there, or the run has two.
     """
-    folder, own = pathlib.Path(folder), pathlib.Path(folder) / "encoder"
+    folder = hub.folder_of(folder)
+    own = folder / "encoder"
     if (own / "config.json").is_file():
         if (folder / "question_encoder").is_dir():
             raise UserError(
@@ -84,7 +101,20 @@ def load(folder: str | pathlib.Path, wanted: EncoderConfig | None = None) -> Tow
         otherwise = {"pooling": wanted.pooling, "normalise": wanted.normalise}
         changes = {n: getattr(wanted, n) for n in ("dropout", "dtype", "remat")}
     config, params = pretrained.load_encoder(folder, otherwise=otherwise, **changes)
-    return Tower(config, params, text_encoding.load(folder))
+    tokenizer = text_encoding.load(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"The tokenizer in {folder} has {tokenizer.vocab_size} ids and the model "
+            f"{config.vocab_size}; put the model's own tokenizer there."
+        )
+    if side_files.compares_by(folder) not in (None, "dot", "dot_score") and not (
+        config.normalise
+    ):
+        terminal.say(
+            f"note: {folder} compares vectors by {side_files.compares_by(folder)}; "
+            "here they are compared by their inner product, as they are"
+        )
+    return Tower(config, params, tokenizer)
 
 
 def save(folder: pathlib.Path, tower: Tower) -> None:
@@ -138,15 +168,54 @@ def passage_rows(
 ) -> Callable[[Sequence[Passage]], list[np.ndarray]]:
     """Passages -> the tokens of each, int32 [n], cut at ``passage_length``."""
     check_choices(text, "text")
-    encode_texts = functools.partial(tokenizer.encode, max_length=text.passage_length)
+    length = text.passage_length
+    if tokenizer.limits.passage:
+        length = min(length, tokenizer.limits.passage)
+    encode_texts = functools.partial(tokenizer.encode, max_length=length)
+    before = prompts(tokenizer, text).passage
 
     def rows(passages: Sequence[Passage]) -> list[np.ndarray]:
-        if text.titles == "pair":
-            return encode_texts([p.title for p in passages], [p.text for p in passages])
         join = text.titles == "join"
-        return encode_texts([p.joined if join else p.text for p in passages])
+        texts = [before + (p.joined if join else p.text) for p in passages]
+        if text.titles != "pair":
+            return encode_texts(texts)
+        # DPR's own code reads a passage without a title as one segment.
+        titled = [i for i, p in enumerate(passages) if p.title]
+        others = [i for i, p in enumerate(passages) if not p.title]
+        made = encode_texts([texts[i] for i in others])
+        made += encode_texts(
+            [passages[i].title for i in titled], [texts[i] for i in titled]
+        )
+        order = np.argsort([*others, *titled], kind="stable").tolist()
+        return [made[place] for place in order]
 
     return rows
+
+
+def question_rows(
+    tokenizer: TextTokenizer,
+    texts: Sequence[str],
+    length: int,
+    text: TextConfig,
+    *,
+    keep: str = "first",
+) -> list[np.ndarray]:
+    """Questions -> the tokens of each, int32 [n], cut at ``length``."""
+    if tokenizer.limits.question:
+        length = min(length, tokenizer.limits.question)
+    before = prompts(tokenizer, text).question
+    return tokenizer.encode([before + x for x in texts], max_length=length, keep=keep)
+
+
+def prompts(tokenizer: TextTokenizer, text: TextConfig) -> Prompts:
+    """What is put before questions and passages: the folder's own, or as configured."""
+    own = tokenizer.prompts
+    question, passage = text.question_prompt, text.passage_prompt
+    return Prompts(
+        own.question if question == OWN else question,
+        own.passage if passage == OWN else passage,
+        own.other,
+    )
 
 
 def fingerprints(tower: Tower) -> dict[str, Any]:

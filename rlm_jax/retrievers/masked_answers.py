@@ -4,11 +4,10 @@ A blank of n masks is filled with the best token of each; of all n the phrase wi
 largest mean log p is taken (the independent decoding of X-FACTR, Jiang et al. 2020).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlm_jax import processes
@@ -50,11 +49,7 @@ class MaskedFiller:
             logits = functions.logits(params, {**rows, "positions": places}) + barred
             return jax.nn.log_softmax(logits)
 
-        def best(params, rows, places):
-            log_p = log_probs(params, rows, places)
-            return jnp.argmax(log_p, -1), jnp.max(log_p, -1)
-
-        self._log_probs, self._best = jax.jit(log_probs), jax.jit(best)
+        self._log_probs = jax.jit(log_probs)
         self._params, self.tokenizer = processes.replicated(params), tokenizer
         self.length = min(length, config.max_length)
         self.longest, self.batch_size = longest, processes.whole_rows(batch_size)
@@ -67,11 +62,13 @@ class MaskedFiller:
         """
         said, scores = [""] * len(texts), np.full(len(texts), -np.inf)
         for masks in range(1, self.longest + 1):
-            tokens, log_p = self._over(self._best, texts, masks)
-            means = log_p.mean(1)
-            for place in np.flatnonzero(means > scores):
-                said[place] = self.tokenizer.decode(tokens[place])
-            scores = np.maximum(scores, means)
+            start = 0
+            for log_p in self._over(texts, masks):
+                means = log_p.max(-1).mean(1)
+                for row in np.flatnonzero(means > scores[start : start + len(means)]):
+                    said[start + row] = self.tokenizer.decode(log_p[row].argmax(-1))
+                    scores[start + row] = means[row]
+                start += len(means)
         return said
 
     def label_scores(self, texts: Sequence[str], labels: Labels) -> np.ndarray:
@@ -85,29 +82,23 @@ class MaskedFiller:
         words = verbalisers(labels, self.tokenizer)
         scores = np.zeros((len(texts), len(words)))
         for masks in sorted({len(ids) for of_label in words for ids in of_label}):
-
-            def chosen(params, rows, places, masks=masks):
-                log_p = self._log_probs(params, rows, places)
-                return [
-                    sum(
-                        jnp.exp(log_p[:, jnp.arange(masks), ids].sum(-1))
-                        for ids in of_label
-                        if len(ids) == masks
-                    )
-                    + jnp.zeros(len(log_p))
-                    for of_label in words
-                ]
-
-            scores += np.stack(self._over(jax.jit(chosen), texts, masks), 1)
+            own = [[ids for ids in x if len(ids) == masks] for x in words]
+            start, places = 0, np.arange(masks)
+            for log_p in self._over(texts, masks):
+                rows = slice(start, start + len(log_p))
+                for label, of_label in enumerate(own):
+                    if of_label:
+                        chosen = log_p[:, places, np.stack(of_label)]  # [B, W, n]
+                        scores[rows, label] += np.exp(chosen.sum(-1)).sum(1)
+                start = rows.stop
         return scores
 
-    def _over(self, run, texts: Sequence[str], masks: int) -> list[np.ndarray]:
-        """``run(params, rows, places)`` over batches, each array joined."""
+    def _over(self, texts: Sequence[str], masks: int) -> Iterator[np.ndarray]:
+        """Batches of log p of every token at the first blank's masks, [B, masks, V]."""
         read = [
             self.tokenizer.cloze(text, masks=masks, max_length=self.length)
             for text in texts
         ]
-        parts = []
         for start in range(0, len(read), self.batch_size):
             batch: list[Cloze] = read[start : start + self.batch_size]
             rows = encode_passages.pad(
@@ -118,6 +109,5 @@ class MaskedFiller:
             )
             places = np.zeros((self.batch_size, masks), np.int32)
             places[: len(batch)] = [cloze.at[0] for cloze in batch]
-            out = run(self._params, *processes.spread((rows, places)))
-            parts.append([np.asarray(x)[: len(batch)] for x in out])
-        return [np.concatenate(x) for x in zip(*parts, strict=True)]
+            spread = processes.spread((rows, places))
+            yield np.asarray(self._log_probs(self._params, *spread))[: len(batch)]

@@ -1,21 +1,20 @@
 """One part of a memory of tokens: its passages, their vectors, and what was removed."""
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlm_jax import terminal
+from rlm_jax import characters, terminal
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.cloze_tokens import ClozeTokenizer
 from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 from rlm_jax.models.encoder import EncoderConfig
-from rlm_jax.retrieval import auto_index, datastore, encode_tokens
+from rlm_jax.retrieval import auto_index, datastore, encode_tokens, exact, scann
 from rlm_jax.retrieval.datastore import DTYPES, Datastore
 from rlm_jax.retrieval.index import Index, check_target, first_kept
 from rlm_jax.retrievers import encoder_towers
@@ -44,7 +43,7 @@ class Part(NamedTuple):
     passages: Passages
     bounds: np.ndarray  # int64 [P + 1], where the tokens of each passage begin
     store: Datastore
-    index: Index
+    index: Any  # an `Index`, once it is opened
     removed: frozenset[str]
 
 
@@ -92,52 +91,82 @@ def build_part(
         ]
         np.concatenate(rows).astype("<i4").tofile(there / "tokens")
         np.cumsum([0, *map(len, rows)]).astype("<i8").tofile(there / "bounds")
-        (there / "source.json").write_text(json.dumps(fingerprint))
+        characters.write_json(there / "source.json", fingerprint, indent=None)
         passages_lib.write(there, passages, str(folder))
 
     texts = cache.once(folder / "texts", write)
-    if json.loads((texts / "source.json").read_text()) != fingerprint:
+    if characters.read_json(texts / "source.json") != fingerprint:
         raise UserError(
             f"The memory {folder} was begun with other passages; delete it, or give "
             "those."
         )
-    tokens = cache.map_array(texts / "tokens", "<i4")
-    bounds = np.array(cache.map_array(texts / "bounds", "<i8"))
-    blocks = _Blocks(tokens, bounds, tower, config.length - 2)
-    with terminal.counter("encoding tokens", int(bounds[-1])) as advance:
+    blocks = _blocks(texts, tower, config)
+    with terminal.counter("encoding tokens", int(blocks.lengths.sum())) as advance:
         encode_tokens.build(
             encoder, blocks, blocks.lengths, folder / "keys",
             dtype=config.dtype, identity=_identity(fingerprint, tower, config),
             advance=advance,
         )  # fmt: skip
-    return open_part(folder, tower, config)
+    return open_part(folder, tower, config, lambda: encoder)
 
 
-def open_part(folder: Path, tower: Tower, config: MemoryConfig) -> Part:
-    """A part that was built.
+def open_part(
+    folder: Path,
+    tower: Tower,
+    config: MemoryConfig,
+    encoder: Callable[[], encode_tokens.StatesEncoder],
+) -> Part:
+    """A part that was built, with its index, which is built where it is missing.
+
+    Args:
+      encoder: gives the encoder of the questions on which an index is tuned.
 
     Raises:
       UserError: its vectors are of another encoder, length or dtype, or a file is
         damaged.
     """
     texts = folder / "texts"
-    fingerprint = json.loads((texts / "source.json").read_text())
+    fingerprint = characters.read_json(texts / "source.json")
     identity = _identity(fingerprint, tower, config) | {"dtype": config.dtype}
     store = datastore.open(folder / "keys", identity=identity)
-    index = auto_index.choose(
-        store, "ip", kind=config.index, target_recall=config.target_recall
-    )
     removed, path = frozenset(), folder / REMOVED
     if path.exists():
-        removed = frozenset(json.loads(path.read_text()))
-    return Part(
+        removed = frozenset(characters.read_json(path))
+    part = Part(
         folder,
         passages_lib.read(texts, str(folder), fingerprint),
         np.array(cache.map_array(texts / "bounds", "<i8")),
         store,
-        index,
+        None,
         removed,
     )
+    index = indexed(part, tower, config, encoder, folder / "keys.scann-ip")
+    return part._replace(index=index)
+
+
+def indexed(
+    part: Part,
+    tower: Tower,
+    config: MemoryConfig,
+    encoder: Callable[[], encode_tokens.StatesEncoder],
+    beside: Path,
+) -> Index:
+    """The index of a part's store, built if it is to be ScaNN's and is not there.
+
+    Args:
+      part: whose texts give the blanks on which ScaNN is tuned.
+      encoder: gives the encoder of these blanks.
+      beside: where ScaNN's index is kept.
+    """
+    queries = None
+    kind = auto_index.resolve(config.index, part.store.num_entries)
+    if kind == "scann" and not beside.exists():
+        blocks = _blocks(part.folder / "texts", tower, config)
+        queries = masked_vectors(blocks, blocks.lengths, encoder(), tower)
+    return auto_index.choose(
+        part.store, "ip", kind=config.index, directory=beside,
+        target_recall=config.target_recall, queries=queries,
+    )  # fmt: skip
 
 
 def _identity(passages: str, tower: Tower, config: MemoryConfig) -> dict[str, object]:
@@ -145,6 +174,49 @@ def _identity(passages: str, tower: Tower, config: MemoryConfig) -> dict[str, ob
         "passages": passages,
         "length": config.length,
     }
+
+
+def masked_vectors(
+    rows: Sequence[np.ndarray],
+    lengths: np.ndarray,
+    encoder: encode_tokens.StatesEncoder,
+    tower: Tower,
+    count: int = 1000,
+) -> np.ndarray:
+    """Queries as blanks make them, of which there are none yet, float32 [2 N, D].
+
+    In some rows two or three tokens are hidden behind two masks, as in training.
+
+    Args:
+      rows: ``rows[i]`` is int32 [n + 2], between its marks.
+      lengths: int [R], the n of each row.
+      count: rows that are drawn, with a fixed seed; N is less where there are fewer.
+    """
+    rng, mask = np.random.default_rng(0), tower.tokenizer.mask_id
+    drawn = rng.permutation(np.flatnonzero(lengths >= 2))[:count]
+    masked, places = [], np.zeros((len(drawn), 2), np.int32)
+    for place, number in enumerate(drawn.tolist()):
+        row = rows[number]
+        size = int(rng.integers(2, 1 + min(3, len(row) - 2)))
+        at = int(rng.integers(1, len(row) - size))
+        masked.append(np.array([*row[:at], mask, mask, *row[at + size :]], np.int32))
+        places[place] = at, at + 1
+    return encoder.at(masked, places).reshape(2 * len(drawn), -1)
+
+
+def searches(part: Part) -> dict[str, Any]:
+    """How a part is searched, and what of the nearest tokens that finds."""
+    entries = part.store.num_entries
+    if isinstance(part.index, scann.ScannIndex):
+        return {"index": "scann", **scann.report(part.index)}
+    kind = "exact" if isinstance(part.index, exact.Exact) else "scann"
+    return {"index": kind, "entries": entries}
+
+
+def _blocks(texts: Path, tower: Tower, config: MemoryConfig) -> "_Blocks":
+    tokens = cache.map_array(texts / "tokens", "<i4")
+    bounds = np.array(cache.map_array(texts / "bounds", "<i8"))
+    return _Blocks(tokens, bounds, tower, config.length - 2)
 
 
 class _Blocks(Sequence[np.ndarray]):

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from rlm_jax.data import token_cuts
 from rlm_jax.data.passages import Passages
 from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.method import Neighbours
@@ -93,8 +94,7 @@ def document_tokens(
     def tokens(row: int) -> np.ndarray:
         _, title, text = passages[row]
         whole = f"{title}\n{text}" if title else text
-        # Its first tokens are those of its first characters, amply counted.
-        return tokenizer.encode(whole[: 16 * length])[:length]
+        return token_cuts.first_tokens(tokenizer.encode, whole, length)
 
     return tokens
 

@@ -6,12 +6,12 @@ Every blank of a question is a start and an end mask. Their vectors find tokens 
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from rlm_jax import characters
 from rlm_jax.data.cloze_tokens import STOP_WORDS, ClozeTokenizer
 from rlm_jax.data.question_files import BLANK
 from rlm_jax.errors import UserError
@@ -178,7 +178,7 @@ class PhraseFiller:
             if self.tokenizer.special[ids].any():  # [UNK] is no answer
                 continue
             text = self.tokenizer.decode(ids)
-            words = re.findall(r"\w+", text.lower())
+            words = characters.words(text, underscore=True)
             if not self.config.stop_words and STOP_WORDS.issuperset(words):
                 continue
             passage = int(self.memory.passage_of(np.array(entry)))

@@ -1,11 +1,12 @@
 """How a run is searched: recipes write it down, and `open_run` reads it later."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from rlm_jax import characters
+from rlm_jax.data import names
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
 from rlm_jax.errors import UserError
@@ -30,10 +31,9 @@ def publish(
     Raises:
       UserError: the file cannot be written.
     """
-    kind, colon, path = passages.name.partition(":")
     record = {
         # A run may be asked from another folder than it was made in.
-        "passages": f"{kind}:{pathlib.Path(path).resolve()}" if colon else kind,
+        "passages": names.resolved(passages.name),
         "fingerprint": passages.fingerprint,
         **retriever,
     }
@@ -136,7 +136,7 @@ def fingerprints(workdir: pathlib.Path) -> Fingerprints:
 
 def _record(workdir: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads((workdir / FILE).read_text(encoding="utf-8"))
+        return characters.read_json(workdir / FILE)
     except (OSError, ValueError) as error:
         raise UserError(
             f"There is nothing to search in {workdir}; name the workdir of a "

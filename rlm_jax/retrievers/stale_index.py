@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 
 from rlm_jax import processes
 from rlm_jax.data.passages import Passages
@@ -22,7 +23,7 @@ from rlm_jax.retrieval import (
     refresh,
 )
 from rlm_jax.retrievers import dense, encode_snapshot, encoder_towers
-from rlm_jax.retrievers.background import Worker
+from rlm_jax.retrievers.background import Elsewhere, Worker
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encode_snapshot import ENCODER, VECTORS, Job
 from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
@@ -46,7 +47,7 @@ class StaleIndex:
         text: TextConfig,
         search: SearchConfig,
         *,
-        worker: Worker | None = None,
+        worker: Worker | Elsewhere | None = None,
         shard_size: int = encode_passages.SHARD_SIZE,
     ):
         """Nothing is encoded yet.
@@ -141,6 +142,12 @@ class StaleIndex:
           k: passages a question.
           keep: the tokens of a question that is too long which are read: first or last.
         """
+        vectors = self._vectors(query_params, questions, keep)
+        return self._index(step).search(vectors, k)
+
+    def _vectors(
+        self, query_params: Params, questions: Sequence[str], keep: str
+    ) -> np.ndarray:
         length, tokenizer = self._text.question_length, self._tower.tokenizer
         encoder = encode_passages.TextEncoder(
             self._encode_queries,
@@ -149,8 +156,52 @@ class StaleIndex:
             batch_tokens=self._search.batch_tokens,
             pad_id=tokenizer.pad_id,
         )
-        rows = tokenizer.encode(list(questions), max_length=length, keep=keep)
-        return self._index(step).search(encoder(rows), k)
+        rows = encoder_towers.question_rows(
+            tokenizer, questions, length, self._text, keep=keep
+        )
+        return encoder(rows)
+
+    def recall(
+        self,
+        step: int,
+        passage_params: Params,
+        query_params: Params,
+        questions: Sequence[str],
+        k: int,
+        sample: int,
+        *,
+        keep: str = "first",
+    ) -> float:
+        """What the index of a step finds of a fresh one's, among some passages.
+
+        The sample is encoded anew. The nearest of few are farther apart than those of
+        all: in the whole index somewhat less is found.
+
+        Args:
+          passage_params, query_params: what would encode now.
+          k: passages of a question that count.
+          sample: passages, drawn once for all; as many as there are, if fewer.
+          keep: as for `find`.
+        """
+        number = len(self._passages)
+        drawn = np.random.default_rng(0).permutation(number)[:sample]
+        rows = np.sort(drawn)
+        there = refresh.whole(self.folder, step, self._identity)
+        old = datastore.open(there / refresh.INDEX / VECTORS).gather_keys(rows)
+        tower = self._tower._replace(params=passage_params)
+        encoder = dense.encoder_of(tower, self._search, self._text.passage_length)
+        to_rows = encoder_towers.passage_rows(tower.tokenizer, self._text)
+        new = encoder(to_rows([self._passages[row] for row in rows.tolist()]))
+        asked = self._vectors(query_params, questions, keep)
+        return index.recall(*(_nearest(asked, keys, k) for keys in (old, new)))
+
+    def steps(self) -> list[int]:
+        """The steps whose indexes are there, whole, in order."""
+        return refresh.steps(self.folder)
+
+    def pending(self) -> list[int]:
+        """The steps whose indexes are begun and not whole, in order."""
+        return refresh.pending(self.folder)
 
     def exists(self, step: int) -> bool:
         """Whether the index of a step is there, whole."""
@@ -167,3 +218,10 @@ class StaleIndex:
             store = datastore.open(there / refresh.INDEX / VECTORS)
             self._open[step] = dense.open_index(store, self._search)
         return self._open[step]
+
+
+def _nearest(queries: np.ndarray, keys: np.ndarray, k: int) -> Neighbours:
+    """The k keys of the largest inner products, of few keys."""
+    scores = queries @ keys.T
+    ids = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return Neighbours(np.take_along_axis(scores, ids, 1), ids.astype(np.int32))

@@ -12,6 +12,7 @@ owners opt out are never retrieved again, and no model is trained anew.
 """
 
 import functools
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -51,7 +52,7 @@ class TokenMemory:
         self.parts: list[Part] = []
         for path in sorted(folder.glob("part-[0-9][0-9][0-9][0-9]")):
             if (path / "keys").exists():
-                self._append(memory_parts.open_part(path, tower, config))
+                self._append(self._open(path))
 
     @functools.cached_property
     def encoder(self) -> encode_tokens.StatesEncoder:
@@ -109,6 +110,18 @@ class TokenMemory:
         other = TokenMemory(self.folder, self.tower, self.config, self.encoder)
         tokens = np.random.default_rng(seed).permutation(self.tokens)
         other.tokens = tokens
+        return other
+
+    def overlay(self, folder: Path) -> "TokenMemory":
+        """The same memory, whose changes are written to a folder of their own.
+
+        What was written there before is deleted; the overlay is not opened again.
+        """
+        shutil.rmtree(folder, ignore_errors=True)
+        other = TokenMemory(folder, self.tower, self.config, self.encoder)
+        for part in self.parts:
+            (folder / part.folder.name).mkdir(parents=True)
+            other._append(part._replace(folder=folder / part.folder.name))
         return other
 
     def add(self, passages: Sequence[Passage]) -> None:
@@ -217,6 +230,11 @@ class TokenMemory:
         index, numbers = self.lexical
         found = index.search(texts, k).ids
         return np.where(found >= 0, numbers[np.maximum(found, 0)], -1)
+
+    def _open(self, path: Path) -> Part:
+        return memory_parts.open_part(
+            path, self.tower, self.config, lambda: self.encoder
+        )
 
     def _append(self, part: Part) -> None:
         self.parts.append(part)

@@ -145,8 +145,8 @@ class TextRows:
           keep: of a question that is too long its first tokens or its last.
         """
         text, tokenizer = self._text, self._tokenizer
-        asked = tokenizer.encode(
-            list(texts), max_length=text.question_length, keep=keep
+        asked = encoder_towers.question_rows(
+            tokenizer, texts, text.question_length, text, keep=keep
         )
         passages = contrastive.padded(
             name,

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rlm_jax import characters
+
 _CHUNK_BYTES = 1 << 22
 
 
@@ -44,15 +46,15 @@ def write_bytes(path: Path, data: memoryview | bytes) -> int:
 
 def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     """Writes plain JSON in UTF-8 atomically; NaN and infinity are a ValueError."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, f"{text}\n".encode())
+    text = characters.to_json(value, indent=indent)
+    write_bytes(path, characters.encode(f"{text}\n"))
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
     """Writes a line of plain JSON for each value, in UTF-8, atomically."""
-    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         for value in values:
-            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+            file.write(characters.encode(json.dumps(value, ensure_ascii=False) + "\n"))
 
 
 def crc32(path: Path) -> int:

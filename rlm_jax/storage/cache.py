@@ -10,15 +10,34 @@ from pathlib import Path
 
 import numpy as np
 
+from rlm_jax import characters
 from rlm_jax.errors import UserError
 from rlm_jax.storage import atomic, locks
 
 
 def root(cache_dir: str | os.PathLike | None = None) -> Path:
-    """The folder of caches: `cache_dir`, else ``$RLM_CACHE``, else ``~/.cache``."""
-    if cache_dir is not None:
-        return Path(cache_dir)
-    return Path(os.environ.get("RLM_CACHE") or Path.home() / ".cache" / "rlm_jax")
+    """The folder of caches: `cache_dir`, else ``$RLM_CACHE``, else ``~/.cache``.
+
+    Raises:
+      UserError: there is no home folder, or the name is not UTF-8.
+    """
+    named = cache_dir if cache_dir is not None else os.environ.get("RLM_CACHE")
+    if named:
+        folder = Path(named)
+    else:
+        try:
+            folder = Path.home() / ".cache" / "rlm_jax"
+        except RuntimeError as error:
+            raise UserError(
+                "There is no home folder to keep prepared data in: set RLM_CACHE to a "
+                "folder of your own."
+            ) from error
+    if characters.shown(str(folder)) != str(folder):
+        raise UserError(
+            f"The cache folder {characters.shown(str(folder))} is not named in UTF-8, "
+            "which libraries below need: set RLM_CACHE to another."
+        )
+    return folder
 
 
 def fingerprint(*parts: object) -> str:

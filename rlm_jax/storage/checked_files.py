@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from rlm_jax import characters
 from rlm_jax.errors import UserError
 from rlm_jax.storage import atomic
 
 MANIFEST = "manifest.json"
 
 
-def map_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def map_array(path: Path, shape: tuple[int, ...], dtype: str | np.dtype) -> np.ndarray:
     """Memory-maps a raw little-endian array, read-only.
 
     Raises:
@@ -53,7 +54,7 @@ def read_manifest(directory: Path, form: str) -> dict[str, Any]:
     """
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = characters.read_json(path)
         intact = manifest["checksum"] == _digest(manifest)
     except (OSError, ValueError, KeyError, TypeError):
         intact, manifest = False, {}

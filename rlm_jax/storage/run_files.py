@@ -1,16 +1,28 @@
 """Run files in TREC's format: what a search found for each question.
 
-A run is {question id: {passage id: score}}.
+A run is {question id: {passage id: score}}. Spaces part the columns, so white space in
+an id, and a "%" that could be taken for it, is written as in a URL ("Blue%20Whale#1")
+and read back as it was.
 """
 
 import gzip
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from rlm_jax import characters
 from rlm_jax.errors import UserError
 from rlm_jax.storage import atomic
+
+_SPACE = re.compile(r"\s")
+# UTF-8 bytes of white space and of "%" itself, as `_escaped` writes them.
+_WRITTEN = [chr(i) for i in (*range(9, 14), *range(28, 33), 0x25, 0x85, 0xA0, 0x1680)]
+_WRITTEN += [chr(i) for i in (*range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F)]
+_WRITTEN += ["\u3000"]
+_UNESCAPED = {"".join(f"%{byte:02X}" for byte in c.encode()): c for c in _WRITTEN}
+_ESCAPE = re.compile("|".join(_UNESCAPED))
 
 Run = Mapping[str, Mapping[str, float]]
 
@@ -22,19 +34,18 @@ def write(run: Run, path: str | os.PathLike, *, tag: str = "rlm_jax") -> None:
     and the order in the run where they are equal.
 
     Raises:
-      UserError: an id or the tag is empty or holds white space, or the file cannot be
-        written.
+      UserError: an id or the tag is empty, or the file cannot be written.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(path) as partial, _text(path, partial, "wt") as file:
+        with atomic.replacing(path) as partial, _open(path, partial, "wb") as file:
             for question, scores in run.items():
                 ranking = sorted(scores.items(), key=lambda item: -item[1])
                 for rank, (passage, score) in enumerate(ranking, 1):
-                    fields = _plain(question), "Q0", _plain(passage)
-                    fields += str(rank), repr(float(score)), _plain(tag)
-                    file.write(" ".join(fields) + "\n")
+                    fields = _escaped(question), "Q0", _escaped(passage)
+                    fields += str(rank), repr(float(score)), _escaped(tag)
+                    file.write(characters.encode(" ".join(fields) + "\n"))
     except OSError as error:
         raise UserError(
             f"The run cannot be written to {path} ({error.strerror}): choose another "
@@ -52,11 +63,14 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, float]]:
     run: dict[str, dict[str, float]] = {}
     number = 0
     try:
-        with _text(path, path, "rt") as file:
-            for number, line in enumerate(file, 1):  # noqa: B007
+        with _open(path, path, "rb") as file:
+            for number, raw in enumerate(file, 1):
+                line = raw.decode("utf-8")
+                line = line.removeprefix(characters.MARK) if number == 1 else line
                 if fields := line.split():
                     question, _, passage, _, score, _ = fields
-                    run.setdefault(question, {})[passage] = float(score)
+                    found = run.setdefault(_read(question), {})
+                    found[_read(passage)] = float(score)
     except FileNotFoundError as error:
         raise UserError(f"There is no run at {path}: check the path.") from error
     except (ValueError, EOFError, gzip.BadGzipFile) as error:
@@ -67,15 +81,24 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, float]]:
     return run
 
 
-def _text(name: Path, path: Path, mode: str) -> IO[str]:
-    opener: Any = gzip.open if name.suffix == ".gz" else open
-    return opener(path, mode, encoding="utf-8")
+def _open(name: Path, path: Path, mode: str) -> IO[bytes]:
+    opener: Any = gzip.open if name.name.lower().endswith(".gz") else open
+    return opener(path, mode)
 
 
-def _plain(text: str) -> str:
-    if not text or len(text.split()) != 1 or text != text.strip():
-        raise UserError(
-            f"'{text}' cannot stand in a run, where spaces part the columns; use ids "
-            "and a tag without spaces."
-        )
-    return text
+def _escaped(text: str) -> str:
+    if not text:
+        raise UserError("An empty id cannot stand in a run; give every id a character.")
+    if "%" not in text and _SPACE.search(text) is None:
+        return text
+    # "%" where it would be read as one of the escapes, and there alone.
+    text = _ESCAPE.sub(lambda found: f"%25{found[0][1:]}", text)
+    return _SPACE.sub(lambda found: _percent(found[0]), text)
+
+
+def _percent(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode())
+
+
+def _read(field: str) -> str:
+    return _ESCAPE.sub(lambda found: _UNESCAPED[found[0]], field)

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rlm_jax import characters
 from rlm_jax.errors import UserError
 from rlm_jax.method import Params
 from rlm_jax.train.step import State
@@ -324,4 +325,4 @@ def _reason(error: BaseException) -> str:
     """The heart of the message: Orbax's storage nests path in path before it."""
     if refused := re.search(r"([^:]+) \[os_error_code", str(error)):
         return refused[1].strip()
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (characters.lines(str(error).strip()) or [type(error).__name__])[0][:200]

@@ -44,14 +44,14 @@ class TrainConfig:
     records into ``profile/`` of the workdir, from the third of the call on.
     """
 
-    steps: int = 1000
-    log_every: int = 20
-    eval_every: int = 0
-    checkpoint_every: int = 500
+    steps: int = 1000  # of the optimiser
+    log_every: int = 20  # steps
+    eval_every: int = 0  # steps; 0: at the end alone
+    checkpoint_every: int = 500  # steps; 0: at the end alone
     keep: int = 2
-    seed: int = 0
+    seed: int = 0  # of parameters, batches and dropout
     accumulate: int = 1
-    tensorboard: bool = False
+    tensorboard: bool = False  # write its events too
     transfer_guard: Literal["allow", "log", "disallow"] = "allow"
     profile_steps: int = 0
 
@@ -105,7 +105,8 @@ def train(
     Raises:
       UserError: If a metric is not finite, a checkpoint cannot be written or read,
         the workdir is past ``config.steps``, or ``initial_params`` do not fit.
-      SystemExit: With status 143 after SIGTERM; the state is saved.
+      SystemExit: With status 143 after SIGTERM and 130 after Ctrl-C; the state is
+        saved.
     """
     workdir = pathlib.Path(workdir)
     _check(config)
@@ -142,7 +143,7 @@ def train(
         bar = progress.Bar(start=start, steps=config.steps, show=first)
         stack.callback(bar.close)
         log = _Log(writer, bar, schedule)
-        told_to_stop = stack.enter_context(_sigterm())
+        told_to_stop = stack.enter_context(_signals())
         batches = concurrent.futures.ThreadPoolExecutor(1, "batches")
         stack.callback(batches.shutdown, wait=True, cancel_futures=True)
         profiler = stack.enter_context(_profiler(config, workdir, start))
@@ -176,8 +177,9 @@ def train(
             if stopping and not last:
                 checkpoints.wait()
                 if first:
-                    terminal.say(f"stopped by SIGTERM; step {done + 1} is saved")
-                raise SystemExit(128 + signal.SIGTERM)
+                    by = "Ctrl-C" if stopping == signal.SIGINT else "SIGTERM"
+                    terminal.say(f"stopped by {by}; step {done + 1} is saved")
+                raise SystemExit(128 + stopping)
     return state
 
 
@@ -314,8 +316,8 @@ class _Log:
         figures = self.paused(evaluate, params, step)
         if self._writer is not None:
             self._writer.write(step, figures, split="validation")
-            text = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
-            terminal.say(f"step {step}: {text}")
+            told = (f"validation {name} {x:,.4g}" for name, x in figures.items())
+            terminal.say(f"step {step}: {', '.join(told)}")
 
 
 @contextlib.contextmanager
@@ -345,21 +347,31 @@ def _profiler(
 
 
 @contextlib.contextmanager
-def _sigterm() -> Iterator[Callable[[int], bool]]:
-    """Gives a function that says, after each step, whether SIGTERM has come.
+def _signals() -> Iterator[Callable[[int], int]]:
+    """Gives a function that says, after each step, which signal to stop has come.
+
+    0: none; else SIGTERM, or SIGINT, which is Ctrl-C. A second Ctrl-C stops at once.
 
     Several processes must stop at the same step, which JAX's runtime arranges: it
-    catches the signal itself. Outside the main thread Python lets nobody catch it.
+    catches SIGTERM itself. Outside the main thread Python lets nobody catch any.
     """
     if jax.process_count() > 1:
-        yield parallel.preemption_reached
+        yield lambda step: signal.SIGTERM * bool(parallel.preemption_reached(step))
         return
-    came = threading.Event()
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield lambda step: came.is_set()
+        yield lambda step: 0
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: came.set())
+
+    def told(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    caught = signal.SIGTERM, signal.SIGINT
+    before = [signal.signal(number, told) for number in caught]
     try:
-        yield lambda step: came.is_set()
+        yield lambda step: came[0] if came else 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(caught, before, strict=True):
+            signal.signal(number, handler)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import jax
 
+from rlm_jax import characters
 from rlm_jax.errors import UserError
 from rlm_jax.storage import atomic
 
@@ -104,7 +105,7 @@ def read(workdir: str | pathlib.Path) -> list[dict]:
     path = pathlib.Path(workdir) / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = characters.lines(path.read_bytes().decode("utf-8", "replace"))
     return [parsed for line in lines if (parsed := _parse(line)) is not None]
 
 

@@ -38,7 +38,7 @@ class OptimConfig:
     """
 
     optimizer: Literal["adamw", "adam", "nag", "sgd", "frozen"] = "adamw"
-    learning_rate: float = 3e-4
+    learning_rate: float = 3e-4  # the largest, after the warm-up
     schedule: Literal[
         "constant", "linear", "cosine", "inverse_sqrt", "cosine_restarts"
     ] = "cosine"
@@ -49,9 +49,9 @@ class OptimConfig:
     restart_shrink: float = 1.0
     weight_decay: float = 0.0
     clip_norm: float = 1.0
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-8
+    b1: float = 0.9  # of Adam: decay of the mean
+    b2: float = 0.98  # of Adam: decay of the square
+    eps: float = 1e-8  # of Adam
     momentum: float = 0.99
 
 

@@ -8,7 +8,13 @@ all rounds of a run, so a run that was killed goes on in the very same ones:
 * `synchronous`: training stops while the collection is encoded;
 * ``overlapped(lag)``: at step s a worker begins to encode a snapshot of the parameters;
   its index serves from step s + lag on, and training waits there only if the worker has
-  not finished.
+  not finished;
+* ``external``: another process encodes snapshots when it can, and training takes up at
+  the steps of the schedule what is whole.
+
+What only the run itself can tell, whose keys serve from a step of the schedule on, is
+decided there and written down (`decide`): under ``external``, and where an index is
+made anew only once the recall of the one in use falls below a bound.
 
 `boundaries` puts rounds into `loop.train`. A recipe gives it what happens on the host
 as a `Refresher`, and the method says what encodes what by its `Retrieval`.
@@ -21,7 +27,7 @@ encodes queries with current parameters.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -57,22 +63,77 @@ class Round(NamedTuple):
 class RefreshConfig:
     """When keys and queries are encoded anew; steps count updates.
 
-    ``policy`` is synchronous or overlapped, which alone has a ``lag``. ``keys_every``
-    is one number, or until, every, until, every, ... (Atlas: 1000,500,10000,2000).
+    ``policy`` is synchronous, external or overlapped, which alone has a ``lag``.
+    ``keys_every`` is one number, or until, every, until, every, ... (Atlas:
+    1000,500,10000,2000). With ``min_recall`` an index is made at these steps only if
+    the one in use finds less than this share of what a fresh one would, among
+    ``sample`` passages; every evaluation tells it too.
     """
 
-    policy: Literal["synchronous", "overlapped"] = "synchronous"
+    policy: Literal["synchronous", "overlapped", "external"] = "synchronous"
     keys_every: tuple[int, ...] = (3000,)
     queries_every: int = 0  # 0: with the keys, by the same parameters
     lag: int = 0
+    min_recall: float = 0.0  # 0: an index is made at every step of the schedule
+    sample: int = 256  # passages that are encoded anew to estimate that recall
+
+    @property
+    def decides(self) -> bool:
+        """Whether the run itself tells which index serves."""
+        return self.policy == "external" or self.min_recall > 0
 
 
-def lay_out(config: RefreshConfig, steps: int) -> list[Round]:
+def lay_out(
+    config: RefreshConfig, steps: int, decided: Mapping[int, int] = {}
+) -> list[Round]:
     """All rounds of a run, as its configuration wants them.
 
+    Args:
+      decided: step of the schedule -> the step whose keys serve from there on, itself
+        or an earlier one. Where nothing is decided an index is made, but under
+        ``external``, where the keys stay.
+
     Raises:
-      UserError: an unknown policy, a lag without one, or as `synchronous`.
+      UserError: an unknown policy, a lag without one, a bound that is no share, or as
+        `synchronous`.
     """
+    c, every = config, _keys_every(config)
+    if c.policy not in ("synchronous", "overlapped", "external"):
+        raise UserError(
+            f"policy is {c.policy!r}; choose synchronous, overlapped or external."
+        )
+    if c.policy != "overlapped" and c.lag:
+        raise UserError(
+            f"With policy={c.policy} an index has no lag, but lag is {c.lag}; "
+            "choose policy=overlapped or lag=0."
+        )
+    if not 0 <= c.min_recall <= 1 or c.sample < 1:
+        raise UserError(
+            f"refresh.min_recall is {c.min_recall} among {c.sample} passages; choose a "
+            "share from 0 to 1, and 1 passage or more."
+        )
+    if c.policy == "external":
+        if c.min_recall:
+            raise UserError(
+                "With policy=external another process encodes whenever it can; set "
+                "refresh.min_recall to 0, or choose another policy."
+            )
+        made = due(c, steps)
+        if steps and len(made) == 1 and steps > 1:
+            raise UserError(
+                "The schedule refresh.keys_every never looks for an index that another "
+                f"process publishes; choose fewer than {steps} steps."
+            )
+        decided = {step: 0 for step in made} | _kept_on(made, decided)
+    return _rounds(steps, every, c.queries_every, lag=c.lag, decided=decided)
+
+
+def due(config: RefreshConfig, steps: int) -> list[int]:
+    """The steps at which the schedule would make an index, or look for one."""
+    return _made(_pieces(_keys_every(config), steps), steps)
+
+
+def _keys_every(config: RefreshConfig) -> KeysEvery:
     numbers = tuple(config.keys_every)
     if len(numbers) != 1 and len(numbers) % 2:
         raise UserError(
@@ -80,19 +141,15 @@ def lay_out(config: RefreshConfig, steps: int) -> list[Round]:
             "so many."
         )
     pairs = list(zip(numbers[::2], numbers[1::2], strict=False))
-    every = numbers[0] if len(numbers) == 1 else pairs
-    if config.policy == "overlapped":
-        return overlapped(config.lag)(steps, every, config.queries_every)
-    if config.policy != "synchronous":
-        raise UserError(
-            f"policy is {config.policy!r}; choose synchronous or overlapped."
-        )
-    if config.lag:
-        raise UserError(
-            f"With policy=synchronous an index has no lag, but lag is {config.lag}; "
-            "choose policy=overlapped or lag=0."
-        )
-    return synchronous(steps, every, config.queries_every)
+    return numbers[0] if len(numbers) == 1 else pairs
+
+
+def _kept_on(made: Iterable[int], decided: Mapping[int, int]) -> dict[int, int]:
+    """What is decided, and from there on the last of it."""
+    kept, last = {}, 0
+    for step in made:
+        last = kept[step] = decided.get(step, last)
+    return kept
 
 
 class Policy(Protocol):
@@ -172,6 +229,9 @@ class Refresher(NamedTuple):
 
     ``keep(steps, saved)`` removes the indexes of all steps but these, and candidates
     that end before the first of the checkpoints ``saved``.
+
+    ``decide(step, passage_params, query_params)`` is called first, at each step that is
+    ``due``, and writes down whose keys serve from there on; see `lay_out`.
     """
 
     start: Callable[[int, Params | None, Params | None], None]
@@ -179,33 +239,38 @@ class Refresher(NamedTuple):
     search: Callable[[Round, Params], None]
     batch_at: Callable[[Round], BatchAt]
     keep: Callable[[set[int], list[int]], None]
+    decide: Callable[[int, Params, Params], None] | None = None
 
 
 def boundaries(
-    rounds: Sequence[Round],
+    laid_out: Callable[[], Sequence[Round]],
     retrieval: Retrieval,
     refresher: Refresher,
     workdir: Path,
+    *,
+    due: Collection[int] = (),
 ) -> dict[int, Enter]:
     """What `loop.train` does at the start of each round and index: step -> enter.
 
     Args:
-      rounds: of the whole run, from a policy.
+      laid_out: the rounds of the whole run, by what is decided so far; whatever is
+        decided, they begin at the same steps.
       retrieval: the method's.
       refresher: the recipe's.
       workdir: that of `loop.train`, whose checkpoints say what a killed run will need.
+      due: steps at which ``refresher.decide`` is called.
     """
-    serves: dict[int, int] = {}  # step of an index -> the first step that it serves
-    for turn in rounds:
-        serves.setdefault(turn.keys_step, turn.start)
 
     def enter(at: int, params: Params, done: int) -> BatchAt:
-        turn = [turn for turn in rounds if turn.start <= at][-1]
         passages = queries = None
         if done == at:
             passages = _on_host(retrieval.passage_params(params))
             queries = _on_host(retrieval.query_params(params))
-        for step, first in serves.items():
+            if refresher.decide is not None and at in due:
+                refresher.decide(at, passages, queries)
+        rounds = laid_out()
+        turn = [turn for turn in rounds if turn.start <= at][-1]
+        for step, first in _serves(rounds).items():
             if step == at == done:
                 refresher.start(step, passages, queries)
             elif step <= at < first:
@@ -217,10 +282,20 @@ def boundaries(
             refresher.keep(_needed(rounds, at, saved), saved)
         return refresher.batch_at(turn)
 
+    rounds = laid_out()
+    starts = {turn.start for turn in rounds}
     return {
         at: functools.partial(enter, at)
-        for at in sorted(serves.keys() | {turn.start for turn in rounds})
+        for at in sorted(starts | _serves(rounds).keys() | set(due))
     }
+
+
+def _serves(rounds: Iterable[Round]) -> dict[int, int]:
+    """Step of an index -> the first step that it serves."""
+    first: dict[int, int] = {}
+    for turn in rounds:
+        first.setdefault(turn.keys_step, turn.start)
+    return first
 
 
 def _on_host(params: Params) -> Params:
@@ -242,26 +317,39 @@ def _needed(rounds: Sequence[Round], at: int, saved: Iterable[int]) -> set[int]:
 
 
 def _rounds(
-    steps: int, keys_every: KeysEvery, queries_every: int = 0, *, lag: int
+    steps: int,
+    keys_every: KeysEvery,
+    queries_every: int = 0,
+    *,
+    lag: int,
+    decided: Mapping[int, int] = {},
 ) -> list[Round]:
     pieces = _pieces(keys_every, steps)
     _check(steps, pieces, queries_every, lag)
-    made = []
-    start = 0
-    for until, every in pieces:
-        made += range(start, min(until, steps), every or max(until - start, 1))
-        start = until
+    made = _made(pieces, steps)
     for one, another in zip(made[1:], made[2:], strict=False):
         if one + lag > another:
             raise _too_late(lag, another - one)
     serves = [step + lag if step else 0 for step in made] + [steps]
     rounds = []
     for step, first, last in zip(made, serves[:-1], serves[1:], strict=True):
-        last = min(last, steps)
+        last, keys = min(last, steps), decided.get(step, step)
+        # Keys that stay are searched with current queries.
+        current = bool(queries_every) or keys != step
         for start in range(first, last, queries_every or max(last - first, 1)):
             stop = min(start + queries_every, last) if queries_every else last
-            rounds.append(Round(start, stop, step, start if queries_every else step))
+            rounds.append(Round(start, stop, keys, start if current else step))
     return rounds
+
+
+def _made(pieces: Iterable[tuple[int, int]], steps: int) -> list[int]:
+    """The steps at which a schedule makes an index."""
+    made: list[int] = []
+    start = 0
+    for until, every in pieces:
+        made += range(start, min(until, steps), every or max(until - start, 1))
+        start = until
+    return made
 
 
 def _pieces(keys_every: KeysEvery, steps: int) -> list[tuple[int, int]]:

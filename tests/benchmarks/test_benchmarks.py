@@ -19,12 +19,17 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+FAST = ("trime_step",)  # tried whenever anything is; the others take as many seconds
+
+
+def marks_of(name):
+    if "torch" in name:
+        return [pytest.mark.torch]
+    return [] if name in FAST else [pytest.mark.slow]
+
+
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.torch] if "torch" in name else [])
-        for name in NAMES
-    ],
+    "name", [pytest.param(name, marks=marks_of(name)) for name in NAMES]
 )
 def test_quick_run_stores_figures(name, tmp_path):
     done = run(name, "--quick", "--out", tmp_path)

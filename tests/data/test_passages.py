@@ -127,6 +127,14 @@ def blocks(text, size=100):
     return [" ".join(words[i : i + size]) for i in range(0, len(words), size)]
 
 
+def all_train(folder, lines):
+    """A folder whose training text is these records, and all of them."""
+    (folder / "c").mkdir()
+    write(folder / "c" / "train.jsonl", "\n".join(lines))
+    write(folder / "c" / "test.jsonl", '{"text": "other"}')
+    return folder / "c"
+
+
 def test_a_corpus_is_cut_into_blocks_of_100_words(tmp_path):
     texts = [
         "  one\n\n " + "\u3000ä-b,\t".join(map(str, range(120))) + " \n",
@@ -136,8 +144,7 @@ def test_a_corpus_is_cut_into_blocks_of_100_words(tmp_path):
         "x" * 100_000,
     ]
     lines = [json.dumps({"title": f"T {i}", "text": t}) for i, t in enumerate(texts)]
-    write(tmp_path / "c.jsonl", "\n".join(lines))
-    loaded = load(f"corpus:jsonl:{tmp_path}/c.jsonl", tmp_path)
+    loaded = load(f"corpus:jsonl:{all_train(tmp_path, lines)}", tmp_path)
     assert [" ".join(p.text.split()) for p in loaded] == sum(map(blocks, texts), [])
     # Each is a piece of its document, from a word to a word.
     assert all(p.text in texts[int(p.title[2:])] for p in loaded)
@@ -152,8 +159,7 @@ def test_a_corpus_is_cut_into_blocks_of_100_words(tmp_path):
 def test_documents_of_one_name_keep_their_passages_apart(tmp_path):
     names = ["a", "b", "a", "a#3", "a", "", ""]
     lines = [json.dumps({"title": n, "text": f"text {i}"}) for i, n in enumerate(names)]
-    write(tmp_path / "c.jsonl", "\n".join(lines))
-    loaded = load(f"corpus:jsonl:{tmp_path}/c.jsonl", tmp_path)
+    loaded = load(f"corpus:jsonl:{all_train(tmp_path, lines)}", tmp_path)
     assert [p.id for p in loaded] == [
         *("a#1", "b#1", "a#3#1", "a#3#4#1", "a#5#1", "#1", "#7#1")
     ]

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlm_jax.errors import UserError
 from rlm_jax.evaluate import controls
 from rlm_jax.method import Neighbours
 
@@ -94,7 +95,13 @@ def test_an_unknown_control_is_named():
         controls.slot_sources("none", np.arange(3), 0, 3, None)
 
 
-@pytest.mark.parametrize("count", [1, 6, 7])
+def test_one_query_alone_has_no_other():
+    alone = Neighbours(np.ones((1, 3), np.float32), np.zeros((1, 3), np.int32))
+    with pytest.raises(UserError, match="cannot be given another's"):
+        controls.shuffled_neighbours(alone)
+
+
+@pytest.mark.parametrize("count", [2, 6, 7])
 def test_shuffled_neighbours_are_those_of_another_query(count):
     ids = np.arange(count, dtype=np.int32)[:, None]
     shuffled = controls.shuffled_neighbours(Neighbours(ids.astype(np.float32), ids))

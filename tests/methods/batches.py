@@ -6,6 +6,7 @@ import numpy as np
 
 ROWS, LENGTH, VOCAB = 4, 6, 13
 CHUNK = 2
+WINDOW = 4  # of attention, two chunks
 
 
 def tokens(seed: int, rows: int) -> dict[str, np.ndarray]:
@@ -36,6 +37,35 @@ def neighbours(seed: int, rows: int) -> dict[str, np.ndarray]:
     mask[2, 1, 0, 3:] = 0
     tokens = random.integers(0, VOCAB, shape).astype(np.int32)
     return {"neighbours": tokens, "neighbour_mask": mask}
+
+
+def documents(seed: int, rows: int) -> dict[str, np.ndarray]:
+    """Counting in rows of four windows, and what helped each chunk of them.
+
+    A chunk may be no candidate of itself, and some have none.
+    """
+    random = np.random.default_rng(seed + 2)
+    length = 4 * WINDOW
+    start = random.integers(0, VOCAB, (rows, 1))
+    counted = ((start + np.arange(length + 1)) % VOCAB).astype(np.int32)
+    mask = np.ones((rows, length), np.float32)
+    mask[-1, 10:] = 0
+    mask[0, 3] = 0
+    number = np.arange(rows, dtype=np.int32)
+    count = length // CHUNK
+    shape = rows, count, 4
+    order = random.permuted(np.tile(np.arange(count), (rows, count, 1)), axis=2)
+    back = np.arange(count)[:, None] - order[..., :4]
+    return {
+        "tokens": counted[:, :-1],
+        "targets": counted[:, 1:],
+        "mask": mask,
+        "segment": number,
+        "group": number,
+        "step": np.full(rows, 2000, np.int32),
+        "candidates": np.maximum(back, 0).astype(np.int32),
+        "targets_of_candidates": random.normal(size=shape).astype(np.float32),
+    }
 
 
 def ensembles(seed: int, rows: int) -> dict[str, np.ndarray]:

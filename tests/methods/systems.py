@@ -8,6 +8,7 @@ import numpy as np
 
 from rlm_jax.method import Batch, Method, Params
 from rlm_jax.methods import METHODS
+from rlm_jax.methods.rpt import SamplingConfig
 from rlm_jax.models.decoder import modern
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.models.encoder_decoder import EncoderDecoderConfig
@@ -35,6 +36,11 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
             "chunk_length": CHUNK,
             "cca_layers": (1,),
         },
+    ),
+    "rpt": ("rpt", {"chunk_length": CHUNK, "sampling": SamplingConfig(0.5, 0.5, 1)}),
+    "rpt_given": (
+        "rpt",
+        {"chunk_length": CHUNK, "neighbours": "given", "lower_layers": 1},
     ),
     "dpr": ("dpr", {}),
     "dpr_distinct": (
@@ -74,6 +80,11 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "realm": ("realm", {"k": 3, "chunk": 5, "temperature": 0.3}),
 }
+# Whose sibling is tried in full: what differs shows in the loss and its gradient.
+VARIANTS = (
+    "trime_external_off", "dpr_distinct", "contriever_in_batch", "fid_encoder",
+    "atlas_emdr2",
+)  # fmt: skip
 JOINT = ("atlas", "realm")  # a reader and its retriever
 TAUGHT = ("replug_lsr", "fid_kd", "reranker")  # by a language model
 MASKED = ("npm", "masked_lm")  # encoders that fill in masks
@@ -99,6 +110,8 @@ def config(name: str, **model) -> Any:
             model = {"pooling": "cls", "projection": 1} | model
         encoder = EncoderConfig(**SIZES, **{"dropout": 0.0, "max_length": 8} | model)
         return METHODS[entry][0](encoder=encoder, **changes)
+    if entry == "rpt":
+        model = {"num_layers": 2, "attention_window": batches.WINDOW} | model
     if entry == "trime":
         changes = changes | {"remote_gradients": True}
     return METHODS[entry][0](decoder=modern(**SIZES | model), **changes)
@@ -136,6 +149,12 @@ def batch(name: str = "lm", seed: int = 0, rows: int = ROWS) -> dict[str, np.nda
     entry, _ = SYSTEMS[name]
     if entry == "retro":
         return batches.tokens(seed, rows) | batches.neighbours(seed, rows)
+    if entry == "rpt":
+        batch = batches.documents(seed, rows)
+        if name == "rpt_given":  # what it reads, in place of what it learns from
+            batch["neighbours"] = batch.pop("candidates")[..., :2]
+            del batch["targets_of_candidates"]
+        return batch
     if entry == "replug":
         return batches.ensembles(seed, rows)
     if entry in TAUGHT:
@@ -152,11 +171,16 @@ def batch(name: str = "lm", seed: int = 0, rows: int = ROWS) -> dict[str, np.nda
     )
 
 
+_batch = batch
+
+
 def learnable(name: str, seed: int) -> dict[str, np.ndarray]:
     """A batch of something to learn: how words are counted, or paired with others."""
     batch = batches.tokens(seed, ROWS)
     if SYSTEMS[name][0] == "retro":
         batch |= batches.neighbours(seed, ROWS)
+    if SYSTEMS[name][0] == "rpt":
+        return _batch(name, seed, ROWS)
     if SYSTEMS[name][0] == "replug":
         return batches.ensembles(seed, ROWS)
     if SYSTEMS[name][0] == "fid":
@@ -208,10 +232,15 @@ def counted(batch: Batch) -> float:
 
 def without_gradient(name: str, path: tuple) -> bool:
     """What is added to every passage alike, which moves a question's scores alike."""
+    where = jax.tree_util.keystr(path, simple=True, separator="/")
+    if name == "rpt_given" and where.startswith(("retriever/query", "retriever/key")):
+        return True  # nothing is retrieved
+    if name == "rpt":  # it moves all chunks' scores alike
+        return where == "retriever/key/bias"
     ends = ["passage/block_0/feed_forward_norm/bias"]
     if name == "reranker":  # whose score is linear in the last hidden state
         ends = ["projection/bias", "block_0/feed_forward_norm/bias"]
-    return jax.tree_util.keystr(path, simple=True, separator="/").endswith(tuple(ends))
+    return where.endswith(tuple(ends))
 
 
 def prepared(system: Method, params, batch: Batch) -> Batch:

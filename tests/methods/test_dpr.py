@@ -151,6 +151,7 @@ def test_chunks_equal_the_whole_batch(chunk):
     )
 
 
+@pytest.mark.slow
 def test_recomputed_chunks_drop_out_the_same():
     """The backward pass of a chunk sees the noise of its forward pass."""
 

@@ -46,25 +46,6 @@ def test_equations_against_a_loop(neighbours, k, temperature, weight):
     assert np.isneginf(knn[0]) and (p_knn > 0).any()
 
 
-def test_the_whole_vocabulary_is_the_same_mixture(neighbours):
-    """Every word's probability is that of `mix`, and they add up to 1."""
-    similarities, values, _ = neighbours
-    logits = np.random.default_rng(3).normal(size=(N, VOCAB)).astype(np.float32)
-    log_probs = np.asarray(jax.nn.log_softmax(logits))
-    chosen = {"temperature": 2.0}
-    found = knn_lm.next_token_log_probs(
-        log_probs, similarities, values, weight=0.3, **chosen
-    )
-    for word in range(VOCAB):
-        targets = np.full(N, word, np.int32)
-        knn = knn_lm.neighbour_log_probs(similarities, values, targets, k=K, **chosen)
-        wanted = knn_lm.mix(log_probs[:, word], knn, 0.3)
-        np.testing.assert_allclose(found[:, word], wanted, rtol=1e-5, atol=1e-6)
-    totals = np.exp(np.float64(found)).sum(axis=1)
-    np.testing.assert_allclose(totals[1:], 1.0, rtol=1e-5)
-    np.testing.assert_allclose(totals[0], 0.7, rtol=1e-5)  # no neighbour is there
-
-
 @pytest.mark.parametrize("metric", knn_lm.SIMILARITIES)
 def test_similarities(metric):
     random = np.random.default_rng(2)

@@ -92,11 +92,13 @@ TOYS: dict[str, Case] = {
     "moving_state": moving_state,
     "in_batch_memory": in_batch_memory,
 }
-SYSTEMS: dict[str, Case] = TOYS | {
-    name: partial(system, name) for name in systems.SYSTEMS
-}
 MECHANISMS: dict[str, Case] = TOYS | {
     name: partial(system, name) for name in ("trime_long", "contriever", "dpr_distinct")
+}
+SYSTEMS: dict[str, Case] = MECHANISMS | {
+    name: partial(system, name)
+    for name in systems.SYSTEMS
+    if name not in systems.VARIANTS
 }
 
 

@@ -1,9 +1,12 @@
 """What a reader says of passages, against loops in float64."""
 
+import itertools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from rlm_jax.ops import reader_signals
+from rlm_jax.ops import mixtures, reader_signals
 
 LAYERS, BATCH, HEADS, TARGETS, PASSAGES, TOKENS = 2, 3, 2, 4, 3, 5
 
@@ -71,3 +74,48 @@ def test_attention_mass():
         wanted[b] /= reader_signals.RELEASED_DIVISOR * LAYERS * number
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-9)
     assert found[0, 1] == 0 and (found[2] == 0).all()
+
+
+def test_posterior_is_the_gradient_of_the_marginal():
+    """dL/ds = |y| (p - r); an absent passage and a token that does not count."""
+    random = np.random.default_rng(2)
+    log_p = random.normal(size=(2, PASSAGES, TARGETS)).astype(np.float32) - 2
+    scores = random.normal(size=(2, PASSAGES)).astype(np.float32)
+    present = np.array([[True, True, True], [True, False, True]])
+    mask = np.array([[1, 1, 0, 1], [1, 1, 1, 1]], np.float32)
+    weights = mixtures.log_weights(scores, present)
+    found = np.asarray(reader_signals.posterior(weights, log_p, mask))
+    p = np.exp(np.asarray(weights, np.float64))
+    for b in range(2):
+        kept = np.flatnonzero(mask[b])
+        for i in range(PASSAGES):
+            each = [
+                p[b, i] * np.exp(float(log_p[b, i, t]))
+                / sum(p[b, j] * np.exp(float(log_p[b, j, t])) for j in range(PASSAGES))
+                for t in kept
+            ]  # fmt: skip
+            np.testing.assert_allclose(found[b, i], np.mean(each), rtol=1e-5)
+
+    def loss(scores):
+        weights = mixtures.log_weights(scores, present)
+        return -(mixtures.ensemble(weights, log_p) * mask).sum()
+
+    wanted = mask.sum(1, keepdims=True) * (p - found)
+    np.testing.assert_allclose(jax.grad(loss)(scores), wanted, atol=1e-5)
+    assert found[1, 1] == 0
+
+
+def test_average_change_is_the_mean_over_all_orders():
+    random = np.random.default_rng(3)
+    values = random.normal(size=(2, 1 << PASSAGES)).astype(np.float32)
+    found = np.asarray(reader_signals.average_change(jnp.asarray(values), PASSAGES))
+    wanted = np.zeros((2, PASSAGES))
+    orders = list(itertools.permutations(range(PASSAGES)))
+    for order in orders:
+        read = 0
+        for i in order:
+            wanted[:, i] += values[:, read | 1 << i] - values[:, read]
+            read |= 1 << i
+    np.testing.assert_allclose(found, wanted / len(orders), rtol=1e-4, atol=1e-6)
+    total = values[:, -1] - values[:, 0]
+    np.testing.assert_allclose(found.sum(1), total, rtol=1e-4)

@@ -151,11 +151,11 @@ def test_the_tokenizer_of_a_file(pre, tmp_path, made):
         if tokenizer.decode([token]).isdigit()
     )
     assert longest == LONGEST[pre]
-    assert (tokenizer.end_of_document, tokenizer.ends) == (0, (1,))
+    assert (tokenizer.end_of_document, tokenizer.end_ids) == (1, (1,))
     assert tokenizer.decode([0, 1]) == ""
     tokenizer.save(tmp_path / "own.json")
     again = tokenizers.load(tmp_path / "own.json")
-    assert again.fingerprint == tokenizer.fingerprint and again.ends == (1,)
+    assert again.fingerprint == tokenizer.fingerprint and again.end_ids == (1,)
     content = tokenizers.hugging_face_content(tokenizer)
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     other = tokenizers.read_hugging_face(tmp_path / "tokenizer.json")

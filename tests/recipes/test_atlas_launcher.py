@@ -2,16 +2,21 @@
 
 import dataclasses
 import json
+import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 import rlm_jax
-from experiments import ask, atlas
+from experiments import ask, atlas, reader_signals
 from rlm_jax.errors import UserError
+from rlm_jax.methods import atlas as method
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.readers.reader import ReaderModel
+from rlm_jax.recipes import base_lm
+from rlm_jax.recipes.readers import atlas_config
 from rlm_jax.recipes.stale_training import warn_of_collapse
 from rlm_jax.report import report
 from rlm_jax.retrievers import encoder_towers, trained_towers
@@ -69,6 +74,10 @@ def test_a_run_reports_every_control(trained):
     assert refreshed["step"] == 2 and 0 <= refreshed["stale_recall"] <= 1
     assert protocol["own_evidence"] == "left_out"
     assert set(protocol["spread"]) == {"real", "init"}
+    recalls = protocol["answer_recall_of_all"]
+    assert set(recalls) == {"real", "init", "bm25"}
+    wanted = [result["metrics"][f"answer_recall@{k}"] for k in (1, 2)]
+    assert list(recalls["real"].values()) == pytest.approx(wanted)
     assert protocol["spread"]["real"]["distinct_passages"] >= 2
 
 
@@ -79,6 +88,7 @@ def test_training_is_judged_in_the_index_that_serves(trained):
     told = [record for record in records if record["split"] == "validation"]
     assert [(x["step"], x["index_age"]) for x in told] == [(2, 2), (4, 2)]
     names = {"answer_recall", "distinct_passages", "commonest_share", "exact", "loss"}
+    assert all(0 <= x["index_recall"] <= 1 for x in told)
     assert all(names <= set(record) for record in told)
 
 
@@ -108,6 +118,48 @@ def test_answers_can_be_asked_for_and_a_folder_is_a_reader(trained, capsys):
     assert len(found.search(["where is cat number 3 ?"], 3).ids[0]) == 3
 
 
+def test_signals_stand_side_by_side(trained, tmp_path, monkeypatch):
+    """Alone and removed are what pdist and loop say, by definition."""
+    workdir, _, _ = trained
+    text = lambda text: np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+    told = lambda tokens, lengths, last: -np.ones((len(tokens), last), np.float32)
+    model = SimpleNamespace(log_probs=told, tokenizer=SimpleNamespace(encode=text))
+    monkeypatch.setattr(base_lm, "load", lambda name, data: model)
+    config = reader_signals.plain()
+    config.reader, config.language_model = str(workdir), "any"
+    config.questions, config.batch_size = 5, 2
+    result = reader_signals.run(config, tmp_path / "signals")
+    assert result is not None
+    table = result["protocol"]["signals"]
+    names = {"pdist", "emdr2", "loop", "adist", "fid_attention", "retriever"}
+    assert set(table) == names | {"replug_lsr", "true change"}
+    assert table["pdist"]["added"] == table["loop"]["removed"] == 1
+    assert table["true change"]["average"] == table["true change"]["best"] == 1
+    assert table["replug_lsr"]["average"] == 0  # all alike
+    assert result["protocol"]["own_evidence"] == "left_out"
+    every = json.loads((tmp_path / "signals" / "signals.json").read_text())
+    assert np.shape(every["average"]) == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"reader": ""}, "Whose signals"),
+        ({"reader": "nowhere"}, "no reader in nowhere"),
+        ({"num": 9}, "2\\^9 subsets"),
+        ({"prompt": "{passage}"}, "lacks"),
+        ({"batch_size": 0}, "batch_size is at least 1"),
+    ],
+)
+def test_signals_of_nothing(trained, tmp_path, fields, message):
+    config = reader_signals.plain()
+    config.reader = str(trained[0])
+    for name, value in fields.items():
+        setattr(config, name, value)
+    with pytest.raises(UserError, match=message):
+        reader_signals.run(config, tmp_path / "signals")
+
+
 def test_a_finished_run_goes_on(trained):
     """Nothing is trained again, and another configuration is refused."""
     workdir, config, result = trained
@@ -118,7 +170,9 @@ def test_a_finished_run_goes_on(trained):
         atlas.run(other, workdir)
 
 
-@pytest.mark.parametrize("task", ["spans", "prefix"])
+@pytest.mark.parametrize(
+    "task", ["spans", pytest.param("prefix", marks=pytest.mark.slow)]
+)
 def test_texts_alone_are_learnt_from(corpus, tmp_path, task):
     config = small(corpus, task=task, left_out="title", closed_book=False)
     config.also_reads, config.train.steps = (), 2
@@ -193,8 +247,9 @@ def test_a_dry_run_tells_sizes_and_trains_nothing(corpus, tmp_path, capsys):
         ({"left_out": "title"}, "not all of a title"),
         ({"task": "spans"}, "would give away what is hidden"),
         ({"refresh": RefreshConfig(keys_every=())}, "keys_every"),
+        ({"refresh": RefreshConfig("external", (0,))}, "never looks for an index"),
         ({"passage_length": 64}, "the encoder has 24 positions"),
-        ({"retriever_from": "nowhere"}, "nowhere"),
+        ({"retriever_from": "./nowhere"}, "nowhere"),
         ({"batch_size": 64}, "choose another batch size"),
     ],
 )
@@ -209,6 +264,40 @@ def test_one_passage_has_no_order_to_learn(corpus, tmp_path):
     config.method.reader.k = 1
     with pytest.raises(UserError, match="no order to learn from"):
         atlas.run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", atlas.PRESETS)
+def test_presets_fit_together(name):
+    config = atlas.PRESETS[name]()
+    atlas_config.check(config)
+    method.check(config.method)
+
+
+def test_an_index_of_another_encoder(trained, tmp_path):
+    """Put beside a retriever that did not make it, or into a run in training."""
+    workdir, config, _ = trained
+    there = tmp_path / "run"
+    shutil.copytree(workdir, there)
+    other = workdir / "init" / "encoder" / "model.safetensors"
+    shutil.copy(other, there / "retriever" / "encoder" / "model.safetensors")
+    with pytest.raises(UserError, match="is not the one that .* was made with"):
+        rlm_jax.load(there / "retriever")
+    (path,) = (there / "joint" / "indexes").glob("step_*/manifest.json")
+    path.write_text(path.read_text().replace('"tokenizer": "', '"tokenizer": "x'))
+    train = dataclasses.replace(config.train, steps=6)
+    with pytest.raises(UserError, match="step_2"):
+        atlas.run(dataclasses.replace(config, train=train), there)
+
+
+def test_a_passage_store_that_changed(trained, tmp_path):
+    workdir, config, _ = trained
+    there = tmp_path / "run"
+    there.mkdir()
+    stored = json.loads((workdir / "config.json").read_text())
+    stored["fingerprint"] = "another"
+    (there / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="fingerprint is 'another' there"):
+        atlas.run(config, there)
 
 
 def test_another_encoder_in_the_same_workdir(trained, corpus, tmp_path):

@@ -72,6 +72,38 @@ def test_a_corpus_that_is_no_text(kind, says, cache, tmp_path):
     assert str(path) in str(error.value)
 
 
+def split_texts(folder: pathlib.Path, **texts: str) -> str:
+    folder.mkdir()
+    for name, text in texts.items():
+        (folder / f"{name}.txt").write_text(text)
+    return f"text:{folder}"
+
+
+SOME = "the cat sat on the mat .\n" * 40
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"train": SOME, "valid": SOME, "test": "\n \n\n"}, "test"),
+        ({"train": SOME, "valid": SOME}, "no split 'test'"),
+        ({"train": SOME, "test": SOME}, "no split 'validation'"),
+    ],
+)
+@pytest.mark.parametrize("starts", ["", "init_from"])
+def test_a_split_that_cannot_be_scored_is_told_first(
+    demonstration, tmp_path, texts, message, starts
+):
+    """Before any step, in a dry run too; nothing is left."""
+    config = shrunken.shrink(lm.tiny(), split_texts(tmp_path / "text", **texts))
+    if starts:
+        setattr(config, starts, str(demonstration / "lm"))
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match=message):
+            lm.run(config, tmp_path / "run", dry_run=dry_run)
+        assert not (tmp_path / "run").exists()
+
+
 def test_the_workdir_of_another_configuration(copy, corpus):
     config = shrunken.shrink(lm.tiny(), corpus)
     config.data.length = 16

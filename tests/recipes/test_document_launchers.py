@@ -75,6 +75,7 @@ def test_in_context_reports_beside_its_controls(trained):
     assert (trained / "neighbours.html").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_every_way_of_choosing(corpus, trained, tmp_path, monkeypatch):
     # Documents that are their own control: what is left between them is the choice.
     monkeypatch.setattr(documents, "shuffled", lambda found: found)
@@ -220,7 +221,7 @@ def test_a_dry_run_trains_nothing(corpus, cache, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model": "nowhere"}, "no language model in nowhere"),
+        ({"model": "./nowhere"}, "no language model in ./nowhere"),
         ({"model": "call:nowhere:f"}, "names no function"),
         ({"model": "call:json:__doc__"}, "is no function"),
         ({"choice": "best"}, "choice is 'best'"),
@@ -228,7 +229,7 @@ def test_a_dry_run_trains_nothing(corpus, cache, tmp_path, capsys):
         ({"documents.length": 60}, "does not hold a document"),
         ({"documents.placement": "under"}, "placement is 'under'"),
         ({"documents.passages": "beir:nowhere"}, "nowhere"),
-        ({"documents.retriever": "nowhere"}, "nowhere"),
+        ({"documents.retriever": "./nowhere"}, "nowhere"),
         ({"evaluate.max_tokens": 80}, "80 tokens are read"),
         ({"documents.query_length": 0}, "query_length is 0"),
         ({"documents.rank_tokens": 0}, "choice 'reranked' goes by"),

@@ -297,6 +297,29 @@ def test_a_dry_run_tells_and_leaves_nothing(trained, passages, tmp_path, capsys)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("system", "said"), [
+    ("knn_lm", "neighbours among"), ("trime", "tokens of the text itself"),
+])  # fmt: skip
+def test_the_memory_of_a_run(demonstration, tmp_path, capsys, system, said):
+    """It continues past its window, as its first greedy token by the equations says."""
+    config = dataclasses.replace(
+        generate.memory(), model=str(demonstration / system), window=12,
+        max_new_tokens=20, temperature=0.0, prompt="the cat sat on the mat . so it",
+    )  # fmt: skip
+    generate.run(config, tmp_path / "run")
+    shown = capsys.readouterr()
+    assert said in shown.err and "without its memory" not in shown.err
+    assert shown.out.startswith(config.prompt) and len(shown.out) > len(config.prompt)
+    generate.run(config, tmp_path / "run")
+    assert capsys.readouterr().out == shown.out
+
+
+def test_a_run_without_a_memory_is_refused(demonstration, tmp_path):
+    config = dataclasses.replace(generate.memory(), model=str(demonstration / "lm"))
+    with pytest.raises(UserError, match="has no memory .* it is one of lm"):
+        generate.run(config, tmp_path / "run")
+
+
 def test_documents_are_found_by_an_encoder(passages, model, tmp_path):
     folder = str(tmp_path / "encoder")
     shrunken.save_encoder(tmp_path / "encoder", passages)

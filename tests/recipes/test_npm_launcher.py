@@ -73,11 +73,27 @@ def closed(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(facts, closed, tmp_path_factory) -> pathlib.Path:
+def new(tmp_path_factory) -> str:
+    """Google-RE in small: people that no other text names, and one that all do."""
+    records = [
+        {
+            "relation": "place_of_birth", "sub_label": subject, "obj_label": "oslo",
+            "masked_sentences": [f"{subject} was born in [MASK] ."],
+        }
+        for subject in ("person1", *(f"{city} person1" for city in CITIES))
+    ]  # fmt: skip
+    file = tmp_path_factory.mktemp("new") / "google_re.jsonl"
+    file.write_text("\n".join(map(json.dumps, records)))
+    return f"google_re:{file}"
+
+
+@pytest.fixture(scope="module")
+def trained(facts, closed, new, tmp_path_factory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("runs") / "npm"
     config = small(facts)
     config.validation = config.foreign_passages = f"trex:{facts}"
     config.closed_sets.names = (closed,)
+    config.added.passages, config.added.split = new, "train"
     npm.run(config, workdir)
     return workdir
 
@@ -102,6 +118,12 @@ def test_it_reports_with_its_controls(trained):
         for line in (trained / "answers.jsonl").read_text().splitlines()
     ]
     assert answers and {"real", "restricted", "masked_lm"} <= answers[0].keys()
+    assert 3 <= made["protocol"]["num_added"] <= 8
+    for figures in (made["metrics"], made["controls"]["restricted"]):
+        assert 0 <= figures["exact_match_added"] <= 1
+        assert figures["exact_match_removed"] == figures["exact_match_before"]
+        assert figures["removed_retrieved"] == 0
+    assert "exact_match_added" in made["controls"]["masked_lm"]
     foreign = [answer["foreign"] for answer in answers]
     assert foreign == [answer["real"] for answer in answers]  # the same passages here
 
@@ -184,7 +206,7 @@ def test_a_dry_run_writes_nothing(facts, tmp_path, capsys):
         (lambda c: c.masking.__setattr__("length", 17), "16 positions"),
         (lambda c: c.__setattr__("batch_size", 6), "runs of 4"),
         (lambda c: c.method.encoder.__setattr__("projection", 4), "projection"),
-        (lambda c: c.fill.__setattr__("k", 0), "choose k"),
+        (lambda c: c.fill.__setattr__("k", 0), "fill.k is 0; choose 1"),
         (lambda c: c.closed_sets.__setattr__("names", ("agm:x",)), "set 'agm:x'"),
         (lambda c: c.memory.__setattr__("length", 99), "memory.length"),
     ],

@@ -15,8 +15,7 @@ from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import answers, exact_match
 from rlm_jax.models.encoder import EncoderConfig
-from rlm_jax.readers import reader
-from rlm_jax.recipes.readers import answering
+from rlm_jax.readers import answering, reader
 from rlm_jax.report import report
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import encoder_towers
@@ -157,7 +156,9 @@ def test_patterns_are_matched(corpus):
     assert rules["holds"] is answers.matches_pattern
 
 
-@pytest.mark.parametrize("folder", ["t5_v1_0", "bert"])
+@pytest.mark.parametrize(
+    "folder", ["t5_v1_0", pytest.param("bert", marks=pytest.mark.slow)]
+)
 def test_a_reader_starts_from_what_is_given(corpus, tmp_path, golden_folder, folder):
     """A T5, or an encoder under a new decoder; its arrays are the run's first."""
     model = tmp_path / "model"
@@ -184,7 +185,7 @@ def test_a_reader_starts_from_what_is_given(corpus, tmp_path, golden_folder, fol
     [
         ({"passage_length": 64}, "the encoder has 24 positions"),
         ({"target_length": 1}, "leave no room"),
-        ({"init_from": "nowhere"}, "no model at nowhere"),
+        ({"init_from": "./nowhere"}, "no model at nowhere"),
         ({"reading": ReadingConfig("nowhere")}, "There is no retriever 'nowhere'"),
     ],
 )

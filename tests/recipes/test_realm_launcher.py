@@ -10,6 +10,7 @@ from experiments import realm
 from rlm_jax.data.collections import CollectionConfig
 from rlm_jax.errors import UserError
 from rlm_jax.models.encoder import EncoderConfig
+from rlm_jax.recipes.readers import realm as recipe
 from rlm_jax.recipes.readers.realm import ClozeConfig
 from rlm_jax.report import report
 from rlm_jax.retrievers.published_index import Retriever
@@ -101,6 +102,7 @@ def test_a_dry_run_tells_sizes_and_trains_nothing(corpus, tmp_path, capsys):
     realm.run(small(corpus), tmp_path / "run", dry_run=True)
     shown = capsys.readouterr().err
     assert "32 passages of" in shown and "one step of the whole batch" in shown
+    assert "an index of 32 vectors of width 16" in shown
     assert not (tmp_path / "run" / "config.json").exists()
 
 
@@ -108,15 +110,20 @@ def test_a_dry_run_tells_sizes_and_trains_nothing(corpus, tmp_path, capsys):
     ("fields", "message"),
     [
         ({"left_out": "nothing"}, "give away what is masked"),
-        ({"masks": 0}, "no room for 0 masks"),
+        ({"masks": 0}, "masks is 0; choose 1"),
         ({"sentence_length": 40}, "more than the 48 positions"),
         ({"batch_size": 64}, "make no batch of 64"),
-        ({"reader_from": "nowhere"}, "nowhere"),
+        ({"reader_from": "./nowhere"}, "nowhere"),
     ],
 )
 def test_bad_input_is_told_before_training(corpus, tmp_path, fields, message):
     with pytest.raises(UserError, match=message):
         realm.run(small(corpus, **fields), tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", realm.PRESETS)
+def test_presets_fit_together(name):
+    recipe.check(realm.PRESETS[name]())
 
 
 def test_fewer_passages_than_candidates(corpus, tmp_path):

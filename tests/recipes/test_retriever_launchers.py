@@ -143,7 +143,9 @@ def test_in_batch_negatives_alone_and_two_towers(collection, tmp_path):
     assert np.abs(towers[0].params["tokens"] - towers[1].params["tokens"]).max() > 0
 
 
-@pytest.mark.parametrize("system", [dpr, contriever])
+@pytest.mark.parametrize(
+    "system", [dpr, pytest.param(contriever, marks=pytest.mark.slow)]
+)
 def test_a_run_goes_on_with_its_own_tokenizer(
     system, collection, corpus, tmp_path, monkeypatch
 ):

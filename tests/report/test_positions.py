@@ -28,7 +28,13 @@ def test_entries_stand_with_their_context_value_and_weight():
         np.array([0.1, 0.9]),
     )
     first, second = positions.of_entries(
-        READING, TOKENS, LOG_PROBS, predictions, entries, memory, "train"
+        READING,
+        TOKENS,
+        LOG_PROBS,
+        predictions,
+        entries,
+        memory,
+        lambda position: f"train, document {position // 3}",
     )
     assert (first.context, first.target) == ("100", "[101]")
     assert second.context == " ".join(map(str, range(107, 131)))  # 24 tokens
@@ -41,7 +47,7 @@ def test_entries_stand_with_their_context_value_and_weight():
     assert [x.weight for x in first.neighbours] == [0.75, 0.25]
     (alone,) = second.neighbours  # of two places one is empty
     assert alone.context == "200 201 202" and alone.score == -0.5
-    assert alone.source == "train, token 3"
+    assert alone.source == "train, document 1, token 3"
 
 
 def test_the_heaviest_documents_stand_first():

@@ -80,6 +80,7 @@ def test_only_one_index_is_in_memory_where_two_do_not_fit(store, tmp_path, monke
     assert len(alive) == 6
 
 
+@pytest.mark.slow
 def test_partitioned_indexes_keep_the_target_and_report_it(tmp_path):
     rng = np.random.default_rng(0)
     keys = rng.normal(size=(40, 16))[rng.integers(0, 40, 9000)]

@@ -1,8 +1,8 @@
 """A retriever in training over a stale index, in small: a run to be killed.
 
 ``python -m tests.retrievers.stale_run FOLDER POLICY DELAY`` trains in ``FOLDER/run``
-on the collection in the folder around it. The policy is synchronous or overlapped, and
-every batch takes DELAY seconds longer. The reader is a function of (question, passage).
+on the collection in the folder around it. The policy is one of `CONFIGS`, and every
+batch takes DELAY seconds longer. The reader is a function of (question, passage).
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ from rlm_jax.train.optim import OptimConfig
 from rlm_jax.train.rounds import RefreshConfig
 
 STEPS, K, LENGTH = 12, 3, 12
+BOUND = 0.75
 TEXT, SEARCH = TextConfig("none", LENGTH, LENGTH), SearchConfig(batch_tokens=96)
 WORDS = "red green blue old new cat dog house tree river walks sees sings on by".split()
 
@@ -52,6 +53,10 @@ class Config:
 CONFIGS = {
     "synchronous": Config(RefreshConfig("synchronous", (4,), 2)),
     "overlapped": Config(RefreshConfig("overlapped", (4,), 2, lag=2)),
+    "bounded": Config(
+        RefreshConfig("overlapped", (3,), lag=1, min_recall=BOUND, sample=48)
+    ),
+    "external": Config(RefreshConfig("external", (2,))),
 }
 
 

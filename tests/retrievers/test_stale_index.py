@@ -57,7 +57,10 @@ def contents(folder):
     """Everything that a run leaves and that no clock has written."""
     files = {
         str(path.relative_to(folder)): path.read_bytes()
-        for name in ("indexes", "rounds", "generations.json", "refreshes.json")
+        for name in (
+            *("indexes", "rounds", "generations.json"),
+            *("refreshes.json", "decisions.json"),
+        )
         for path in [folder / name, *(folder / name).rglob("*")]
         if path.is_file() and path.name not in ("worker.log", ".worker")
     }
@@ -231,7 +234,9 @@ def go_on(folder, policy, shared, whole):
 
 
 @pytest.mark.multi
-@pytest.mark.parametrize("policy", ["synchronous", "overlapped"])
+@pytest.mark.parametrize(
+    "policy", ["synchronous", pytest.param("overlapped", marks=pytest.mark.slow)]
+)
 def test_killed_and_resumed_equals_straight(shared, straight, policy):
     # The overlapped run is killed while the worker encodes the index of step 4.
     folder = shared / f"killed_{policy}"
@@ -244,7 +249,7 @@ def test_killed_and_resumed_equals_straight(shared, straight, policy):
 @pytest.mark.slow
 @pytest.mark.multi
 @pytest.mark.parametrize("number", range(10))
-@pytest.mark.parametrize("policy", ["synchronous", "overlapped"])
+@pytest.mark.parametrize("policy", ["synchronous", "overlapped", "bounded"])
 def test_killed_at_any_moment(shared, straight, policy, number):
     draw = random.Random(f"{policy} {number}")
     step = draw.randint(0, stale_run.STEPS - 1)
@@ -253,7 +258,7 @@ def test_killed_at_any_moment(shared, straight, policy, number):
     else:
         what = lambda run: reaches(run, step) if step else (run / "indexes").exists()
     whom = "trainer"
-    if policy == "overlapped":
+    if policy != "synchronous":
         whom = draw.choice(["trainer", "worker", "both"])
     folder = shared / f"{policy}_{number}"
     kill(folder, policy, (what, draw.random() * 0.5, whom))

@@ -1,13 +1,14 @@
 """A memory of tokens: searched, added to, and taken from without a rebuild."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rlm_jax.data.passages import Passage
 from rlm_jax.errors import UserError
-from rlm_jax.retrieval import encode_tokens
+from rlm_jax.retrieval import auto_index, encode_tokens
 from rlm_jax.retrievers import memory_parts, token_memory
 from tests.retrievers.token_toy import MEMORY, NAMES, PASSAGES, tower
 
@@ -121,6 +122,62 @@ def test_shuffled_tokens_are_the_same_ones(memory):
     np.testing.assert_array_equal(
         other.search(queries, 3).ids, memory.search(queries, 3).ids
     )
+
+
+def test_an_overlay_leaves_the_memory_as_it_is(memory, tmp_path):
+    before = {p: p.read_bytes() for p in memory.folder.rglob("*") if p.is_file()}
+    for _ in range(2):  # the second takes the place of the first
+        other = memory.overlay(tmp_path / "overlay")
+        other.add(ADDED)
+        other.remove(["anna", "h"])
+        assert passages_found(other, 99)[1] == {*NAMES, "gustav"} - {"anna"}
+        assert passages_found(memory, 99)[1] == set(NAMES)
+    assert passages_found(reopened(memory), 99)[1] == set(NAMES)
+    now = {p: p.read_bytes() for p in memory.folder.rglob("*") if p.is_file()}
+    assert now == before
+
+
+def test_scann_is_tuned_on_blanks(memory, tmp_path, monkeypatch):
+    pytest.importorskip("scann")
+    tuned_on = []
+    choose = auto_index.choose
+
+    def noted(*args, queries=None, **options):
+        tuned_on.append(queries)
+        return choose(*args, queries=queries, **options)
+
+    monkeypatch.setattr(memory_parts.auto_index, "choose", noted)
+    config = dataclasses.replace(MEMORY, index="scann")
+    folder, encoder = tmp_path / "scann", memory.encoder
+    own = token_memory.build(folder, PASSAGES, tower(), config, encoder)
+    again = token_memory.open_memory(folder, tower(), config, encoder)
+    assert tuned_on[0].shape == (2 * len(PASSAGES), encoder.dim)
+    assert tuned_on[1] is None  # the index is there already
+    queries = memory.keys(np.arange(5))
+    for one in (own, again):
+        np.testing.assert_array_equal(
+            one.search(queries, 3).ids, memory.search(queries, 3).ids
+        )
+    told = memory_parts.searches(own.parts[0])
+    assert told["index"] == "scann" and min(told["recall"].values()) == 1
+    assert memory_parts.searches(memory.parts[0])["index"] == "exact"
+
+
+def test_blanks_hide_tokens_behind_two_masks():
+    class Noted:
+        def at(self, rows, places):
+            self.rows, self.places = rows, places
+            return np.zeros((*places.shape, 4), np.float32)
+
+    noted: Any = Noted()
+    mask = tower().tokenizer.mask_id
+    rows = [np.r_[1, np.arange(5, 5 + n), 2].astype(np.int32) for n in range(9)]
+    vectors = memory_parts.masked_vectors(rows, np.arange(9), noted, tower(), 99)
+    assert vectors.shape == (2 * 7, 4)  # of rows with two tokens or more
+    for row, at in zip(noted.rows, noted.places, strict=True):
+        assert np.flatnonzero(row == mask).tolist() == list(at) and at[1] == at[0] + 1
+        left = set(row[1:-1].tolist()) - {mask}
+        assert (row[0], row[-1]) == (1, 2) and len(left) == len(row) - 4
 
 
 def test_bad_input(memory, tmp_path):

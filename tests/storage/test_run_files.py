@@ -11,8 +11,8 @@ def test_run_files(tmp_path, name):
     run_files.write(run, path, tag="bm25")
     assert run_files.read(path) == run
     assert [p.name for p in path.parent.iterdir()] == [path.name]
-    with run_files._text(path, path, "rt") as file:
-        assert file.readline() == "q1 Q0 high 1 0.3333333333333333 bm25\n"
+    with run_files._open(path, path, "rb") as file:
+        assert file.readline() == b"q1 Q0 high 1 0.3333333333333333 bm25\n"
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,6 @@ def test_bad_files(tmp_path, content, message):
         run_files.read(tmp_path / "run")
     with pytest.raises(UserError, match="no run at"):
         run_files.read(tmp_path / "other")
-    with pytest.raises(UserError, match="spaces"):
-        run_files.write({"a b": {"c": 1.0}}, tmp_path / "new")
+    with pytest.raises(UserError, match="An empty id"):
+        run_files.write({"a": {"": 1.0}}, tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -221,20 +221,36 @@ def test_the_profiler_records_some_steps(tmp_path, monkeypatch, steps, recorded)
     assert calls == [tmp_path / "again" / "profile", "stop"]
 
 
-def test_sigterm_saves_and_leaves(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("number", "status", "told"),
+    [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")],
+)
+def test_a_signal_saves_and_leaves(tmp_path, capsys, number, status, told):
+    before = signal.getsignal(number)
 
-    def terminate(params, done):
-        os.kill(os.getpid(), signal.SIGTERM)
+    def stop(params, done):
+        os.kill(os.getpid(), number)
         return toy.batch_at
 
     with pytest.raises(SystemExit) as stopped:
-        toy.run(tmp_path, 10, boundaries={3: terminate})
-    assert stopped.value.code == 143
+        toy.run(tmp_path, 10, boundaries={3: stop})
+    assert stopped.value.code == status
+    assert f"stopped by {told}; step 4 is saved" in capsys.readouterr().err
     assert os.listdir(tmp_path / "checkpoints") == ["4"]
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     resumed = toy.run(tmp_path, 10)
     chex.assert_trees_all_equal(resumed, toy.run(tmp_path / "straight", 10))
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    def stop(params, done):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return toy.batch_at
+
+    with pytest.raises(KeyboardInterrupt):
+        toy.run(tmp_path, 10, boundaries={3: stop})
+    assert not (tmp_path / "checkpoints" / "4").exists()
 
 
 def test_trains_outside_the_main_thread(tmp_path):

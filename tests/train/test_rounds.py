@@ -124,13 +124,67 @@ def test_a_configuration_lays_rounds_out():
     wanted = rounds.overlapped(1)(20, [(4, 2), (12, 4)])
     assert rounds.lay_out(pieces, 20) == wanted
     for config, message in (
-        (RefreshConfig("sometimes"), "choose synchronous or overlapped"),  # type: ignore
+        (RefreshConfig("sometimes"), "synchronous, overlapped or external"),  # type: ignore
         (RefreshConfig(lag=3), "policy=overlapped or lag=0"),
         (RefreshConfig(keys_every=(1, 2, 3)), "one number, or pairs"),
         (RefreshConfig(keys_every=()), "which make no index"),
+        (RefreshConfig(min_recall=1.5), "choose a share from 0 to 1"),
+        (RefreshConfig(sample=0), "1 passage or more"),
+        (RefreshConfig("external", (0,)), "never looks for an index"),
+        (RefreshConfig("external", (2,), min_recall=0.5), "min_recall to 0"),
+        (RefreshConfig("external", (2,), lag=1), "policy=overlapped or lag=0"),
     ):
         with pytest.raises(UserError, match=message):
             rounds.lay_out(config, 9)
+
+
+def test_a_run_that_decides():
+    """Whatever is decided, rounds begin at the same steps; keys that stay are searched
+    with current queries."""
+    bounded = RefreshConfig("overlapped", (4,), lag=1, min_recall=0.9)
+    assert bounded.decides and rounds.due(bounded, 12) == [0, 4, 8]
+    assert rounds.lay_out(bounded, 12) == rounds.overlapped(1)(12, 4)
+    assert rounds.lay_out(bounded, 12, {0: 0, 4: 0, 8: 8}) == [
+        Round(0, 5, 0, 0), Round(5, 9, 0, 5), Round(9, 12, 8, 8),
+    ]  # fmt: skip
+    external = RefreshConfig("external", (3,))
+    assert external.decides and not RefreshConfig().decides
+    assert rounds.lay_out(external, 8) == [
+        Round(0, 3, 0, 0), Round(3, 6, 0, 3), Round(6, 8, 0, 6),
+    ]  # fmt: skip
+    taken = rounds.lay_out(external, 8, {0: 0, 3: 0, 6: 3})
+    assert taken[-1] == Round(6, 8, 3, 6) and taken[1] == Round(3, 6, 0, 3)
+    # Until it is decided otherwise the last keys stay.
+    assert rounds.lay_out(external, 12, {0: 0, 3: 3})[-1] == Round(9, 12, 3, 9)
+    assert rounds.lay_out(external, 1) == [Round(0, 1, 0, 0)]
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_decisions_are_asked_for_when_they_are_due(tmp_path, lag):
+    """An index that is not to be made is not begun."""
+    config = RefreshConfig(
+        "overlapped" if lag else "synchronous", (3,), lag=lag, min_recall=0.5
+    )
+    decided, events = {}, []
+
+    def decide(step, passages, queries):
+        assert passages is not None and queries is not None
+        decided[step] = step if step in (0, 6) else max(decided.values())
+
+    at = rounds.boundaries(
+        lambda: rounds.lay_out(config, 9, decided),
+        RETRIEVAL,
+        recorded(events)._replace(decide=decide),
+        tmp_path,
+        due=rounds.due(config, 9),
+    )
+    assert sorted(at) == ([0, 3, 6] if not lag else [0, 3, 4, 6, 7])
+    toy.run(tmp_path, 9, None, boundaries=at)
+    assert decided == {0: 0, 3: 0, 6: 6}
+    begun = [name for name in names(events) if name[0] in ("start", "finish")]
+    assert begun == [
+        *(("start", 0), ("finish", 0), ("finish", 0), ("start", 6), ("finish", 6)),
+    ]
 
 
 @given(start=st.integers(0, 9), length=st.integers(1, 9), age=st.integers(0, 9))
@@ -211,7 +265,7 @@ def test_what_happens_when(tmp_path, policy):
     turns, events = policy(10, 4), []
 
     def run(workdir, steps):
-        at = rounds.boundaries(turns, RETRIEVAL, recorded(events), workdir)
+        at = rounds.boundaries(lambda: turns, RETRIEVAL, recorded(events), workdir)
         toy.run(workdir, steps, None, boundaries=at, every={"checkpoint_every": 3})
 
     run(tmp_path / "whole", 10)
@@ -271,7 +325,7 @@ def test_what_a_killed_run_needs_is_kept(tmp_path):
                 inside = [x for x in turns if x.start < step < x.stop][:1]
                 assert all(x.keys_step in needed for x in inside)
     turns = rounds.synchronous(10, 3)
-    at = rounds.boundaries(turns, RETRIEVAL, recorded([], kept), tmp_path)
+    at = rounds.boundaries(lambda: turns, RETRIEVAL, recorded([], kept), tmp_path)
     toy.run(tmp_path, 10, None, boundaries=at, every={"checkpoint_every": 1, "keep": 3})
     assert [max(steps) for steps, _ in kept] == [0, 3, 6, 9]
     assert all(len(steps) <= 2 for steps, _ in kept)
@@ -284,7 +338,7 @@ def test_parameters_are_copied(tmp_path):
         start=lambda step, passages, queries: seen.append((passages, passages.copy()))
     )
     turns = rounds.synchronous(6, 2)
-    at = rounds.boundaries(turns, RETRIEVAL, refresher, tmp_path)
+    at = rounds.boundaries(lambda: turns, RETRIEVAL, refresher, tmp_path)
     toy.run(tmp_path, 6, None, boundaries=at)
     assert len(seen) == 3
     for now, then in seen:

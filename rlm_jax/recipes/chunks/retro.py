@@ -76,7 +76,7 @@ def run(config: Config, here: Run):
 
 
 def _baseline(config: Config, text: Text) -> Decoding:
-    stored = runs.configuration(config.baseline, text.fingerprint)
+    stored = runs.configuration_of(config.baseline, text.fingerprint)
     if stored["system"] not in ("lm", "knn_lm"):
         raise UserError(
             f"The run in {config.baseline} is of {stored['system']}; name one of "

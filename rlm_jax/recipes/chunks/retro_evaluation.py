@@ -85,15 +85,18 @@ def evaluate(
         log_probs = {"real": given(ids, values, k)}
     with phases("controls"):
         log_probs["off"] = score(order(split))
-        others = chunk_neighbours.shuffled(ids)
-        log_probs["shuffled"] = given(others, values, k)
+        # One chunk alone can have nobody else's neighbours.
+        others = chunk_neighbours.shuffled(ids) if len(ids) > 1 else None
+        if others is not None:
+            log_probs["shuffled"] = given(others, values, k)
         # The chunk itself and the one that follows it, which is the answer.
         own = np.arange(len(ids), dtype=np.int32)[:, None]
         log_probs["oracle"] = given(own, chunks.values, 1)
         for other in config.ks:
             if other != k:
                 log_probs[f"k={other}"] = given(ids, values, other)
-                log_probs[f"k={other}, shuffled"] = given(others, values, other)
+                if others is not None:
+                    log_probs[f"k={other}, shuffled"] = given(others, values, other)
         if baseline is not None:
             plain = lm.lm(lm.LMConfig(baseline.config))
             log_probs[PLAIN] = perplexity.score_batches(

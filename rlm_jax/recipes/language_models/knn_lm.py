@@ -8,6 +8,7 @@ import dataclasses
 
 import numpy as np
 
+from rlm_jax.errors import UserError
 from rlm_jax.evaluate import knn
 from rlm_jax.evaluate.token_search import by_control
 from rlm_jax.methods import knn_lm, lm
@@ -24,9 +25,19 @@ class TuneConfig:
     """
 
     tokens: int = 16384  # of the validation split, from its start; 0: no search
-    ks: tuple[int, ...] = (16, 64, 256, 1024)
+    ks: tuple[int, ...] = (16, 64, 256, 1024)  # neighbours
+    # that similarities are divided by
     temperatures: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 100.0)
+    # lambda, of the neighbours' distribution
     weights: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+
+    def check(self) -> None:
+        """Raises UserError for an empty grid."""
+        if self.tokens and not (self.ks and self.temperatures and self.weights):
+            raise UserError(
+                "A grid to tune on is empty; give tune.ks, tune.temperatures and "
+                "tune.weights a value each, or tune.tokens=0."
+            )
 
 
 @dataclasses.dataclass
@@ -125,11 +136,16 @@ def _tuned(config: Config, text, method, params, searched) -> knn.Mixture:
         method, params, config, text, "validation", limit=tuned.tokens
     )
     found, _ = token_search.look_up(validation, searched, config.datastore)
-    return knn.tune(
+    ks = [k for k in tuned.ks if k <= searched.k] or [searched.k]
+    chosen = knn.tune(
         validation.stream.log_probs,
         found,
         validation.stream.targets,
-        ks=[k for k in tuned.ks if k <= searched.k] or [searched.k],
+        ks=ks,
         temperatures=tuned.temperatures,
         weights=tuned.weights,
     )
+    grids = {"ks": ks, "temperatures": tuned.temperatures, "weights": tuned.weights}
+    for (name, grid), value in zip(grids.items(), chosen, strict=True):
+        language_model.note_grid_end(f"tune.{name}", value, grid)
+    return chosen

@@ -1,6 +1,7 @@
 """TRIME: a language model trained with the memory it is evaluated with."""
 
 import dataclasses
+from typing import ClassVar
 
 from rlm_jax.data.texts import Order
 from rlm_jax.evaluate import knn, token_memory
@@ -19,14 +20,18 @@ from rlm_jax.train import checkpoint
 class MemoryConfig:
     """The memory at evaluation; its temperature is tuned on the validation split."""
 
+    MAY_BE_ZERO: ClassVar = ("k",)
+
     size: int = 4096  # tokens of finished segments; 0: the local memory alone
     segment: int = 256  # tokens after which the memory moves on
     tune_tokens: int = 16384  # of the validation split, from its start
+    # of the memory; the best on validation is taken
     temperatures: tuple[float, ...] = (0.8, 1.0, 1.15, 1.25, 1.4, 1.6, 2.0, 3.0)
     k: int = 0  # neighbours from a datastore of the training tokens; 0: no datastore
     interpolate: bool = False  # and mix in a kNN distribution, calibrated apart
+    # of the separate kNN distribution
     knn_temperatures: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
-    knn_weights: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4)
+    knn_weights: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4)  # its lambda
 
 
 @dataclasses.dataclass
@@ -97,6 +102,9 @@ def evaluate(config: Config, run, phases, text, method, params, searched):
         memory, log_probs, protocol = _with_datastore(
             config, phases, validation, test, memory, searched
         )
+    language_model.note_grid_end(
+        "memory.temperatures", memory.temperature, config.memory.temperatures
+    )
     positions = inspection.of_memory(text, test, log_probs, memory)
     return reporting.finish(
         run,

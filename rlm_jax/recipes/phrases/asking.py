@@ -1,10 +1,10 @@
 """The memory of a run, to be asked: phrases for each blank, and where they stand."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
+from rlm_jax import characters
 from rlm_jax.data.question_files import BLANK
 from rlm_jax.errors import UserError
 from rlm_jax.report import blanks, report
@@ -36,7 +36,7 @@ def load(workdir: pathlib.Path) -> PhraseFiller:
       UserError: no run of NPM has ended in the workdir, or its memory is damaged.
     """
     try:
-        told = json.loads((workdir / FILE).read_text())
+        told = characters.read_json(workdir / FILE)
         config, fill = MemoryConfig(**told["memory"]), FillConfig(**told["fill"])
         folder, masks, scale = (told[name] for name in ("folder", "masks", "scale"))
     except FileNotFoundError as error:

@@ -25,9 +25,11 @@ from rlm_jax.errors import UserError
 from rlm_jax.evaluate import controls, exact_match
 from rlm_jax.method import Params
 from rlm_jax.methods.npm import NPMConfig
+from rlm_jax.readers import added_facts, classifying
+from rlm_jax.readers.added_facts import Added, AddedConfig
+from rlm_jax.readers.classifying import ClosedSetsConfig
 from rlm_jax.recipes import reporting, runs
-from rlm_jax.recipes.phrases import asking, classifying
-from rlm_jax.recipes.phrases.classifying import ClosedSetsConfig
+from rlm_jax.recipes.phrases import asking
 from rlm_jax.recipes.runs import Run
 from rlm_jax.report import report, tables
 from rlm_jax.retrieval import encode_stream, phrases
@@ -48,7 +50,7 @@ class QuestionsConfig:
 
     # as questions.load, such as trex:PATH; empty: blanks are made in held-out passages
     name: str = ""
-    split: str = "test"
+    split: str = "test"  # of the questions
     held_out: str = "corpus:stdlib#test"  # passages, where there is no name
     count: int = 200  # questions; 0: all
     protocol: exact_match.Protocol = "squad"  # of exact match; orqa: NFD first
@@ -66,6 +68,8 @@ class Fills(Protocol):
     @property
     def foreign_passages(self) -> str: ...
     @property
+    def untrained(self) -> bool: ...
+    @property
     def method(self) -> NPMConfig: ...
     @property
     def memory(self) -> MemoryConfig: ...
@@ -75,6 +79,8 @@ class Fills(Protocol):
     def questions(self) -> QuestionsConfig: ...
     @property
     def closed_sets(self) -> ClosedSetsConfig: ...
+    @property
+    def added(self) -> AddedConfig: ...
 
 
 class Data(NamedTuple):
@@ -85,6 +91,7 @@ class Data(NamedTuple):
     questions: list[Question]
     counts: np.ndarray  # int64 [N], of the commonest answer of each question
     tasks: list[ClosedSet]
+    added: Added  # facts that neither training nor the memory holds
 
     @property
     def fingerprint(self) -> str:
@@ -136,10 +143,12 @@ def load(config: Fills, passages: Passages, tokenizer: ClozeTokenizer) -> Data:
     for question in every:
         if asked.count and len(kept) == asked.count:
             break
-        phrases_of = _written(question, tokenizer)
+        phrases_of = cloze_questions.written(question, tokenizer)
         if question.text.count(BLANK) == 1 and phrases_of:
             kept.append(question)
-            counts.append(max(_count(trained, ids) for ids in phrases_of))
+            counts.append(
+                max(cloze_questions.occurrences(trained, ids) for ids in phrases_of)
+            )
     if not kept:
         raise UserError(
             f"Not one question of {asked.name or asked.held_out} has one {BLANK} and "
@@ -147,7 +156,9 @@ def load(config: Fills, passages: Passages, tokenizer: ClozeTokenizer) -> Data:
         )
     terminal.say(f"{len(kept):,} of {len(every):,} questions with one blank are asked")
     tasks = classifying.load(config.closed_sets, tokenizer)
-    return Data(memory, foreign, kept, np.array(counts), tasks)
+    held, _ = passage_tokens.build(memory, tokenizer, max_length=LONGEST).flat
+    new = added_facts.load(config.added, [trained, np.asarray(held)], tokenizer)
+    return Data(memory, foreign, kept, np.array(counts), tasks, new)
 
 
 def evaluate(
@@ -201,7 +212,9 @@ def evaluate(
     if data.foreign:
         name, encoder = controls.FOREIGN, real.encoder
         fill(name, memory(name, trained.tower, data.foreign, encoder))
-    fill("init", memory("init", trained.initial, data.passages))
+    if config.untrained:
+        fill("init", memory("init", trained.initial, data.passages))
+    others: dict[str, added_facts.Answer] = {}
     if trained.twin is not None:
         with phases("answer"):
             twin = _twin(config, real, trained.twin)
@@ -210,6 +223,19 @@ def evaluate(
         with phases("classify"):
             scored = classifying.accuracies(data.tasks, twin.label_scores)
             figures["masked_lm"] |= scored
+        others["masked_lm"] = twin
+    if data.added.questions:
+        with phases("added"):
+            told = added_facts.measure(
+                data.added,
+                real,
+                lambda of: PhraseFiller(of, config.fill, **options),
+                run.workdir / "memory" / "added",
+                protocol=config.questions.protocol,
+                others=others,
+            )
+        for name, means in told.items():
+            figures[REAL if name == "open" else name] |= means
     _write_answers(run, data, texts, found[REAL], real)
     return finish(run, config, data, real, figures, phases.seconds, facts=facts)
 
@@ -257,9 +283,11 @@ def finish(
             "questions": asked.name or f"blanks in {asked.held_out}",
             "split": asked.split,
             "num_questions": len(data.questions),
+            "num_added": len(data.added.questions),
             "num_passages": int(memory.alive.sum()),
             "num_removed": int((~memory.alive).sum()),
             "num_tokens": memory.num_tokens,
+            "searches": [memory_parts.searches(part) for part in memory.parts],
             "normalisation": phrases.NORMALISATION,
             "median_count_of_answers": float(np.median(data.counts)),
             "closed_sets": dataclasses.asdict(config.closed_sets),
@@ -316,22 +344,3 @@ def _write_answers(
         for place, question in enumerate(data.questions)
     ]
     atomic.write_json_lines(run.workdir / "answers.jsonl", lines)
-
-
-def _written(question: Question, tokenizer: ClozeTokenizer) -> list[np.ndarray]:
-    """The answers that tokens can write."""
-    found = []
-    for answer in question.answers:
-        try:
-            found.append(tokenizer.phrase(answer))
-        except UserError:
-            continue
-    return found
-
-
-def _count(tokens: np.ndarray, phrase: np.ndarray) -> int:
-    """How often a phrase stands in a row of tokens."""
-    places = np.flatnonzero(tokens[: len(tokens) - len(phrase) + 1] == phrase[0])
-    for i, token in enumerate(phrase[1:], 1):
-        places = places[tokens[places + i] == token]
-    return len(places)

@@ -19,9 +19,10 @@ from rlm_jax.method import Method, Params
 from rlm_jax.methods import masked_lm, npm
 from rlm_jax.methods.masked_lm import MaskedLMConfig
 from rlm_jax.methods.npm import NPMConfig
+from rlm_jax.readers.added_facts import AddedConfig
+from rlm_jax.readers.classifying import ClosedSetsConfig
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.phrases import filling
-from rlm_jax.recipes.phrases.classifying import ClosedSetsConfig
 from rlm_jax.recipes.phrases.filling import QuestionsConfig, Trained
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrievers import encoder_towers
@@ -48,6 +49,7 @@ class Config:
     vocab_size: int = 8192  # of the WordPiece trained on the passages, from scratch
     method: NPMConfig = dataclasses.field(default_factory=NPMConfig)
     masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
+    untrained: bool = True  # the encoder before training is a control
     twin: bool = True  # also train a masked language model on the same spans
     batch_size: int = 32  # sequences of a step, over all devices
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
@@ -56,6 +58,7 @@ class Config:
     fill: FillConfig = dataclasses.field(default_factory=FillConfig)
     questions: QuestionsConfig = dataclasses.field(default_factory=QuestionsConfig)
     closed_sets: ClosedSetsConfig = dataclasses.field(default_factory=ClosedSetsConfig)
+    added: AddedConfig = dataclasses.field(default_factory=AddedConfig)
 
 
 SAME = (
@@ -71,6 +74,7 @@ def run(config: Config, here: Run):
     with phases("data"):
         passages = passages_lib.load(config.passages)
         config, tower = _encoder(config, here, passages)
+        method = npm.npm(config.method)
         tokenizer = ClozeTokenizer(tower.tokenizer)
         data = filling.load(config, passages, tokenizer)
         training = _masking(config, passages, tokenizer)
@@ -80,7 +84,9 @@ def run(config: Config, here: Run):
     form = config.method.unit
     if here.dry_run:
         batches = training.batches(form)
-        return dry_run.describe(npm.npm(config.method), batches, config)
+        return dry_run.describe(method, batches, config)
+    if tower.params is None:
+        tower = tower._replace(params=_initial(method, config.train.seed))
     encoder_towers.keep_tokenizer(here.workdir, tower.tokenizer)
     validation = None
     if config.validation:
@@ -98,12 +104,12 @@ def run(config: Config, here: Run):
                 initial_params=initial,
             )
 
-    params = train(npm.npm(config.method), form, FOLDERS["npm"], tower.params)
+    params = train(method, form, FOLDERS["npm"], tower.params)
     twin = None
     if config.twin:
-        method = masked_lm.masked_lm(MaskedLMConfig(config.method.encoder))
-        start = _initial(method, config.train.seed) | {"encoder": tower.params}
-        twin = train(method, "each", FOLDERS["masked_lm"], start)
+        parametric = masked_lm.masked_lm(MaskedLMConfig(config.method.encoder))
+        start = _initial(parametric, config.train.seed) | {"encoder": tower.params}
+        twin = train(parametric, "each", FOLDERS["masked_lm"], start)
     runs.leave_to_first()
     trained = Trained(tower._replace(params=params), tower, twin)
     encoder_towers.save(here.workdir / "encoder", trained.tower)
@@ -113,7 +119,7 @@ def run(config: Config, here: Run):
 
 
 def _encoder(config: Config, here: Run, passages: Passages) -> tuple[Config, Tower]:
-    """The configuration with its encoder's sizes, and the encoder as it starts."""
+    """The configuration with its encoder's sizes; parameters where they are given."""
     encoder = config.method.encoder
     if config.init_from:
         tower = encoder_towers.load(config.init_from, encoder)
@@ -136,11 +142,7 @@ def _encoder(config: Config, here: Run, passages: Passages) -> tuple[Config, Tow
             f"{tower.config.max_length} positions; choose a length up to that."
         )
     method = dataclasses.replace(config.method, encoder=tower.config)
-    config = dataclasses.replace(config, method=method)
-    if tower.params is None:
-        seed = config.train.seed
-        tower = tower._replace(params=_initial(npm.npm(method), seed))
-    return config, tower
+    return dataclasses.replace(config, method=method), tower
 
 
 def _initial(method: Method, seed: int) -> Params:

@@ -5,15 +5,13 @@ Questions come from the configuration, from a pipe, one a line, or from a prompt
 """
 
 import dataclasses
-import json
 import pathlib
-import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
-from rlm_jax import terminal
+from rlm_jax import characters, terminal
 from rlm_jax.data import passage_tokens, question_answering, reader_batches
 from rlm_jax.data.collections import Collection
 from rlm_jax.data.question_answering import AnsweringConfig
@@ -38,6 +36,8 @@ from rlm_jax.retrievers.encoder_towers import TextConfig
 class Config:
     """What is asked, and how much is shown."""
 
+    MAY_BE_ZERO: ClassVar = ("num",)
+
     question: str = ""  # empty: questions are asked for
     # empty: the run's own; see `reading.ReadingConfig`; of NPM: bm25, or all passages
     retriever: str = ""
@@ -61,14 +61,15 @@ def run(config: Config, here: Run) -> None:
         return
     if not config.question and not config.json:
         terminal.say("a question a line; an empty line ends")
-    for question in [config.question] if config.question else terminal.asked():
+    questions = terminal.asked()
+    if config.question:
+        questions = iter([terminal.given(config.question, "the question")])
+    for question in questions:
         told = asking.answer(question)
         if config.json:
-            line = json.dumps(told.record(), ensure_ascii=False)
-            sys.stdout.write(f"{line}\n")
+            terminal.write_json(told.record())
         else:
-            sys.stdout.write(told.text(config.lines))
-        sys.stdout.flush()
+            terminal.write(told.text(config.lines))
         if config.plot:
             told.draw(config.plot)
 
@@ -154,7 +155,7 @@ class Asking:
         self.model: ReaderModel = reader.load(workdir)
         data = AnsweringConfig(**stored["data"])
         self.collection = question_answering.load(data, stored["split"])
-        trained_on = json.loads((workdir / reader.FOLDER / reader.READS).read_text())
+        trained_on = characters.read_json(workdir / reader.FOLDER / reader.READS)
         name = config.retriever or trained_on["retriever"]
         self._source = passage_sources.choose(
             name,

@@ -11,18 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlm_jax import terminal
 from rlm_jax.data import collections, problems, question_answering
 from rlm_jax.data.collections import Collection
 from rlm_jax.data.problems import BatchOf, Lengths, Source
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Batches, Method, Params, Rows
 from rlm_jax.methods import atlas, fid
-from rlm_jax.readers import reader
+from rlm_jax.readers import answering, reader
+from rlm_jax.readers.answering import Asked
 from rlm_jax.readers.reader import ReaderModel
 from rlm_jax.recipes import runs, stale_training
-from rlm_jax.recipes.readers import answering, atlas_config, joint
-from rlm_jax.recipes.readers.answering import Asked
+from rlm_jax.recipes.readers import answers_report, atlas_config, joint
 from rlm_jax.recipes.readers.atlas_config import Config
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrieval import encode_stream
@@ -182,13 +181,7 @@ def _describe(setting: Setting) -> None:
     config, source = setting.config, setting.source
     passages = setting.splits[TRAIN].passages
     collections.describe(setting.splits[TRAIN])
-    width = config.method.encoder.projection or config.method.encoder.width
-    size = np.dtype(config.search.dtype).itemsize
-    terminal.say(
-        f"an index of {len(passages):,} vectors of width {width}: "
-        f"{len(passages) * width * size / 2**20:,.1f} MiB, and twice that on the disk "
-        "while the next one is made"
-    )
+    stale_training.describe_index(len(passages), config.method.encoder, config.search)
     batch_of = _batches(setting)
 
     def batch_at(seed: int, step: int, *, rows: Rows | None = None) -> Batch:
@@ -295,7 +288,9 @@ def _evaluate(
     if config.task != "questions":
         own = "read"
 
-    def read(retriever: str) -> Asked:
+    recalls: dict[str, dict[str, float]] = {}
+
+    def read(retriever: str, name: str) -> Asked:
         found = reading.read(
             ReadingConfig(retriever, config.method.reader.k, own),
             collection,
@@ -304,21 +299,27 @@ def _evaluate(
             config.text,
             split=split,
         )
+        if retriever != passage_sources.NONE:
+            recalls[name] = answering.answer_recall(judge, collection, found)
         return answering.asked(
-            collection, found, model, lengths, answering.sample(judge, found)
+            collection,
+            found,
+            model,
+            lengths,
+            answering.sample(judge.max_questions, found),
         )
 
     answer = answering.Answerer(model, judge, config.target_length)
     with phases("search"):
-        given = read(str(places[RETRIEVER]))
-        asked = {answering.REAL: given, INIT: read(str(places[INIT]))}
-        asked |= {name: read(name) for name in config.also_reads}
+        given = read(str(places[RETRIEVER]), answering.REAL)
+        asked = {answering.REAL: given, INIT: read(str(places[INIT]), INIT)}
+        asked |= {name: read(name, name) for name in config.also_reads}
     asked |= answering.controls_of(judge, given)
     with phases("answer"):
         said = {name: answer(x, f"answering: {name}") for name, x in asked.items()}
         numbers = answering.by_number(judge, given, answer)
         if twin is not None:
-            asked["closed_book"] = read(passage_sources.NONE)
+            asked["closed_book"] = read(passage_sources.NONE, "closed_book")
             closed = answering.Answerer(twin, judge, config.target_length)
             said["closed_book"] = closed(asked["closed_book"], "answering: closed book")
     reader.save(
@@ -333,7 +334,7 @@ def _evaluate(
     stale_training.warn_of_collapse(
         given.reading.ids, len(collection.passages), config.train.steps
     )
-    return answering.finish(
+    return answers_report.finish(
         here,
         config.data,
         split,
@@ -349,6 +350,7 @@ def _evaluate(
             "trained": config.method.trained,
             "left_out": config.left_out,
             "by_number_of_passages": numbers,
+            "answer_recall_of_all": recalls,
             "refreshes": refreshes,
             "spread": answering.spread(real=given, init=asked[INIT]),
         },

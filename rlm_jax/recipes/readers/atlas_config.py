@@ -6,8 +6,8 @@ from rlm_jax.data import problems
 from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.errors import UserError
 from rlm_jax.methods.atlas import AtlasConfig
+from rlm_jax.readers.answering import AnswersConfig
 from rlm_jax.recipes import runs
-from rlm_jax.recipes.readers.answering import AnswersConfig
 from rlm_jax.retrievers.background import WorkerConfig
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig

@@ -19,9 +19,9 @@ from rlm_jax.evaluate.answers import has_answer
 from rlm_jax.method import Batch, Batches, Rows
 from rlm_jax.methods import fid, fid_kd
 from rlm_jax.methods.fid_kd import FiDKDConfig
+from rlm_jax.readers.answering import Asked, of_questions
 from rlm_jax.readers.reader import ReaderModel
 from rlm_jax.recipes import runs
-from rlm_jax.recipes.readers.answering import Asked, of_questions
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import encoder_towers, trained_towers
 from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
@@ -32,6 +32,7 @@ from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
 TRAIN, VALIDATION = "train", "validation"
+SAME = "init_from", "max_questions", "method", "optim"
 
 
 @dataclasses.dataclass
@@ -41,6 +42,7 @@ class DistilConfig:
     rounds: int = 0  # of distilling, retrieving again and training a new reader
     init_from: str = ""  # folder of the encoder that learns; empty: from scratch
     vocab_size: int = 8192  # of the WordPiece, from scratch
+    max_questions: int = 0  # of training that the reader scores; 0: all
     method: FiDKDConfig = dataclasses.field(default_factory=FiDKDConfig)
     batch_size: int = 16  # questions of a step, over all devices
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
@@ -50,8 +52,11 @@ class DistilConfig:
 
 def check(config: DistilConfig, reading: ReadingConfig) -> None:
     """Raises UserError for what would fail after the first reader is trained."""
-    if config.rounds < 0:
-        raise UserError(f"distil.rounds is {config.rounds}; choose 0 or more.")
+    for name in ("rounds", "max_questions"):
+        if getattr(config, name) < 0:
+            raise UserError(
+                f"distil.{name} is {getattr(config, name)}; choose 0 or more."
+            )
     if config.rounds and reading.num < 2:
         raise UserError(
             "One passage a question has no order to learn from; choose reading.num of "
@@ -92,7 +97,10 @@ def distil(
     runs.claim_part(
         folder,
         {
-            **{name: fields[name] for name in ("init_from", "method", "optim")},
+            **{
+                name: fields[name]
+                for name in ("init_from", "max_questions", "method", "optim")
+            },
             "batch_size": config.batch_size,
             "seed": config.train.seed,
             "reader": encode_stream.fingerprint(model.params),

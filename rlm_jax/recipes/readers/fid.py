@@ -15,11 +15,11 @@ from rlm_jax.data.problems import Lengths
 from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.methods import fid
 from rlm_jax.methods.fid import FiDConfig
-from rlm_jax.readers import reader
+from rlm_jax.readers import answering, reader
+from rlm_jax.readers.answering import AnswersConfig, Asked
 from rlm_jax.readers.reader import ReaderModel
 from rlm_jax.recipes import runs
-from rlm_jax.recipes.readers import answering, distilling
-from rlm_jax.recipes.readers.answering import AnswersConfig, Asked
+from rlm_jax.recipes.readers import answers_report, distilling
 from rlm_jax.recipes.readers.distilling import DistilConfig
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrievers import encoder_towers, passage_sources, reading
@@ -89,11 +89,14 @@ class Setting(NamedTuple):
             split=split,
         )
 
-    def asked(self, found: Reading, split: str) -> Asked:
-        """The questions of a split in tokens; of the last one a sample may be taken."""
-        sample = None
+    def asked(self, found: Reading, split: str, most: int = 0) -> Asked:
+        """The questions of a split in tokens, ``most`` of them at most (0: all).
+
+        Of those that are answered `answers.max_questions` says how many.
+        """
         if split == self.config.split:
-            sample = answering.sample(self.config.answers, found)
+            most = self.config.answers.max_questions
+        sample = answering.sample(most, found)
         collection = self.splits[split]
         return answering.asked(collection, found, self.initial, self.lengths, sample)
 
@@ -140,7 +143,12 @@ def run(config: Config, here: Run):
                 taught, figures = distilling.distil(
                     config.distil,
                     model,
-                    {s: setting.asked(found[s], s) for s in (TRAIN, VALIDATION)},
+                    {
+                        TRAIN: setting.asked(
+                            found[TRAIN], TRAIN, config.distil.max_questions
+                        ),
+                        VALIDATION: setting.asked(found[VALIDATION], VALIDATION),
+                    },
                     here.workdir / f"retriever_{number + 1}",
                     batch_size=config.answers.batch_size,
                     text=config.text,
@@ -234,7 +242,7 @@ def _evaluate(
             of_round = answering.Answerer(before, judge, config.target_length)
             said[name] = of_round(asked[name], f"answering: {name}")
     figures = {name: answering.judged(judge, asked[name], said[name]) for name in said}
-    return answering.finish(
+    return answers_report.finish(
         setting.run,
         config.data,
         split,

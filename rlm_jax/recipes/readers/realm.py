@@ -190,6 +190,7 @@ def check(config: Config) -> None:
 
 def _prepare(config: Config, here: Run) -> Setting:
     collection = collections.load(config.collection)
+    ranking_report.check(config.judge, config.search.k, collection)
     passages, seed = collection.passages, config.train.seed
     tower = trained_towers.initial_tower(
         config.method.retriever,
@@ -275,6 +276,9 @@ def _describe(setting: Setting, drawn: Sentences) -> None:
     """What a dry run shows: the collection, and the memory of a step."""
     config, batch_of = setting.config, _batches(setting)
     collections.describe(setting.collection)
+    stale_training.describe_index(
+        len(setting.collection.passages), config.method.retriever, config.search
+    )
 
     def batch_at(seed: int, step: int, *, rows: Rows | None = None) -> Batch:
         _, asked = drawn.at(seed, step, rows)
@@ -292,7 +296,9 @@ def _warm_up(setting: Setting, retriever: Params, folder: pathlib.Path) -> Param
     method = dpr.dpr(DPRConfig(config.method.retriever, towers=config.method.towers))
     batches = inverse_cloze.batches(
         setting.collection.passages,
-        lambda texts: tokenizer.encode(texts, max_length=text.question_length),
+        lambda texts: encoder_towers.question_rows(
+            tokenizer, texts, text.question_length, text
+        ),
         encoder_towers.passage_rows(tokenizer, text),
         batch_size=config.cloze.batch_size,
         question_length=text.question_length,

@@ -28,6 +28,7 @@ def run(config: Config, here: Run):
     phases = runs.Phases()
     with phases("data"):
         collection = collections.load(config.collection)
+        own = ranking_report.check(config.judge, config.k, collection)
     runs.claim(here, config, collection.fingerprint, same=("collection", "bm25"))
     if here.dry_run:
         return collections.describe(collection)
@@ -39,7 +40,7 @@ def run(config: Config, here: Run):
         here.workdir, collection.passages, {"bm25": dataclasses.asdict(config.bm25)}
     )
     with phases("search"):
-        neighbours = index.search(collection.texts, config.k, progress=True)
+        neighbours = index.search(collection.texts, own.deeper(config.k), progress=True)
     return ranking_report.finish(
         here,
         collection,
@@ -47,5 +48,6 @@ def run(config: Config, here: Run):
         {ranking_report.REAL: neighbours},
         config.judge,
         phases.seconds,
+        own,
         protocol=dataclasses.asdict(config.bm25),
     )

@@ -37,8 +37,16 @@ class CropsConfig:
     vocab_size: int = 8192  # of wordpiece
     window: int = 256  # tokens, of which two crops are taken
     smallest: float = 0.05  # share of the window
-    largest: float = 0.5
+    largest: float = 0.5  # share of the window
     deletion: float = 0.1  # of a token, before it is encoded
+
+    def check(self) -> None:
+        """Raises UserError where no crop has a length."""
+        if self.smallest > self.largest:
+            raise UserError(
+                f"crops.smallest={self.smallest} is more than crops.largest="
+                f"{self.largest}; choose shares that rise."
+            )
 
 
 @dataclasses.dataclass
@@ -63,8 +71,10 @@ def run(config: Config, here: Run):
     with phases("data"):
         crops = config.crops
         data = DataConfig(crops.corpus, crops.tokenizer, crops.vocab_size)
-        tokenizer, store = language_model.load_text(data, here.workdir)
+        text = language_model.load_text(data, here.workdir)
+        tokenizer, store = text.tokenizer, text.store
         collection = collections.load(config.collection)
+        ranking_report.check(config.judge, config.search.k, collection)
     encoder_tokenizer = text_encoding.parse(tokenizer.content)
     config, initial = _encoder(config, encoder_tokenizer)
     identity = encoder_towers.identity(encoder_tokenizer, initial)

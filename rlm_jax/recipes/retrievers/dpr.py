@@ -7,7 +7,7 @@ before, and goes on from its parameters.
 
 import dataclasses
 import pathlib
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import numpy as np
@@ -35,8 +35,10 @@ from rlm_jax.train import dry_run, fit
 class PairsConfig:
     """Questions with passages that answer them, and their hard negatives."""
 
+    MAY_BE_ZERO: ClassVar = ("passage_length",)
+
     passages: str = "stdlib"  # as in `collection`; empty: those the questions bring
-    questions: str = "stdlib"
+    questions: str = "stdlib"  # whose passages are known; as in `collection`
     hard_negatives: int = 1  # of each question, in a batch
     mined: int = 16  # of each question, to draw from
     passage_length: int = 0  # tokens, while training; 0: as text.passage_length
@@ -68,6 +70,7 @@ def run(config: Config, here: Run):
     phases = runs.Phases()
     with phases("data"):
         collection = collections.load(config.collection)
+        ranking_report.check(config.judge, config.search.k, collection)
         config, tokenizer, initial = _encoder(config, here.workdir)
         asked = _questions(config.pairs.questions, "train", config.pairs.passages)
     identity = encoder_towers.identity(tokenizer, initial)
@@ -170,7 +173,9 @@ def _batches(
     to_rows = encoder_towers.passage_rows(tokenizer, text)
     pool = asked.pairs.pool
     return contrastive.pairs(
-        tokenizer.encode(asked.texts, max_length=text.question_length),
+        encoder_towers.question_rows(
+            tokenizer, asked.texts, text.question_length, text
+        ),
         lambda numbers: to_rows([pool[int(i)] for i in numbers]),
         asked.pairs.positives,
         negatives,

@@ -10,6 +10,8 @@ the encoding.
 import dataclasses
 import pathlib
 
+import numpy as np
+
 from rlm_jax import terminal
 from rlm_jax.data import collections
 from rlm_jax.data import passages as passages_lib
@@ -24,6 +26,7 @@ from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import dense, encoder_towers, published_index
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig
+from rlm_jax.retrievers.own_passages import OwnPassages
 
 
 @dataclasses.dataclass
@@ -48,6 +51,10 @@ def run(config: Config, here: Run):
     phases = runs.Phases()
     with phases("data"):
         passages = passages_lib.load(config.collection.passages)
+        collection, own = None, OwnPassages(np.zeros(0, np.int32))
+        if config.collection.split:
+            collection = collections.load(config.collection)
+            own = ranking_report.check(config.judge, config.search.k, collection)
         tower = encoder_towers.load(config.encoder)
         asking = tower
         if config.question_encoder:
@@ -96,11 +103,11 @@ def run(config: Config, here: Run):
             f"{len(passages):,} passages, {rate:,.0f} a second, "
             f"{facts['padding']:.1%} padding"
         )
-    if config.collection.split:
-        collection = collections.load(config.collection)
+    if collection is not None:
+        deep = dataclasses.replace(config.search, k=own.deeper(config.search.k))
         with phases("search"):
             neighbours = dense.search(
-                asking, store, collection.texts, config.text, config.search
+                asking, store, collection.texts, config.text, deep
             )
         return ranking_report.judged(
             here,
@@ -108,6 +115,7 @@ def run(config: Config, here: Run):
             collection,
             neighbours,
             phases,
+            own,
             curves={},
             protocol={"encoder": config.encoder, **facts},
         )

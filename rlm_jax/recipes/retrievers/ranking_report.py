@@ -3,18 +3,23 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import numpy as np
+
+from rlm_jax import terminal
 from rlm_jax.data.collections import Collection, CollectionConfig
-from rlm_jax.evaluate import controls, judging
+from rlm_jax.errors import UserError
+from rlm_jax.evaluate import controls, judging, ranking
 from rlm_jax.method import Neighbours
 from rlm_jax.recipes import reporting, runs
 from rlm_jax.recipes.runs import Run
 from rlm_jax.report import report, tables
 from rlm_jax.retrieval import encode_stream
-from rlm_jax.retrievers import dense, lexical, published_index
+from rlm_jax.retrievers import dense, lexical, own_passages, published_index
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig, Towers
+from rlm_jax.retrievers.own_passages import OwnPassages
 from rlm_jax.storage import run_files
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
@@ -26,6 +31,7 @@ REAL, SHUFFLED = controls.REAL, controls.SHUFFLED
 class JudgeConfig:
     """Which figures are told, and what is written beside them."""
 
+    # ndcg, recall, mrr, map, precision or success, with @k
     measures: tuple[str, ...] = (
         "ndcg@10",
         "recall@1",
@@ -37,6 +43,12 @@ class JudgeConfig:
     patterns: bool = False  # answers are regular expressions (CuratedTREC)
     per_question: bool = False  # per_question.jsonl: every question's figures
     run_file: bool = True  # runs/*.trec.gz: what was found, in TREC's format
+    # a passage with the question's own id, which is the question itself (as in BEIR)
+    own: Literal["left_out", "kept"] = "left_out"
+
+    def check(self) -> None:
+        """Raises UserError for a measure that there is not."""
+        ranking.check(self.measures, 1 << 30)
 
 
 @dataclasses.dataclass
@@ -51,6 +63,38 @@ class Experiment:
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
+
+
+def check(config: JudgeConfig, k: int, collection: Collection) -> OwnPassages:
+    """Before the work: whether what is found can be judged; and the own passages.
+
+    Raises:
+      UserError: no passage is searched for, an unknown measure, none that can be told
+        of k passages, or no question that can be judged.
+    """
+    if k < 1:
+        raise UserError(f"A search for k = {k} passages is empty; use k of at least 1.")
+    asked = collection.questions
+    judged = [q for q in asked.questions if asked.relevance.get(q.id)]
+    if judged:
+        ranking.check(config.measures, k)
+        if not any(
+            grade > 0 for q in judged for grade in asked.relevance[q.id].values()
+        ):
+            raise UserError(
+                "No question has a passage that is judged to answer it; give the "
+                "judgements of these questions."
+            )
+    own = own_passages.find(asked.questions, asked.relevance, collection.passages)
+    if config.own == "kept":
+        return OwnPassages(np.full(len(asked.questions), -1, np.int32))
+    if own.count:
+        terminal.say(
+            f"note: {own.count:,} questions are passages of the collection, by their "
+            "ids; they are left out of what their questions find, as in BEIR "
+            "(--config.judge.own=kept keeps them)"
+        )
+    return own
 
 
 def evaluate(
@@ -73,6 +117,8 @@ def evaluate(
     """
     passages, neighbours = collection.passages, {}
     facts = dict(protocol or {})
+    own = check(config.judge, config.search.k, collection)
+    deep = dataclasses.replace(config.search, k=own.deeper(config.search.k))
     for name, (question, passage) in towers.items():
         # After more training the vectors are others, beside which the old ones stay.
         made_by = encode_stream.fingerprint(passage.params)
@@ -93,7 +139,7 @@ def evaluate(
             )
         with phases("search"):
             neighbours[name] = dense.search(
-                question, store, collection.texts, config.text, config.search
+                question, store, collection.texts, config.text, deep
             )
     return judged(
         run,
@@ -101,6 +147,7 @@ def evaluate(
         collection,
         neighbours.pop(REAL),
         phases,
+        own,
         curves=curves,
         protocol=facts,
         others=neighbours,
@@ -126,6 +173,7 @@ def judged(
     collection: Collection,
     neighbours: Neighbours,
     phases: runs.Phases,
+    own: OwnPassages,
     *,
     curves: Mapping[str, pathlib.Path],
     protocol: Mapping[str, Any],
@@ -136,7 +184,7 @@ def judged(
         by_words = lexical.search(
             collection.passages,
             collection.texts,
-            config.search.k,
+            own.deeper(config.search.k),
             run.workdir / "bm25",
         )
     return finish(
@@ -146,6 +194,7 @@ def judged(
         {REAL: neighbours, **(others or {}), "bm25": by_words},
         config.judge,
         phases.seconds,
+        own,
         protocol={
             **protocol,
             **dataclasses.asdict(config.text),
@@ -162,6 +211,7 @@ def finish(
     by_control: Mapping[str, Neighbours],
     config: JudgeConfig,
     seconds: Mapping[str, float],
+    own: OwnPassages,
     *,
     protocol: Mapping[str, Any] | None = None,
     curves: Mapping[str, pathlib.Path] | None = None,
@@ -170,8 +220,10 @@ def finish(
 
     Args:
       named: the names of passages and questions, for the report.
-      by_control: neighbours under "real" and each control.
+      by_control: neighbours under "real" and each control, searched to the depth of
+        ``own.deeper``.
       seconds: by phase.
+      own: the questions' own passages, which are left out.
       protocol: what the figures depend on besides.
       curves: name -> workdir of what was trained.
     """
@@ -182,12 +234,17 @@ def finish(
         collection.questions.relevance,
         [question.answers for question in questions],
     )
-    others = controls.shuffled_neighbours(by_control[REAL])
+    by_control = {name: own.left_out(found) for name, found in by_control.items()}
+    given = dict(by_control)
+    if len(questions) > 1:
+        given[SHUFFLED] = controls.shuffled_neighbours(by_control[REAL])
+    else:
+        terminal.say(controls.NO_OTHER)
     judgements = {
         name: judging.judge(
             neighbours, passages, asked, config.measures, patterns=config.patterns
         )
-        for name, neighbours in {**by_control, SHUFFLED: others}.items()
+        for name, neighbours in given.items()
     }
     figures = {name: judgement.means for name, judgement in judgements.items()}
     result = report.build(
@@ -205,6 +262,7 @@ def finish(
             "num_with_answers": sum(map(bool, asked.answers)),
             "num_passages": len(passages),
             "depth": int(by_control[REAL].ids.shape[1]),
+            "own_passages_left_out": own.count,
             **(protocol or {}),
         },
     )

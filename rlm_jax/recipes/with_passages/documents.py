@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,8 @@ class DocumentsConfig:
 
     Window, stride and batch size are ``evaluate``'s.
     """
+
+    MAY_BE_ZERO: ClassVar = ("rank_tokens",)
 
     passages: str = ""  # a collection; empty: the corpus' training split, cut up
     retriever: str = passage_search.BM25  # or the folder of an encoder

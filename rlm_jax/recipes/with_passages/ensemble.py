@@ -9,7 +9,7 @@ import numpy as np
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import in_context
 from rlm_jax.methods import in_context as ralm
-from rlm_jax.recipes import runs
+from rlm_jax.recipes import language_model, runs
 from rlm_jax.recipes.with_passages import documents
 from rlm_jax.report import report
 from rlm_jax.retrievers.passage_search import PassageSearch
@@ -111,7 +111,7 @@ def tuned(
 
     def best(searcher: PassageSearch) -> float:
         neighbours = documents.ask(config, text, part, searcher, out)
-        return in_context.tune_temperature(
+        chosen = in_context.tune_temperature(
             plain,
             part.at,
             documents.scores(config, model, part, searcher, neighbours),
@@ -120,6 +120,8 @@ def tuned(
             k=config.documents.num,
             temperatures=temperatures,
         )
+        language_model.note_grid_end("ensemble.temperatures", chosen, temperatures)
+        return chosen
 
     return {name: best(searcher) for name, searcher in searchers.items()}
 

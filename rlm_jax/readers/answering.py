@@ -1,9 +1,8 @@
-"""What a trained reader answers, judged beside its controls, and the report of it."""
+"""What a trained reader answers, and what its answers are judged beside."""
 
 import dataclasses
 import functools
-import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -13,21 +12,16 @@ from rlm_jax.data import passage_tokens, reader_batches
 from rlm_jax.data.collections import Collection
 from rlm_jax.data.passages import Passage
 from rlm_jax.data.problems import Lengths
-from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.data.question_files import Question
 from rlm_jax.errors import UserError
-from rlm_jax.evaluate import answers, exact_match
+from rlm_jax.evaluate import answers, controls, exact_match
 from rlm_jax.evaluate.judging import texts
 from rlm_jax.method import Batch, Params
 from rlm_jax.methods import fid
 from rlm_jax.readers.reader import ReaderModel
-from rlm_jax.recipes import reporting
-from rlm_jax.recipes.runs import Run
-from rlm_jax.report import report, tables
 from rlm_jax.retrieval import refresh
 from rlm_jax.retrievers import reading, reading_controls
 from rlm_jax.retrievers.reading import Reading
-from rlm_jax.storage import atomic
 
 REAL = "real"
 
@@ -94,13 +88,32 @@ def asked(
     return Asked(collection, questions, found, rows)
 
 
-def sample(config: AnswersConfig, found: Reading) -> np.ndarray | None:
-    """The places of the questions that are answered; None: all."""
-    count = config.max_questions
+def sample(count: int, found: Reading) -> np.ndarray | None:
+    """The places of ``count`` questions, always the same; None: all, as 0 says."""
     if not 0 < count < len(found.questions):
         return None
     random = np.random.default_rng(0)
     return np.sort(random.choice(len(found.questions), count, replace=False))
+
+
+def answer_recall(
+    config: AnswersConfig, collection: Collection, found: Reading
+) -> dict[str, float]:
+    """How many of all questions read an answer, by the number of passages.
+
+    No reader is asked, so a sample of the questions is not needed.
+    """
+    holds, every = rules(config)["holds"], collection.questions.questions
+    passages = collection.passages
+
+    def right(number: int, row: int) -> bool:
+        return row >= 0 and holds(passages[row].joined, every[number].answers)
+
+    pairs = zip(found.questions.tolist(), found.ids.tolist(), strict=True)
+    hits = np.array([[right(number, row) for row in rows] for number, rows in pairs])
+    reads = found.ids.shape[1]
+    depths = sorted({k for k in config.depths if k < reads} | {reads})
+    return {str(k): float(hits[:, :k].any(1).mean()) for k in depths if k}
 
 
 def spread(**by_name: Asked) -> dict[str, dict[str, float]]:
@@ -201,9 +214,15 @@ def controls_of(config: AnswersConfig, given: Asked) -> dict[str, Asked]:
 
     may = found.facts["own_evidence"] == "read"
     relevant = reading.evidence(given.collection, found.questions) if may else None
+    asked = {
+        "oracle": reading_again(given, reading_controls.oracle(found, has, relevant))
+    }
+    if len(found.ids) < 2:  # one question can read nobody else's passages
+        terminal.say(controls.NO_OTHER)
+        return asked
     return {
         "shuffled": reading_again(given, reading_controls.shuffled(found)),
-        "oracle": reading_again(given, reading_controls.oracle(found, has, relevant)),
+        **asked,
     }
 
 
@@ -229,69 +248,3 @@ def by_number(
         **rules(config),
     )
     return {str(number): of_number.means for number, of_number in figures.items()}
-
-
-def finish(
-    run: Run,
-    data: AnsweringConfig,
-    split: str,
-    given: Asked,
-    by_control: Mapping[str, exact_match.Figures],
-    said: Mapping[str, Sequence[str]],
-    seconds: Mapping[str, float],
-    *,
-    protocol: Mapping[str, Any],
-    curves: Mapping[str, pathlib.Path],
-) -> report.Report:
-    """Write and show what a reader achieves.
-
-    Args:
-      given: the test questions, as they read under "real".
-      by_control: figures under "real" and each control.
-      said: the answers under each of them, for answers.jsonl.
-      curves: name -> workdir of what was trained.
-    """
-    figures = {name: x.means for name, x in by_control.items()}
-    result = report.build(
-        system=run.system,
-        preset=run.preset,
-        corpus=data.passages or data.questions,
-        metrics=figures.pop(REAL),
-        controls=figures,
-        seconds=seconds,
-        commit=report.commit_of(pathlib.Path(__file__).parent),
-        protocol={
-            "questions": data.questions or data.passages,
-            "split": split,
-            "num_questions": len(given.questions),
-            "num_passages": len(given.collection.passages),
-            "counts": {name: x.counts for name, x in by_control.items()},
-            **given.reading.facts,
-            **given.rows.facts,
-            **protocol,
-        },
-    )
-    report.write(run.workdir / "report.json", result)
-    lines = [
-        {
-            "id": question.id,
-            "question": question.text,
-            "answers": list(question.answers),
-            **{name: texts[place] for name, texts in said.items()},
-        }
-        for place, question in enumerate(given.questions)
-    ]
-    atomic.write_json_lines(run.workdir / "answers.jsonl", lines)
-    reporting.show(
-        run,
-        tables.row_of_ranking(result),
-        metric="exact_match",
-        bars="The reader, and under each control",
-        curves=curves,
-        loss="loss (nats per token of an answer)",
-        title=f"{len(given.questions):,} questions of "
-        f"{data.questions or data.passages}, {given.reading.ids.shape[1]} passages "
-        "each",
-        left="answers",
-    )
-    return result

@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 
 from experiments import generate, knn_lm
-from rlm_jax.errors import UserError
-from rlm_jax.evaluate import knn
+from rlm_jax.evaluate import knn, token_search
 from rlm_jax.evaluate.perplexity import score_stream
 from rlm_jax.methods import lm
 from rlm_jax.models.generation import GREEDY
-from rlm_jax.recipes import base_lm, knn_generation
+from rlm_jax.recipes import base_lm, memory_generation
 from rlm_jax.recipes.language_model import DataConfig
-from rlm_jax.retrieval import encode_stream
 from tests.recipes import shrunken
 
 PROMPT = "so it goes .\nthe cat sat on"
@@ -39,15 +37,15 @@ def test_the_run_is_its_model_and_its_datastore(workdir, gguf_file):
     model = base_lm.load(str(workdir), DataConfig())
     published = base_lm.load(str(gguf_file), DataConfig())
     assert model.fingerprint == published.fingerprint
-    memory = knn_generation.open_memory(str(workdir), model)
-    assert memory.searched.keys.num_entries == 1024 and memory.mixture.weight == 0.5
-    with pytest.raises(UserError, match="no datastore"):
-        knn_generation.open_memory(str(gguf_file), model)
+    memory = memory_generation.load(workdir)
+    assert memory.store is not None and memory.mixture is not None
+    assert memory.store.searched.keys.num_entries == 1024
+    assert memory.mixture.weight == 0.5
 
 
 def test_neighbours_are_shown(workdir, corpus, tmp_path, capsys):
     """Every token has its probabilities, and neighbours that the text really has."""
-    config = generate.knn()
+    config = generate.memory()
     config.model, config.prompt, config.temperature = str(workdir), PROMPT, 0.0
     config.max_new_tokens, config.window, config.neighbours.shown = 8, 64, 3
     generate.run(config, tmp_path)
@@ -70,24 +68,21 @@ def test_neighbours_are_shown(workdir, corpus, tmp_path, capsys):
 def test_each_token_is_the_evaluations_mixture(workdir):
     """Teacher-forced over the continuation, the evaluation says the same of it."""
     model = base_lm.load(str(workdir), DataConfig())
-    memory = knn_generation.open_memory(str(workdir), model)
-    go_on = knn_generation.continuer(model, memory, GREEDY, window=64, max_new_tokens=6)
+    memory = memory_generation.load(workdir)
+    assert model.decoding and memory.store and memory.mixture
+    config, params = model.decoding
+    go_on = memory_generation.continuer(
+        config, params, memory, window=96, max_new_tokens=6, num_samples=1,
+        sampling=GREEDY, end_ids=(),
+    )  # fmt: skip
     prompt = model.tokenizer.encode(PROMPT)
-    steps = go_on(prompt, jax.random.key(0))
-    assert len(steps) == 6 and model.decoding is not None
+    (steps,) = go_on(prompt, jax.random.key(0))
+    assert len(steps) == 6
     tokens = np.append(prompt, [step.token for step in steps]).astype(np.int32)
-    _, score = lm.decoder_functions(model.decoding.config)
-    stream = score_stream(
-        score, model.decoding.params, tokens, window=64, stride=64, batch_size=1
-    )
-    keys, mixture = memory.searched.keys, memory.mixture
-    found = knn.look_up(
-        memory.searched.index.search,
-        stream.keys,
-        mixture.k,
-        values=keys.values(0, keys.num_entries),
-        gather_keys=keys.gather_keys,
-    )
+    _, score = lm.decoder_functions(config)
+    stream = score_stream(score, params, tokens, window=64, stride=64, batch_size=1)
+    searched, mixture = memory.store.searched, memory.mixture
+    found, ids = token_search.look_up(stream, searched, recompute=True)
     spoken = knn.knn_log_probs(
         found, stream.targets, k=mixture.k, temperature=mixture.temperature
     )
@@ -95,10 +90,13 @@ def test_each_token_is_the_evaluations_mixture(workdir):
     np.testing.assert_allclose([s.mixed for s in steps], wanted, rtol=1e-4)
     alone = np.exp(stream.log_probs)[-6:]
     np.testing.assert_allclose([s.alone for s in steps], alone, rtol=1e-4)
-
-
-def test_another_model_is_refused(workdir, gguf_file):
-    model = base_lm.load(str(gguf_file), DataConfig())
-    other = model._replace(fingerprint=encode_stream.fingerprint({}))
-    with pytest.raises(UserError, match="model"):
-        knn_generation.open_memory(str(workdir), other)
+    for step, row, weights in zip(
+        steps, ids[-6:], knn.neighbour_weights(found, mixture.temperature)[-6:],
+        strict=True,
+    ):  # fmt: skip
+        assert step.near is not None
+        np.testing.assert_array_equal(step.near.ids, row)
+        if mixture.k == len(row):
+            given = memory.weights(step.near)
+            np.testing.assert_allclose(given, weights, rtol=1e-3, atol=1e-6)
+        assert memory.weights(step.near).sum() == pytest.approx(1)

@@ -20,7 +20,7 @@ class ClosedSetsConfig:
     names: tuple[str, ...] = ()  # as closed_sets.load, such as sst2:FOLDER
     count: int = 500  # texts of each; 0: all
     k: int = 4096  # tokens that each mask finds
-    temperature: float = 5.0
+    temperature: float = 5.0  # of the scores
     longest: int = 3  # tokens of a word that stands for a label
 
 

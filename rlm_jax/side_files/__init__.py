@@ -1,0 +1,1 @@
+"""The side files of folders in Hugging Face's layout."""
