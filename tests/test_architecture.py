@@ -69,6 +69,7 @@ CONFINED: dict[str, set[str]] = {
     "bm25s": {"retrieval", "data"},
     "tensorflow_datasets": {"data"},
     "matplotlib": {"report"},
+    "gguf": {"storage.gguf_files"},
     "pickle": set(),
     "cloudpickle": set(),
     "dill": set(),
@@ -78,7 +79,7 @@ CONFINED: dict[str, set[str]] = {
 }
 
 # Slow to import or not built everywhere: imported inside the function that uses them.
-LAZY = {"scann", "tensorflow_datasets", "matplotlib"}
+LAZY = {"scann", "tensorflow_datasets", "matplotlib", "gguf"}
 
 # What a system computes does not depend on which process its devices belong to: it
 # knows the mapped axis alone, and so is tried on the devices of one process.

@@ -1,4 +1,4 @@
-"""Text to int32 ids and back: bytes, BPE, words, WordPiece, any tokenizer.json."""
+"""Text to int32 ids and back: bytes, BPE, words, WordPiece, tokenizer.json, GGUF."""
 
 import collections
 import dataclasses
@@ -13,10 +13,11 @@ import numpy as np
 import tokenizers as hugging_face
 
 from rlm_jax import characters
-from rlm_jax.data import text_encoding
+from rlm_jax.data import gguf_vocabulary, text_encoding
 from rlm_jax.data.corpora import Corpus
 from rlm_jax.errors import UserError
 from rlm_jax.storage import cache
+from rlm_jax.storage.gguf_files import GGUF
 
 _FORMAT = 1
 _END_OF_DOCUMENT = "<|endoftext|>"
@@ -293,6 +294,23 @@ def read_hugging_face(path: Path) -> Tokenizer:
             f"{path} is not a readable Hugging Face tokenizer.json ({error}): save it "
             "again with the tokenizers library."
         ) from error
+
+
+def read_gguf(file: GGUF) -> Tokenizer:
+    """The tokenizer of a GGUF file, which also says what ends a text.
+
+    Raises:
+      UserError: as `gguf_vocabulary.read`, or the vocabulary cannot be read.
+    """
+    content, end = gguf_vocabulary.read(file)
+    try:
+        made = _hugging_face("hf", content)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise UserError(
+            f"The tokenizer in {file.path} cannot be read ({error}); download the file "
+            "again."
+        ) from error
+    return made.ending_with(() if end is None else (end,))
 
 
 def id_of(tokenizer: Tokenizer, token: str) -> int | None:

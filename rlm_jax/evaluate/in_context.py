@@ -312,6 +312,9 @@ def _score(
     log_probs, tokens, at, documents, document_tokens, protocol, row_length, wrap
 ):
     plan = passes(documents, protocol.reuse)
+    # Passes of one document side by side: a language model may compute it once.
+    order = np.lexsort((plan.last, plan.document))
+    plan = Passes(plan.document[order], plan.last[order])
     blocks = _block_ends(len(documents), protocol.reuse)
     rank_tokens, size = protocol.rank_tokens, protocol.batch_size
     width = rank_tokens + protocol.stride

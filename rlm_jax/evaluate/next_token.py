@@ -79,6 +79,13 @@ class Datastore(NamedTuple):
     temperature: float
 
 
+class Near(NamedTuple):
+    """What a datastore gave for one prediction, the nearest first."""
+
+    ids: np.ndarray  # int [K], entries; -1 where absent
+    slots: Slots  # of similarities, over no temperature
+
+
 class RunMemory(NamedTuple):
     """The memory of a run, and how it is mixed in."""
 
@@ -100,6 +107,17 @@ class RunMemory(NamedTuple):
             )
         return " and ".join(parts)
 
+    def weights(self, near: Near) -> np.ndarray:
+        """What each neighbour weighs among those that count, float64 [K], adds to 1."""
+        k, temperature = len(near.ids), 1.0
+        if self.store is not None:
+            temperature = self.store.temperature
+        if self.past is None and self.mixture is not None:
+            k, temperature, _ = self.mixture
+        logits = near.slots.logits.astype(np.float64) / temperature
+        logits = np.where(np.arange(len(logits)) < k, logits, -np.inf)
+        return np.exp(logits - np.logaddexp.reduce(logits))
+
 
 @dataclasses.dataclass
 class Text:
@@ -107,6 +125,7 @@ class Text:
 
     tokens: list[int]
     keys: list[np.ndarray] = dataclasses.field(default_factory=list)  # of each token
+    near: Near | None = None  # what the last prediction was given by a datastore
 
     def past(self, memory: TokenMemory) -> Slots:
         """The slots of the text's own past for the prediction of its next token."""
@@ -133,7 +152,8 @@ def log_probs(
     """
     found = None
     if memory.store is not None:
-        found = _found(memory.store, text.keys[-1])
+        text.near = _found(memory.store, text.keys[-1])
+        found = text.near.slots
     if memory.past is None:
         both = np.asarray(plain, np.float64)
     else:
@@ -149,8 +169,8 @@ def log_probs(
     return mix(both, neighbours(nearest, len(plain)), weight)
 
 
-def _found(store: Datastore, key: np.ndarray) -> Slots:
+def _found(store: Datastore, key: np.ndarray) -> Near:
     none = np.zeros(1, np.float32)
     query = StreamScores(none, none, key[None], np.zeros(1, np.int32))
-    near, _ = token_search.look_up(query, store.searched, recompute=store.recompute)
-    return Slots(near.similarities[0], near.values[0])
+    near, ids = token_search.look_up(query, store.searched, recompute=store.recompute)
+    return Near(ids[0], Slots(near.similarities[0], near.values[0]))

@@ -72,6 +72,7 @@ class Block(nn.Module):
             head_width=c.head_width,
             rotary_base=c.rotary_base,
             rotary_scaling=tuple(c.rotary_scaling),
+            qkv_bias=c.qkv_bias,
             window=c.attention_window,
         )
         self.feed_forward_norm = _norm(c)

@@ -35,6 +35,7 @@ class DecoderConfig:
     rotary_base: float = 10000.0  # of rotary positions
     rotary_scaling: tuple[float, ...] = ()  # Llama 3's, see layers.rotary_rates
     norm_epsilon: float = 0.0  # 0: the usual one, 1e-5 of layer, 1e-6 of rms
+    qkv_bias: bool = False  # Qwen 2's, of queries, keys and values alone
     # Tokens of a window: a token sees its own and the one before; 0: all before it.
     attention_window: int = 0
 

@@ -141,6 +141,7 @@ class SelfAttention(nn.Module):
     head_width: int = 0  # 0: the width over num_heads
     rotary_base: float = 10000.0
     rotary_scaling: tuple[float, ...] = ()  # as of `rotary_rates`
+    qkv_bias: bool = False  # where there are no others
     window: int = 0  # tokens of a window, for `attend_to_windows`; 0: all before
 
     def __call__(
@@ -226,7 +227,7 @@ class SelfAttention(nn.Module):
         heads = self.num_heads + 2 * num_kv_heads
         qkv = nn.Dense(
             heads * head_width,
-            self.bias,
+            self.bias or self.qkv_bias,
             dtype=self.dtype,
             kernel_init=nn.initializers.normal(0.02),
             name="qkv",

@@ -1,7 +1,7 @@
-"""GPT-2 and the Llama family, from and to Hugging Face's layout.
+"""GPT-2 and the Llama family, from and to Hugging Face's layout, and from GGUF files.
 
-Of the Llama family: Llama (1 to 3) and those that differ from it by name, as Mistral
-without its sliding window.
+Of the Llama family: Llama (1 to 3), those that differ from it by name, as Mistral
+without its sliding window, and Qwen 2, which has biases of queries, keys and values.
 """
 
 import os
@@ -12,16 +12,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.models.decoder import Decoder, DecoderConfig, check, gpt2, modern
 from rlm_jax.pretrained import folder as folders
-from rlm_jax.pretrained.folder import Entry, same, side_by_side, transposed
+from rlm_jax.pretrained import gguf_layout
+from rlm_jax.pretrained.folder import (
+    Entry,
+    concatenated,
+    same,
+    side_by_side,
+    transposed,
+)
 from rlm_jax.side_files import keys
+from rlm_jax.storage import gguf_files
+from rlm_jax.storage.gguf_files import GGUF
 
 Params = Any
 
-_LLAMAS = ("llama", "mistral")
+_LLAMAS = ("llama", "mistral", "qwen2")
 KINDS = ("gpt2", *_LLAMAS)
 """The ``model_type`` of the decoders that can be loaded."""
 
@@ -34,13 +44,13 @@ _LLAMA3 = (  # the names of `layers.rotary_rates`' scaling
 
 
 def load_decoder(
-    folder: str | os.PathLike, **changes: Any
+    folder: str | os.PathLike | GGUF, **changes: Any
 ) -> tuple[DecoderConfig, Params]:
     """A causal language model.
 
     Args:
       folder: config.json and model.safetensors (or its shards) of GPT-2 or of a model
-        of the Llama family.
+        of the Llama family; or a GGUF file of Llama or Qwen 2, named or open.
       **changes: fields of the configuration that shall differ, as ``dtype="bfloat16"``.
 
     Returns:
@@ -50,7 +60,12 @@ def load_decoder(
       UserError: no such folder, another architecture or a variant of it that the
         decoder does not have, or weights that do not fit.
     """
-    published = folders.read_config(folder)
+    file = None
+    if isinstance(folder, GGUF):
+        file, folder = folder, folder.path
+    elif gguf_files.is_gguf(folder):
+        file = gguf_files.read(folder)
+    published = gguf_layout.published(file) if file else folders.read_config(folder)
     kind = published.get("model_type")
     if kind not in KINDS:
         raise UserError(
@@ -58,7 +73,8 @@ def load_decoder(
             f"{', '.join(KINDS[:-1])} or {KINDS[-1]}."
         )
     family = "gpt2" if kind == "gpt2" else "llama"
-    keys.check(published, f"config.json of {family}", Path(folder, "config.json"))
+    if file is None:
+        keys.check(published, f"config.json of {family}", Path(folder, "config.json"))
     try:
         read = _gpt2_config if kind == "gpt2" else _llama_config
         config = replace(read(published, folder), **changes)
@@ -67,10 +83,14 @@ def load_decoder(
             f"The config.json in {folder} lacks {error}; copy or download it again."
         ) from error
     check(config)
-    arrays = folders.read_arrays(folder)
-    # A base model's names have no prefix; a tied head may be stored all the same.
-    prefix = "transformer." if kind == "gpt2" else "model."
-    arrays = {name.removeprefix(prefix): x for name, x in arrays.items()}
+    arrays: Mapping[str, np.ndarray]
+    if file:
+        arrays = gguf_layout.Arrays(file, published)
+    else:
+        # A base model's names have no prefix; a tied head may be stored all the same.
+        prefix = "transformer." if kind == "gpt2" else "model."
+        stored = folders.read_arrays(folder)
+        arrays = {name.removeprefix(prefix): x for name, x in stored.items()}
     tokens = jnp.zeros((1, 2), jnp.int32)
     shapes = jax.eval_shape(
         lambda key: Decoder(config).init(key, tokens, tokens, method="score"),
@@ -165,9 +185,12 @@ def _llama_config(
         hidden_act="silu",
         attention_bias=False,
         mlp_bias=False,
-        sliding_window=None,
         partial_rotary_factor=1.0,
     )
+    qwen = published["model_type"] == "qwen2"
+    # Qwen 2 names a window that it does not use.
+    window = {"use_sliding_window": False} if qwen else {"sliding_window": None}
+    _require(published, folder, **window)
     # Older files have rope_theta and rope_scaling, newer ones both in rope_parameters;
     # of a file with both transformers, too, takes the former's scaling.
     rope = published.get("rope_parameters") or {}
@@ -189,6 +212,7 @@ def _llama_config(
         rotary_scaling=_rotary_scaling(rope, folder),
         norm_epsilon=published.get("rms_norm_eps", 1e-6),
         tie_embeddings=published.get("tie_word_embeddings", False),
+        qkv_bias=qwen,
     )
 
 
@@ -275,8 +299,8 @@ def _published_llama(config: DecoderConfig) -> dict[str, Any]:
         values[_LLAMA3[-1]] = int(values[_LLAMA3[-1]])
         rope = {"rope_type": "llama3", **values}
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": ["Qwen2ForCausalLM" if c.qkv_bias else "LlamaForCausalLM"],
+        "model_type": "qwen2" if c.qkv_bias else "llama",
         "vocab_size": c.vocab_size,
         "num_hidden_layers": c.num_layers,
         "hidden_size": c.width,
@@ -291,8 +315,7 @@ def _published_llama(config: DecoderConfig) -> dict[str, Any]:
         "rope_parameters": {**rope, "rope_theta": c.rotary_base},
         "rms_norm_eps": c.norm_epsilon or 1e-6,
         "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        **({} if c.qkv_bias else {"attention_bias": False, "mlp_bias": False}),
         "tie_word_embeddings": c.tie_embeddings,
     }
 
@@ -350,13 +373,16 @@ def _llama_layer(config: DecoderConfig, i: int) -> list[Entry]:
     attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
     head_width = config.head_width or config.width // config.num_heads
     num_kv_heads = config.num_kv_heads or config.num_heads
+    widths = [n * head_width for n in (config.num_heads, num_kv_heads, num_kv_heads)]
+    qkv = f"{ours}/attention/qkv"
+    weights, biases = (
+        [f"{attention}.{name}_proj.{part}" for name in "qkv"]
+        for part in ("weight", "bias")
+    )
     return [
         same(f"{ours}/attention_norm/scale", f"{theirs}.input_layernorm.weight"),
-        side_by_side(
-            f"{ours}/attention/qkv/kernel",
-            [f"{attention}.{name}_proj.weight" for name in "qkv"],
-            [n * head_width for n in (config.num_heads, num_kv_heads, num_kv_heads)],
-        ),
+        side_by_side(f"{qkv}/kernel", weights, widths),
+        *([concatenated(f"{qkv}/bias", *biases, widths=widths)] * config.qkv_bias),
         transposed(f"{ours}/attention/out/kernel", f"{attention}.o_proj.weight"),
         same(
             f"{ours}/feed_forward_norm/scale",

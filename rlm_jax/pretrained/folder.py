@@ -55,9 +55,10 @@ def side_by_side(path: str, names: Sequence[str], widths: Sequence[int]) -> Entr
     )
 
 
-def concatenated(path: str, *names: str) -> Entry:
-    """Vectors one after another in one of ours."""
-    return Entry(path, names, np.concatenate, lambda x: np.split(x, len(names)))
+def concatenated(path: str, *names: str, widths: Sequence[int] = ()) -> Entry:
+    """Vectors one after another in one of ours; equally long, if without widths."""
+    ends = np.cumsum(widths)[:-1] if widths else len(names)
+    return Entry(path, names, np.concatenate, lambda x: np.split(x, ends))
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:

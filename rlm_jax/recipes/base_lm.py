@@ -22,7 +22,7 @@ from rlm_jax.recipes.runs import Run
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.side_files import folders as side_files
 from rlm_jax.side_files import hub
-from rlm_jax.storage import atomic
+from rlm_jax.storage import atomic, gguf_files
 from rlm_jax.train import checkpoint
 
 CALL = "call:"
@@ -54,7 +54,7 @@ def load(
 
     Args:
       name: the workdir of a run whose decoder was trained; a folder in Hugging Face's
-        layout with a tokenizer.json, or its name on their hub; or
+        layout with a tokenizer.json, or its name on their hub; a GGUF file; or
         call:MODULE:FUNCTION, a `LogProbs`.
       data: its tokenizer is a function's; the others bring theirs.
       with_memory: whether the caller takes the memory of a run too.
@@ -64,11 +64,15 @@ def load(
     """
     if name.startswith(CALL):
         return _function(name, data)
+    if gguf_files.is_gguf(name):
+        file = gguf_files.read(name)
+        return _published(file, tokenizers.read_gguf(file), name, dtype)
     folder = hub.folder_of(name)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"There is no language model in {name}; name the workdir of a run, a "
-            "folder with config.json and model.safetensors, or call:MODULE:FUNCTION."
+            "folder with config.json and model.safetensors, a .gguf file, or "
+            "call:MODULE:FUNCTION."
         )
     if (folder / runs.CONFIG).is_file() and "system" in runs.stored(folder):
         return _trained(folder, dtype, with_memory)
@@ -77,12 +81,16 @@ def load(
             f"The folder {folder} has neither checkpoints of a run nor a "
             "model.safetensors; name one that a decoder was trained or published in."
         )
-    config, params = pretrained.load_decoder(folder, dtype=dtype)
     tokenizer = tokenizers.read_hugging_face(folder / "tokenizer.json")
     tokenizer = tokenizer.ending_with(_end_ids(folder, tokenizer))
+    return _published(folder, tokenizer, name, dtype)
+
+
+def _published(source: Any, tokenizer: Tokenizer, name: str, dtype: str) -> BaseLM:
+    config, params = pretrained.load_decoder(source, dtype=dtype)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"The tokenizer in {folder} has {tokenizer.vocab_size} ids and the model "
+            f"The tokenizer in {name} has {tokenizer.vocab_size} ids and the model "
             f"{config.vocab_size}; put the model's own tokenizer.json there."
         )
     return of_decoder(config, params, tokenizer, length=config.max_length)
@@ -129,8 +137,11 @@ def to_take(name: str, data: DataConfig, dtype: str) -> BaseLM:
 def of_decoder(
     config: DecoderConfig, params: Params, tokenizer: Tokenizer, *, length: int = 0
 ) -> BaseLM:
-    """A decoder on all local devices, rows spread over them; length as of `BaseLM`."""
-    run = scoring.last_log_probs(config)
+    """A decoder on all local devices, rows spread over them; length as of `BaseLM`.
+
+    What rows begin with in common, as a document, is computed once.
+    """
+    run, run_shared = scoring.last_log_probs(config), scoring.shared_log_probs(config)
     # Who generates has the parameters on the device already.
     held = functools.cache(lambda: processes.replicated(params))
 
@@ -139,7 +150,13 @@ def of_decoder(
         tokens, lengths = (
             np.concatenate([x, np.repeat(x[:1], more, 0)]) for x in (tokens, lengths)
         )
-        rows = run(held(), *processes.spread((tokens, lengths)), last)
+        shared = scoring.shared_prefixes(tokens, lengths, last)
+        if shared is None:
+            rows = run(held(), *processes.spread((tokens, lengths)), last)
+        else:
+            prefixes, *rest = shared
+            rest = processes.spread(tuple(rest))
+            rows = run_shared(held(), processes.replicated(prefixes), *rest, last)
         return np.asarray(rows)[: len(rows) - more]
 
     print_ = encode_stream.fingerprint(params)

@@ -1,6 +1,7 @@
-"""Continue prompts by a language model, with documents that are shown.
+"""Continue prompts by a language model, with documents or neighbours that are shown.
 
-The model is the workdir of a run or a folder in Hugging Face's layout (GPT-2, Llama).
+The model is the workdir of a run, a folder in Hugging Face's layout (GPT-2, Llama, Qwen
+2) or a GGUF file; with ``memory`` the workdir of a run of kNN-LM or TRIME.
 Prompts are asked for, or come through a pipe, one a line, until an empty one;
 ``prompt`` gives a single one. The workdir keeps the documents' index.
 """
@@ -28,7 +29,7 @@ from rlm_jax.models.layers import Dtype
 from rlm_jax.recipes import base_lm, memory_generation
 from rlm_jax.recipes.base_lm import BaseLM
 from rlm_jax.recipes.language_model import DataConfig
-from rlm_jax.recipes.memory_generation import RunMemory
+from rlm_jax.recipes.memory_generation import NeighboursConfig, RunMemory, Step
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrieval.index import none_found
 from rlm_jax.retrievers import passage_list, passage_search
@@ -54,7 +55,7 @@ class DocumentsConfig:
 class Config:
     """What continues which prompt, and how."""
 
-    model: str = ""  # workdir of a run, or folder in Hugging Face's layout
+    model: str = ""  # workdir of a run, folder in Hugging Face's layout, GGUF file
     prompt: str = ""  # empty: prompts are asked for
     # none, in_context, replug, or memory: that of a run of kNN-LM or TRIME
     retrieval: Literal["none", "in_context", "replug", "memory"] = "none"
@@ -67,6 +68,7 @@ class Config:
     window: int = 256  # tokens that the model sees, document and new ones among them
     dtype: Dtype = "float32"  # of the computation
     documents: DocumentsConfig = dataclasses.field(default_factory=DocumentsConfig)
+    neighbours: NeighboursConfig = dataclasses.field(default_factory=NeighboursConfig)
     text: TextConfig = dataclasses.field(
         default_factory=lambda: TextConfig(passage_length=128)
     )
@@ -81,10 +83,11 @@ class Retrieval(NamedTuple):
 
 
 class Continuation(NamedTuple):
-    """New tokens, and the documents that they were drawn with."""
+    """New tokens, and the documents or neighbours that they were drawn with."""
 
     tokens: np.ndarray  # int32 [n], without the end of the document
     retrievals: tuple[Retrieval, ...]
+    steps: tuple[Step, ...] = ()  # with a memory
 
 
 Continue = Callable[[np.ndarray, jax.Array], list[Continuation]]
@@ -140,14 +143,19 @@ def run(config: Config, here: Run) -> None:
             terminal.write(f"{prompt}{text}\n")
             if passages is not None:
                 terminal.write(used(continuation.retrievals, passages))
+            if memory is not None:
+                steps, chosen = continuation.steps, config.neighbours
+                terminal.write(
+                    memory_generation.used(steps, memory, model.tokenizer, chosen)
+                )
 
 
 def check(config: Config) -> None:
     """Raises UserError where fields do not fit together."""
     if not config.model:
         raise UserError(
-            "Which language model? Name the workdir of a run or a folder with "
-            "config.json and model.safetensors with --config.model."
+            "Which language model? Name the workdir of a run, a folder with "
+            "config.json and model.safetensors, or a .gguf file with --config.model."
         )
     if config.model.startswith(base_lm.CALL):
         raise UserError(
@@ -227,7 +235,10 @@ def of_memory(config: Config, model: BaseLM, memory: RunMemory) -> Continue:
         sampling=Sampling(config.temperature, config.top_k, config.top_p),
         end_ids=model.tokenizer.end_ids,
     )
-    return lambda prompt, key: [Continuation(x, ()) for x in made(prompt, key)]
+    return lambda prompt, key: [
+        Continuation(np.array([x.token for x in steps], np.int32), (), tuple(steps))
+        for steps in made(prompt, key)
+    ]
 
 
 def continuer(

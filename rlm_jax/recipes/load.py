@@ -1,6 +1,7 @@
 """Opens what a run has left, or a published model, as what it is.
 
 rlm_jax.load("runs/lm").log_probs(tokens, lengths, 1)        a language model
+rlm_jax.load("model.gguf").tokenizer.encode("a text")        a published one
 rlm_jax.load("data/all-MiniLM-L6-v2").encode(["a text"])     an encoder
 rlm_jax.load("runs/dpr").search(["a question"], 5)           a retriever
 rlm_jax.load("runs/fid").tokenizer                           a reader
@@ -19,12 +20,13 @@ from rlm_jax.retrievers import encoder_towers, published_index
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.published_index import Retriever
 from rlm_jax.side_files import hub
+from rlm_jax.storage import gguf_files
 
 Loaded = BaseLM | Tower | Retriever | ReaderModel
 
 
 def load(name: str | os.PathLike, *, dtype: str = "float32") -> Loaded:
-    """What a folder holds.
+    """What a folder, or a GGUF file, holds.
 
     A run that can be searched is a retriever; one with a trained encoder alone is that
     encoder, one that trained a reader is that reader; any other run is its language
@@ -34,6 +36,8 @@ def load(name: str | os.PathLike, *, dtype: str = "float32") -> Loaded:
     Raises:
       UserError: there is nothing to load, or it is damaged.
     """
+    if gguf_files.is_gguf(name):
+        return base_lm.load(os.fspath(name), DataConfig(), dtype=dtype)
     folder = hub.folder_of(name)
     if (folder / published_index.FILE).is_file():
         return published_index.open_run(folder)

@@ -5,17 +5,20 @@ from what both say together. The memory is the run's datastore of training token
 for TRIME, the text's own past; temperatures and weights are those that the run tuned.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlm_jax.data import tokenizers
+from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import knn
-from rlm_jax.evaluate.next_token import Datastore, RunMemory, Text, log_probs
+from rlm_jax.evaluate.next_token import Datastore, Near, RunMemory, Text, log_probs
 from rlm_jax.evaluate.token_memory import TokenMemory
 from rlm_jax.models import generation
 from rlm_jax.models.decoder import DecoderConfig
@@ -26,6 +29,23 @@ from rlm_jax.report import report
 from rlm_jax.retrieval import datastore
 
 SYSTEMS = ("knn_lm", "trime")
+
+
+@dataclasses.dataclass
+class NeighboursConfig:
+    """Which neighbours of a new token are shown, and how much of their text."""
+
+    shown: int = 2  # neighbours of each new token from a datastore; 0: none
+    context: int = 12  # tokens before a neighbour
+
+
+class Step(NamedTuple):
+    """One new token, and what spoke for it."""
+
+    token: int
+    alone: float  # its probability by the language model
+    mixed: float  # and with the memory
+    near: Near | None  # of a datastore
 
 
 def load(workdir: pathlib.Path) -> RunMemory:
@@ -94,8 +114,8 @@ def continuer(
     num_samples: int,
     sampling: Sampling,
     end_ids: Sequence[int],
-) -> Callable[[np.ndarray, jax.Array], list[np.ndarray]]:
-    """(prompt int32 [n], key) -> the new tokens of each continuation.
+) -> Callable[[np.ndarray, jax.Array], list[list[Step]]]:
+    """(prompt int32 [n], key) -> the steps of each continuation, without its end.
 
     The model reads the last ``window`` tokens; when they are full it reads the last
     half of them again. What it had seen before stays in the memory.
@@ -126,8 +146,8 @@ def continuer(
             text.keys += list(keys)
         return told
 
-    def one_text(prompt: np.ndarray, key: jax.Array) -> np.ndarray:
-        text = Text([int(x) for x in prompt])
+    def one_text(prompt: np.ndarray, key: jax.Array) -> list[Step]:
+        text, steps = Text([int(x) for x in prompt]), []
         plain, normaliser, _, cache = reread(text)
         more = 0
         for number in range(max_new_tokens):
@@ -135,22 +155,62 @@ def continuer(
                 memory, text, np.asarray(plain)[0], float(np.asarray(normaliser)[0])
             )
             drawn = pick(jax.random.fold_in(key, number), both.astype(np.float32))
-            text.tokens.append(int(drawn))
-            if text.tokens[-1] in end_ids or number + 1 == max_new_tokens:
+            token = int(drawn)
+            text.tokens.append(token)
+            if token in end_ids:
+                break
+            alone = float(np.exp(np.asarray(plain)[0, token]))
+            steps.append(Step(token, alone, float(np.exp(both[token])), text.near))
+            if number + 1 == max_new_tokens:
                 break
             if more < window - context:
-                token = jnp.full((1, 1), text.tokens[-1], jnp.int32)
-                plain, normaliser, keys, cache = read_on(params, token, one, cache)
+                last = jnp.full((1, 1), token, jnp.int32)
+                plain, normaliser, keys, cache = read_on(params, last, one, cache)
                 text.keys.append(np.asarray(keys)[0, 0])
                 more += 1
             else:
                 plain, normaliser, _, cache = reread(text)
                 more = 0
-        return np.array(text.tokens[len(prompt) :], np.int32)
+        return steps
 
-    def go_on(prompt: np.ndarray, key: jax.Array) -> list[np.ndarray]:
+    def go_on(prompt: np.ndarray, key: jax.Array) -> list[list[Step]]:
         keys = [jax.random.fold_in(key, row) for row in range(num_samples)]
-        made = [one_text(prompt, own) for own in keys]
-        return [x[~np.isin(x, end_ids)] for x in made]
+        return [one_text(prompt, own) for own in keys]
 
     return go_on
+
+
+def used(
+    steps: Sequence[Step],
+    memory: RunMemory,
+    tokenizer: Tokenizer,
+    config: NeighboursConfig,
+) -> str:
+    """A continuation's neighbours as text, token by token, the heaviest first.
+
+    Empty where the memory has no datastore.
+    """
+    if memory.store is None or not config.shown:
+        return ""
+    keys, lines = memory.store.searched.keys, ["\nneighbours used"]
+    for token, alone, mixed, near in steps:
+        lines.append(
+            f"{_piece(tokenizer, token)}  p {mixed:.3f}, without the memory {alone:.3f}"
+        )
+        weights = memory.weights(near) if near else np.zeros(0)
+        for place in np.argsort(-weights, kind="stable")[: config.shown]:
+            number = int(near.ids[place]) if near else -1
+            if number < 0:
+                continue
+            # An entry's value follows that of the entry before it in the text.
+            before = keys.values(max(0, number - config.context), number)
+            value = int(keys.values(number, number + 1)[0])
+            text = " ".join(tokenizer.decode(before).split())
+            lines.append(
+                f"    {weights[place]:.3f}  ...{text} [{_piece(tokenizer, value)}]"
+            )
+    return "\n".join(lines) + "\n\n"
+
+
+def _piece(tokenizer: Tokenizer, token: int) -> str:
+    return repr(tokenizers.piece(tokenizer, token))

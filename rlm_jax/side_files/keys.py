@@ -114,10 +114,11 @@ FILES: dict[str, Keys] = {
             "num_hidden_layers hidden_size num_attention_heads num_key_value_heads "
             "head_dim intermediate_size max_position_embeddings rms_norm_eps "
             "rope_theta rope_scaling rope_parameters hidden_act attention_bias "
-            "mlp_bias sliding_window partial_rotary_factor".split()
+            "mlp_bias sliding_window use_sliding_window partial_rotary_factor".split()
         ),
         {"is_encoder_decoder": (False,), **_NO_CODE},
-        _COMMON | {"pad_token_id", "rope_interleaved"},
+        # Qwen 2 tells of windows that it does not use.
+        _COMMON | {"pad_token_id", "rope_interleaved", "max_window_layers"},
     ),
     "config.json of t5": Keys(
         frozenset(

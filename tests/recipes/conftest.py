@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from experiments import demo
+from tests.pretrained import gguf_toy
 from tests.recipes import shrunken
 
 
@@ -18,6 +19,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLM_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A published model of random weights in one file."""
+    folder, config = tmp_path_factory.mktemp("gguf"), gguf_toy.decoder(vocab_size=300)
+    arrays = gguf_toy.saved(folder, config, gguf_toy.random_params(config))
+    return gguf_toy.write(folder / "model.gguf", config, arrays, pre="smollm")
 
 
 @pytest.fixture(scope="session")

@@ -97,10 +97,12 @@ def many_words(tmp_path_factory) -> str:
     ids=[f"{launcher.__name__.split('.')[-1]}-{name}" for launcher, name in PRESETS],
 )
 def test_a_dry_run_builds_and_leaves_nothing(
-    launcher, name, many_words, cache, tmp_path, monkeypatch, capsys
+    launcher, name, many_words, gguf_file, cache, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(dry_run, "COMPILED", 0)
     config = launcher.PRESETS[name]()
+    if getattr(config, "params_from", ""):
+        config.params_from = str(gguf_file)
     config.data.corpus = many_words
     config.data.tokenizer = config.data.tokenizer.replace("bpe", "bytes")
     decoder = getattr(config, "decoder", None) or config.method.decoder
