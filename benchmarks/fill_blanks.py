@@ -31,7 +31,7 @@ from rlm_jax.evaluate import exact_match
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.models.token_encoder import token_embedder
 from rlm_jax.recipes.phrases import asking
-from rlm_jax.retrieval import datastore, exact
+from rlm_jax.retrieval import datastore, exact, scann
 from rlm_jax.retrieval.datastore import DTYPES, Datastore
 from rlm_jax.retrieval.index import recall
 from rlm_jax.retrievers import memory_parts, token_memory
@@ -151,6 +151,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
         part, memory.tower, dataclasses.replace(memory.config, index="scann"),
         lambda: memory.encoder, folder / "scann",
     )  # fmt: skip
+    assert isinstance(indexed, scann.ScannIndex)
     indexed.searcher.set_num_threads(record.num_cores())
     fillers = {
         "scann": filler(searched(memory, store, indexed)),

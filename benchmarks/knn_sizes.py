@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -83,9 +83,11 @@ def measure(quick: bool, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.keys or temporary)
         store = search_token_keys.keys_of(text, count, WINDOW, folder / "keys")
+        limits: dict[Literal["valid", "test"], int]
+        limits = {"valid": tuned_on, "test": told_of}
         scored = {
             split: search_token_keys.score(text, tokens[split][: limit + 1], WINDOW)
-            for split, limit in (("valid", tuned_on), ("test", told_of))
+            for split, limit in limits.items()
         }
         whole = store.keys(0, store.num_entries)
         sizes = [round(share * store.num_entries) for share in SHARES]

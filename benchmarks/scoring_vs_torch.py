@@ -15,6 +15,7 @@ row finds 10, as BM25 found in SQuAD's articles (docs/results.md). A document's 
 values are computed once for the rows of a batch.
 """
 
+import dataclasses
 import tempfile
 import time
 from typing import Any
@@ -132,9 +133,7 @@ def with_documents(folder: str, sizes: dict, rounds: int) -> dict[str, Any]:
         window=s["window"], stride=s["stride"], document_length=s["document"],
         placement="prepend", rank_tokens=0, reuse=1, batch_size=s["batch_size"],
     )  # fmt: skip
-    whole = Protocol(
-        **vars(protocol) | {"window": protocol.row_length, "document_length": 1}
-    )
+    whole = dataclasses.replace(protocol, window=protocol.row_length, document_length=1)
     text = draw(whole.window + s["strides"] * s["stride"])
     documents = draw(s["strides"] * s["near"], s["document"])
 

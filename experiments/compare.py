@@ -7,50 +7,13 @@ draws perplexity by system and control. ``NAME=WORKDIR`` gives a run another nam
 """
 
 import argparse
-import collections
 import pathlib
 import sys
-from typing import NamedTuple
 
 from rlm_jax import terminal
 from rlm_jax.errors import UserError
-from rlm_jax.report import plots, report, tables
-
-
-class Named(NamedTuple):
-    """A run's row, and what its figures are of."""
-
-    row: tables.Row
-    about: str  # the corpus or collection, and the split
-
-
-def rows(runs: list[str]) -> list[Named]:
-    """The rows of some workdirs, each given as WORKDIR or NAME=WORKDIR.
-
-    Runs of one system that are given no names are told apart by their workdirs.
-    """
-    found = []
-    for run in runs:
-        name, _, workdir = run.rpartition("=")
-        result = report.read(pathlib.Path(workdir) / "report.json")
-        of_text = "perplexity" in result["metrics"]
-        row = (tables.row_of_text if of_text else tables.row_of_ranking)(result)
-        found.append((name, workdir, row, _about(result)))
-    systems = collections.Counter(row.system for name, _, row, _ in found if not name)
-    named = []
-    for name, workdir, row, about in found:
-        if not name and systems[row.system] > 1:
-            name = f"{row.system} ({workdir})"
-        named.append(Named(row._replace(system=name) if name else row, about))
-    return named
-
-
-def _about(result: report.Report) -> str:
-    protocol = result.get("protocol", {})
-    split = protocol.get("split")
-    about = f"{result['corpus']}, {split} split" if split else str(result["corpus"])
-    told = [f"{protocol[n]:,} {n}" for n in ("tokens",) if n in protocol]
-    return ", ".join([about, *told])
+from rlm_jax.report import plots, tables
+from rlm_jax.report.compared import rows
 
 
 def main(arguments: list[str]) -> None:

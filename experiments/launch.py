@@ -13,16 +13,16 @@ from ml_collections import config_flags
 from experiments import options
 from rlm_jax import processes, terminal
 from rlm_jax.errors import UserError
-from rlm_jax.recipes.runs import Recipe
 
 
 def main(
     presets: Mapping[str, Callable[[], Any]],
-    run: Recipe[Any, object],
+    run: Callable[..., object],
 ) -> None:
     """Parse the command line, run, and turn `UserError` into one line and status 1.
 
     ``--preset`` chooses the configuration that ``--config.x.y=value`` then changes.
+    ``run(config, workdir, preset=, dry_run=)`` is a recipe, or works in another's run.
     """
     if {"--help", "-help", "-h", "--helpfull"} & set(sys.argv[1:]):
         terminal.write(options.help_text(presets))
@@ -43,7 +43,7 @@ def main(
     with _one_line():
         preset = options.preset(sys.argv[1:], presets)
         sys.argv[1:], default = options.with_file(
-            sys.argv[1:], presets[preset](), run.system
+            sys.argv[1:], presets[preset](), getattr(run, "system", "")
         )
         options.check_fields(sys.argv[1:], default)
         flags.DEFINE_enum("preset", preset, list(presets), "The configuration.")

@@ -193,7 +193,7 @@ class StaleIndex:
         to_rows = encoder_towers.passage_rows(tower.tokenizer, self._text)
         new = encoder(to_rows([self._passages[row] for row in rows.tolist()]))
         asked = self._vectors(query_params, questions, keep)
-        return index.recall(*(_nearest(asked, keys, k) for keys in (old, new)))
+        return index.recall(_nearest(asked, old, k), _nearest(asked, new, k))
 
     def steps(self) -> list[int]:
         """The steps whose indexes are there, whole, in order."""

@@ -143,7 +143,7 @@ def _read(data: np.ndarray) -> tuple[dict[str, Any], dict[str, _Tensor]]:
         if width % block:
             raise ValueError(f"{name} has rows of {width} in blocks of {block}")
         row = width // block * size
-        whole = _Header(data, start + offset).bytes(
+        whole = _Header(data, start + offset).view(
             int(np.prod(rows, dtype=object)) * row
         )
         tensors[name] = _Tensor(shape, kind, whole.reshape(*rows, row))
@@ -157,14 +157,14 @@ class _Header:
         """Begins at a byte."""
         self._data, self.at = data, at
 
-    def bytes(self, size: int) -> np.ndarray:
+    def view(self, size: int) -> np.ndarray:
         if self.at + size > len(self._data):
             raise ValueError("it ends early, or is damaged")
         self.at += size
         return self._data[self.at - size : self.at]
 
     def take(self, size: int) -> bytes:
-        return self.bytes(size).tobytes()
+        return self.view(size).tobytes()
 
     def numbers(self, code: str, count: int) -> tuple[Any, ...]:
         size = struct.calcsize(f"<{code}") * count  # before a format of that length
