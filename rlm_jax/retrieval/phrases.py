@@ -119,15 +119,17 @@ def _grouped(begins, sizes, score, tokens, longest: int, power: float) -> Phrase
     n = np.arange(longest)
     at = np.minimum(begins[:, None] + n, len(tokens) - 1)
     keys = keys_of(np.where(n < sizes[:, None], tokens[at], -1))
-    order = np.lexsort((begins, -score))
-    order = order[np.argsort(keys[order], kind="stable")]
+    order = np.argsort(keys)
     keys, begins, sizes, score = (x[order] for x in (keys, begins, sizes, score))
     first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
     totals = np.add.reduceat(score, first)
     totals = totals * sizes[first].astype(np.float64) ** power
-    by_total = np.lexsort((begins[first], -totals))
-    first, totals = first[by_total], totals[by_total]
-    return Phrases(begins[first], sizes[first], totals, keys[first])
+    counts = np.diff(np.append(first, len(keys)))
+    best = score == np.repeat(np.maximum.reduceat(score, first), counts)
+    # Of the best places the first one.
+    entry = np.minimum.reduceat(np.where(best, begins, len(tokens)), first)
+    order = np.lexsort((entry, -totals))
+    return Phrases(entry[order], sizes[first][order], totals[order], keys[first][order])
 
 
 def _passages(ids, bounds) -> tuple[np.ndarray, np.ndarray]:

@@ -21,10 +21,11 @@ def example(seed=0, k=12):
 
 
 def by_loops(start, end, tokens, bounds, longest, power):
-    """Phrase -> score."""
+    """Phrase -> score, and phrase -> its best place, of equal ones the first."""
     p_start = dict(zip(start.ids.tolist(), start.p.tolist(), strict=True))
     p_end = dict(zip(end.ids.tolist(), end.p.tolist(), strict=True))
     scores: dict[tuple, float] = {}
+    places: dict[tuple, list] = {}
     for low, high in zip(bounds, bounds[1:], strict=False):
         for i in range(low, high):
             for n in range(1, longest + 1):
@@ -38,7 +39,9 @@ def by_loops(start, end, tokens, bounds, longest, power):
                 phrase = tuple(tokens[i : j + 1].tolist())
                 score = p_start.get(i, 0.0) + p_end.get(j, 0.0)
                 scores[phrase] = scores.get(phrase, 0.0) + score
-    return {phrase: s * len(phrase) ** power for phrase, s in scores.items()}
+                places.setdefault(phrase, []).append((-score, i))
+    scores = {phrase: s * len(phrase) ** power for phrase, s in scores.items()}
+    return scores, {phrase: min(found)[1] for phrase, found in places.items()}
 
 
 @pytest.mark.parametrize(("longest", "power"), [(1, 0.0), (4, 0.0), (3, 0.7)])
@@ -47,7 +50,11 @@ def test_phrases_by_loops(longest, power):
     found = phrases.assemble(
         start, end, tokens, bounds, INSIDE, longest=longest, length_power=power
     )
-    wanted = by_loops(start, end, tokens, bounds, longest, power)
+    wanted, places = by_loops(start, end, tokens, bounds, longest, power)
+    assert places == {
+        tuple(tokens[e : e + n].tolist()): e
+        for e, n in zip(found.entry, found.size, strict=True)
+    }
     got = {
         tuple(tokens[e : e + n].tolist()): s
         for e, n, s in zip(found.entry, found.size, found.score, strict=True)
@@ -68,7 +75,7 @@ def test_single_tokens_need_no_end():
     (start, _), tokens, bounds = example()
     found = phrases.assemble(start, None, tokens, bounds, INSIDE, longest=5)
     nothing = Found(start.ids[:0], start.p[:0])
-    wanted = by_loops(start, nothing, tokens, bounds, 1, 0.0)
+    wanted, _ = by_loops(start, nothing, tokens, bounds, 1, 0.0)
     assert len(found.score) == len(wanted)
     assert found.score.sum() == pytest.approx(sum(wanted.values()))
 
