@@ -10,7 +10,7 @@ that goes on from an earlier checkpoint does what it did before.
 
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from rlm_jax import characters, processes, terminal
 from rlm_jax.errors import UserError
@@ -22,15 +22,12 @@ from rlm_jax.train.rounds import RefreshConfig
 FILE = "decisions.json"
 
 
-class Judged(Protocol):
-    """Questions by which an index is held to another; `stale_training.Task` is one."""
+class Judged(NamedTuple):
+    """Questions by which an index is held to another."""
 
-    @property
-    def sample(self) -> Callable[..., Sequence[str]]: ...
-    @property
-    def sample_k(self) -> int: ...
-    @property
-    def keep(self) -> str: ...
+    sample: Callable[[], Sequence[str]]
+    k: int
+    keep: str  # which tokens of a question that is too long are read
 
 
 class Decisions:
@@ -117,7 +114,7 @@ class Decisions:
     ) -> dict[str, Any]:
         recall = self._stale.recall(
             *(before, passages, queries, self._judged.sample()),
-            *(self._judged.sample_k, self._config.sample),
+            *(self._judged.k, self._config.sample),
             keep=self._judged.keep,
         )
         again = recall < self._config.min_recall

@@ -18,7 +18,7 @@ from rlm_jax import characters, processes, terminal
 from rlm_jax.data.passages import Passages
 from rlm_jax.method import Batch, Method, Params
 from rlm_jax.models.encoder import EncoderConfig
-from rlm_jax.recipes.stale_decisions import Decisions
+from rlm_jax.recipes.stale_decisions import Decisions, Judged
 from rlm_jax.retrieval import encode_passages, encode_stream, refresh
 from rlm_jax.retrievers.background import Elsewhere, Worker
 from rlm_jax.retrievers.dense import SearchConfig
@@ -110,7 +110,9 @@ def train(
         worker=worker,
         shard_size=shard_size,
     )
-    decisions = Decisions(config.refresh, stale, folder, task)
+    decisions = Decisions(
+        config.refresh, stale, folder, Judged(task.sample, task.sample_k, task.keep)
+    )
     searched = refresh.searched(found)
 
     def laid_out() -> list[Round]:
