@@ -38,16 +38,13 @@ def main(arguments: list[str]) -> None:
             "One plot holds runs on one text; give those of one, or no --plot."
         )
     for about, group in groups.items():
-        metric = given.metric or ("perplexity" if _has(group, "perplexity") else None)
+        of_text = any("perplexity" in row.metrics for row in group)
+        metric = given.metric or ("perplexity" if of_text else None)
         table = draw(group, metric=metric)
         terminal.write(f"{about}\n\n{table}\n" if len(groups) > 1 else f"{table}\n")
         if given.plot:
             shown = metric or tables.metric_names(group)[0]
             plots.control_bars(given.plot, group, metric=shown)
-
-
-def _has(rows: list[tables.Row], metric: str) -> bool:
-    return any(metric in row.metrics for row in rows)
 
 
 if __name__ == "__main__":

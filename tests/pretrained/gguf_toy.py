@@ -63,7 +63,7 @@ def vocabulary(size=300):
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    model.train_from_iterator([TEXT] * 3 + ["12345 " * 200 + "123 " * 200], trainer)
+    model.train_from_iterator([TEXT] * 3 + ["12345"] * 20 + ["123"] * 20, trainer)
     made = json.loads(model.to_str())["model"]
     tokens = sorted(made["vocab"], key=made["vocab"].get)
     return tokens, [" ".join(pair) for pair in made["merges"]]
