@@ -21,8 +21,8 @@ def main(
 ) -> None:
     """Parse the command line, run, and turn `UserError` into one line and status 1.
 
-    ``--preset`` chooses the configuration that ``--config.x.y=value`` then changes.
-    ``run(config, workdir, preset=, dry_run=)`` is a recipe, or works in another's run.
+    ``--preset`` chooses the configuration that ``--config.x.y=value`` then changes;
+    ``run`` takes it, the workdir, the preset's name and whether it is a dry run.
     """
     if {"--help", "-help", "-h", "--helpfull"} & set(sys.argv[1:]):
         terminal.write(options.help_text(presets))

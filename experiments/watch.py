@@ -12,10 +12,7 @@ from rlm_jax.recipes.watching import Config, run
 
 
 def plain() -> Config:
-    """A look a second.
-
-    Command: python -m experiments.watch --workdir runs/atlas
-    """
+    """Command: python -m experiments.watch --workdir runs/atlas"""
     return Config()
 
 
