@@ -185,7 +185,8 @@ def _trained(workdir: pathlib.Path, dtype: str, with_memory: bool) -> BaseLM:
             "its memory (experiments.generate --preset memory continues texts with it)"
         )
     taken = stored.get("params_from")
-    if taken and checkpoint.latest_step(workdir / "checkpoints") == 0:
+    of_another = taken and pathlib.Path(taken).resolve() != workdir.resolve()
+    if of_another and checkpoint.latest_step(workdir / "checkpoints") == 0:
         return _taken(workdir, taken, stored, dtype)
     own = workdir / runs.TOKENIZER
     if own.exists():

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import compare, demo, knn_lm, lm, trime
 from rlm_jax.errors import UserError
-from rlm_jax.recipes import language_model, runs
+from rlm_jax.recipes import base_lm, language_model, runs
 from rlm_jax.report import report
 from rlm_jax.train import checkpoint, dry_run
 from tests.recipes import shrunken
@@ -167,3 +167,15 @@ def test_the_warm_up_has_an_order_of_its_own(corpus, cache, tmp_path, monkeypatc
     trime.run(config, tmp_path)
     # Of each training: its own batches, then those of validation.
     assert orders == ["shuffled", "shuffled", "consecutive", "consecutive"]
+
+
+def test_a_run_that_names_itself_is_its_own_model(corpus, cache, tmp_path):
+    """With a checkpoint of no steps, as a run leaves that took another's model."""
+    config = shrunken.shrink(lm.tiny(), corpus)
+    config.train.steps = 0
+    lm.run(config, tmp_path / "run")
+    path = tmp_path / "run" / runs.CONFIG
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | {"params_from": str(tmp_path / "run")}))
+    loaded = base_lm.load(str(tmp_path / "run"), language_model.DataConfig())
+    assert loaded.decoding is not None
