@@ -200,34 +200,18 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Reads the folders, and leaves the other options to `record.main`."""
+def in_folder(quick: bool, options: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(options.keys or temporary)
+        case = made_here(folder) if quick else of_run(options)
+        return measure(case, folder)
+
+
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--run", default="", help="workdir of experiments.npm")
     parser.add_argument("--questions", default="trex:data/lama")
     parser.add_argument("--keys", default="", help="folder that vectors stay in")
-    options, others = parser.parse_known_args()
-    if not options.run and "--quick" not in others:
-        print("fill_blanks: skipped, give --run WORKDIR.")
-        return
-    # Without the folders, which say something of this machine alone.
-    named = options.questions
-    given = [f"--questions {named.partition(':')[0]}:{Path(named).name}"]
-    given = [f"--run {Path(options.run).name}", *given] if options.run else []
-    command = " ".join(["python -m benchmarks.fill_blanks", *others, *given])
-    sys.argv[1:] = others
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(options.keys or temporary)
-        record.main(
-            "fill_blanks",
-            lambda quick: {
-                **measure(
-                    of_run(options) if options.run else made_here(folder), folder
-                ),
-                "command": command,
-            },
-        )
-
-
-if __name__ == "__main__":
-    main()
+    record.with_options(
+        "fill_blanks", parser, in_folder, told=("run", "questions"), needs="run"
+    )

@@ -15,7 +15,6 @@ This is `experiments.knn_lm` but for the documents' ends: the text is one docume
 
 import argparse
 import gzip
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -159,26 +158,17 @@ def figure(log_probs: np.ndarray) -> float:
     return round(float(np.exp(-mean)), 3)
 
 
-def main() -> None:
-    """Reads the folders, and leaves the other options to `record.main`."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--decoder", default="", help="GGUF file, or folder")
     parser.add_argument("--text", default="", help="folder of train, valid and test")
     parser.add_argument("--keys", default="", help="folder that keys stay in")
     parser.add_argument("--plot", default="", help="image to draw")
     parser.add_argument("--num-keys", type=int, default=NUM_KEYS)
-    options, others = parser.parse_known_args()
-    if not options.decoder and "--quick" not in others:
-        print("knn_sizes: skipped, give --decoder FILE.gguf and --text FOLDER.")
-        return
-    named = [f"--{x} {Path(getattr(options, x)).name}" for x in ("decoder", "text")]
-    given = [*named, f"--num-keys {options.num_keys}"] if options.decoder else []
-    command = " ".join(["python -m benchmarks.knn_sizes", *others, *given])
-    sys.argv[1:] = others
-    record.main(
-        "knn_sizes", lambda quick: {**measure(quick, options), "command": command}
+    record.with_options(
+        "knn_sizes",
+        parser,
+        measure,
+        told=("decoder", "text", "num_keys"),
+        needs="decoder",
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,6 +47,42 @@ def main(name: str, measure: Callable[[bool], dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result | figures, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=1), flush=True)
+
+
+def with_options(
+    name: str,
+    parser: argparse.ArgumentParser,
+    measure: Callable[[bool, argparse.Namespace], dict[str, Any]],
+    *,
+    told: Sequence[str],
+    needs: str = "",
+) -> None:
+    """`main` of a benchmark that has options of its own.
+
+    Args:
+      name: as of `main`.
+      parser: of these options, without help.
+      measure: (quick, options) -> figures.
+      told: what the stored command repeats of them, where it is given; of a path the
+        last name, for the folders say something of this machine alone.
+      needs: the option without which only the quick sizes can be measured.
+    """
+    options, others = parser.parse_known_args()
+    if needs and not getattr(options, needs) and "--quick" not in others:
+        print(f"{name}: skipped, give --{needs}.")
+        return
+    command = [f"python -m benchmarks.{name}", *({"--quick"} & set(others))]
+    for option in told:
+        if value := getattr(options, option):
+            kind, colon, path = str(value).rpartition(":")
+            command.append(
+                f"--{option.replace('_', '-')} {kind}{colon}{Path(path).name}"
+            )
+    sys.argv[1:] = others
+    main(
+        name,
+        lambda quick: {**measure(quick, options), "command": " ".join(command)},
+    )
 
 
 def surroundings() -> dict[str, Any]:

@@ -230,7 +230,8 @@ def measure(quick: bool) -> dict:
                 dtype,
                 shape | sizes,
             )
-            for dtype in (["float32"] if quick else ["float32", "bfloat16", "float16"])
+            # XLA has no products of float16 with sums in float32 on a CPU.
+            for dtype in (["float32"] if quick else ["float32", "bfloat16"])
         }
     over = replug["replug_is_slower"]
     return {

@@ -18,7 +18,6 @@ come from fresh processes at three sizes.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from importlib.util import find_spec
@@ -265,25 +264,13 @@ def measure(quick: bool, embeddings: str = "", queries_file: str = "") -> dict:
     }
 
 
-def main() -> None:
-    """Reads the two files, and leaves the other options to `record.main`."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--embeddings", default="")
     parser.add_argument("--queries", default="")
-    files, others = parser.parse_known_args()
-    # Without the folders, which say something of this machine alone.
-    named = {k: Path(v).name for k, v in vars(files).items() if v}
-    given = [f"--{k} {v}" for k, v in named.items()]
-    command = " ".join(["python -m benchmarks.search_at_scale", *others, *given])
-    sys.argv[1:] = others
-    record.main(
+    record.with_options(
         "search_at_scale",
-        lambda quick: {
-            **measure(quick, files.embeddings, files.queries),
-            "command": command,
-        },
+        parser,
+        lambda quick, given: measure(quick, given.embeddings, given.queries),
+        told=("embeddings", "queries"),
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -20,7 +20,6 @@ similarities recomputed from the stored keys, and the mixture, on the same token
 """
 
 import argparse
-import sys
 import tempfile
 import time
 import zlib
@@ -279,29 +278,21 @@ def measure(quick: bool, options: argparse.Namespace, folder: Path) -> dict[str,
     }
 
 
-def main() -> None:
-    """Reads the folders, and leaves the other options to `record.main`."""
+def in_folder(quick: bool, options: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as temporary:
+        return measure(quick, options, Path(options.keys or temporary))
+
+
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--decoder", default="", help="Hugging Face folder")
     parser.add_argument("--text", default="", help="UTF-8 file")
     parser.add_argument("--keys", default="", help="folder that keys stay in")
     parser.add_argument("--num-keys", type=int, default=NUM_KEYS)
-    options, others = parser.parse_known_args()
-    if not options.decoder and "--quick" not in others:
-        print("search_token_keys: skipped, give --decoder FOLDER and --text FILE.")
-        return
-    # Without the folders, which say something of this machine alone.
-    named = [f"--{x} {Path(getattr(options, x)).name}" for x in ("decoder", "text")]
-    given = [*named, f"--num-keys {options.num_keys}"] if options.decoder else []
-    command = " ".join(["python -m benchmarks.search_token_keys", *others, *given])
-    sys.argv[1:] = others
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(options.keys or temporary)
-        record.main(
-            "search_token_keys",
-            lambda quick: {**measure(quick, options, folder), "command": command},
-        )
-
-
-if __name__ == "__main__":
-    main()
+    record.with_options(
+        "search_token_keys",
+        parser,
+        in_folder,
+        told=("decoder", "text", "num_keys"),
+        needs="decoder",
+    )

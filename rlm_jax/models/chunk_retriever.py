@@ -5,8 +5,6 @@ have: chunks to queries, keys and values; and neighbours in the light of their c
 with a gate each.
 """
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,8 +12,13 @@ from jaxtyping import Float, Float32
 
 from rlm_jax.models import layers
 from rlm_jax.models.decoder import DecoderConfig
-from rlm_jax.models.neighbours import CrossAttention, NeighbourEncoderConfig
-from rlm_jax.ops import Array, chunks
+from rlm_jax.models.neighbours import (
+    NeighbourEncoderConfig,
+    both_ways,
+    chunk_attention,
+    norms,
+)
+from rlm_jax.ops import Array
 
 LEAST_GATE = 0.1
 """No gate closes entirely, so that a neighbour's states always have a gradient."""
@@ -37,11 +40,11 @@ class ChunkRetriever(nn.Module):
         """(queries, keys, encoded states)."""
         c = self.config
         batch, count, m, width = states.shape
-        norm = _norms(c)
+        norm = norms(c)
         flat = states.reshape(batch * count, m, width)
-        encoded = flat + _both_ways(c, name="attention")(
-            norm("attention_norm")(flat), jnp.arange(m)
-        )
+        scale = layers.residual_scale(c.num_layers)
+        attend = both_ways(c, c.num_heads, c.head_width, scale, name="attention")
+        encoded = flat + attend(norm("attention_norm")(flat), jnp.arange(m))
         encoded = jnp.asarray(encoded).reshape(states.shape)
         pooled = encoded.astype(jnp.float32).mean(2)
         init = nn.initializers.normal(0.02)
@@ -79,52 +82,20 @@ class NeighbourAugmenter(nn.Module):
         """
         c, sizes = self.config, self.reader
         count, k, r, width = neighbours.shape
-        norm = _norms(c)
+        norm = norms(c)
         dropout = nn.Dropout(c.dropout, deterministic=deterministic)
         x, positions = neighbours.reshape(count * k, r, width), jnp.arange(r)
-        attention = _both_ways(
-            c, sizes.num_heads, sizes.head_width, name="self_attention"
+        scale = layers.residual_scale(c.num_layers)
+        attention = both_ways(
+            c, sizes.num_heads, sizes.head_width, scale, name="self_attention"
         )
         x = x + dropout(attention(norm("self_attention_norm")(x), positions))
-        cross = CrossAttention(
-            width=sizes.heads_width,
-            num_heads=sizes.num_heads,
-            out_width=width,
-            dtype=c.dtype,
-            out_init=nn.initializers.normal(layers.residual_scale(c.num_layers)),
-            rotary_base=c.rotary_base,
-            rotary_scaling=tuple(c.rotary_scaling),
-            name="cross_attention",
-        )
-        q = cross.queries(norm("cross_attention_norm")(x), positions)
-        read = norm("chunk_norm")(chunk_states)
-        kv = cross.keys_values(read, jnp.arange(read.shape[1]))
-        h = chunks.cross_attention(q.reshape(count, k * r, *q.shape[2:]), *kv, None)
-        x = x + dropout(cross.project(h.reshape(q.shape)))
+        cross = chunk_attention(c, sizes, width, scale)
+        asked, read = norm("cross_attention_norm")(x), norm("chunk_norm")(chunk_states)
+        x = x + dropout(cross.of_neighbours(asked, positions, read))
         pooled = norm("gate_norm")(x.astype(jnp.float32).mean(1)).astype(jnp.float32)
         logit = nn.Dense(1, dtype="float32", name="gate")(pooled) / width
         gate = LEAST_GATE + (1 - LEAST_GATE) * nn.sigmoid(logit)
         # The norm comes first, or it would undo the gate.
         gated = norm("final_norm")(x) * gate[:, None].astype(x.dtype)
         return gated.reshape(neighbours.shape)
-
-
-def _norms(c: DecoderConfig) -> Callable[[str], nn.Module]:
-    return lambda name: layers.norm(c.norm, c.dtype, name, epsilon=c.norm_epsilon)
-
-
-def _both_ways(
-    c: DecoderConfig, num_heads: int = 0, head_width: int = 0, *, name: str
-) -> layers.SelfAttention:
-    return layers.SelfAttention(
-        num_heads=num_heads or c.num_heads,
-        head_width=head_width or c.head_width,
-        bias=c.bias,
-        dtype=c.dtype,
-        causal=False,
-        rotary=True,
-        rotary_base=c.rotary_base,
-        rotary_scaling=tuple(c.rotary_scaling),
-        output_scale=layers.residual_scale(c.num_layers),
-        name=name,
-    )

@@ -6,6 +6,7 @@ keys are turned by them.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -120,12 +121,69 @@ class CrossAttention(nn.Module):
         """One vector of what the heads attended to."""
         return self.out(attended.reshape(*attended.shape[:2], self.width))
 
+    def of_neighbours(
+        self,
+        x: Float[Array, "NK r D"],
+        positions: Int[Array, " r"],
+        chunk_states: Float[Array, "N m E"],
+    ) -> Float[jax.Array, "NK r F"]:
+        """What the states x of N chunks' K neighbours attend to in their chunk's."""
+        q = self.queries(x, positions)
+        count, m, _ = chunk_states.shape
+        k, v = self.keys_values(chunk_states, jnp.arange(m))
+        h = chunks.cross_attention(q.reshape(count, -1, *q.shape[2:]), k, v, None)
+        return self.project(h.reshape(q.shape))
+
     def _turned(self, x, positions):
         heads = self._heads(x)
         return layers.rotate(heads, positions, self.rotary_base, self.rotary_scaling)
 
     def _heads(self, x):
         return x.reshape(*x.shape[:-1], self.num_heads, self.width // self.num_heads)
+
+
+def norms(c: DecoderConfig) -> Callable[[str], nn.Module]:
+    """The decoder's norm, by name."""
+    return lambda name: layers.norm(c.norm, c.dtype, name, epsilon=c.norm_epsilon)
+
+
+def both_ways(
+    c: DecoderConfig, num_heads: int, head_width: int, scale: float, *, name: str
+) -> layers.SelfAttention:
+    """Attention to what stands before and after, rotary as the decoder's.
+
+    Args:
+      num_heads, head_width: its own.
+      scale: of the initial output.
+    """
+    return layers.SelfAttention(
+        num_heads=num_heads,
+        head_width=head_width,
+        bias=c.bias,
+        dtype=c.dtype,
+        causal=False,
+        rotary=True,
+        rotary_base=c.rotary_base,
+        rotary_scaling=tuple(c.rotary_scaling),
+        output_scale=scale,
+        name=name,
+    )
+
+
+def chunk_attention(
+    c: DecoderConfig, sizes: NeighbourEncoderConfig, out_width: int, scale: float
+) -> CrossAttention:
+    """Attention of neighbours to the chunk that they were retrieved for."""
+    return CrossAttention(
+        width=sizes.heads_width,
+        num_heads=sizes.num_heads,
+        out_width=out_width,
+        dtype=c.dtype,
+        out_init=nn.initializers.normal(scale),
+        rotary_base=c.rotary_base,
+        rotary_scaling=tuple(c.rotary_scaling),
+        name="cross_attention",
+    )
 
 
 class EncoderBlock(nn.Module):
@@ -147,40 +205,15 @@ class EncoderBlock(nn.Module):
         c, sizes = self.config, self.sizes
         scale = layers.residual_scale(sizes.num_layers)
         dropout = nn.Dropout(c.dropout, deterministic=deterministic)
-        positions = jnp.arange(x.shape[1])
-
-        def norm(name):
-            return layers.norm(c.norm, c.dtype, name, epsilon=c.norm_epsilon)
-
-        h = layers.SelfAttention(
-            num_heads=sizes.num_heads,
-            bias=c.bias,
-            dtype=c.dtype,
-            causal=False,
-            rotary=True,
-            rotary_base=c.rotary_base,
-            rotary_scaling=tuple(c.rotary_scaling),
-            output_scale=scale,
-            head_width=sizes.head_width,
-            name="attention",
-        )(norm("attention_norm")(x), positions, mask)
-        x = x + dropout(h)
+        positions, norm = jnp.arange(x.shape[1]), norms(c)
+        attention = both_ways(
+            c, sizes.num_heads, sizes.head_width, scale, name="attention"
+        )
+        x = x + dropout(attention(norm("attention_norm")(x), positions, mask))
         if self.reads_chunk:
-            cross = CrossAttention(
-                width=sizes.heads_width,
-                num_heads=sizes.num_heads,
-                out_width=sizes.width,
-                dtype=c.dtype,
-                out_init=nn.initializers.normal(scale),
-                rotary_base=c.rotary_base,
-                rotary_scaling=tuple(c.rotary_scaling),
-                name="cross_attention",
-            )
-            q = cross.queries(norm("cross_attention_norm")(x), positions)
-            count, m, _ = chunk_states.shape
-            k, v = cross.keys_values(chunk_states, jnp.arange(m))
-            h = chunks.cross_attention(q.reshape(count, -1, *q.shape[2:]), k, v, None)
-            x = x + dropout(cross.project(h.reshape(q.shape)))
+            cross = chunk_attention(c, sizes, sizes.width, scale)
+            asked = norm("cross_attention_norm")(x)
+            x = x + dropout(cross.of_neighbours(asked, positions, chunk_states))
         h = layers.FeedForward(
             width=sizes.feed_forward_width,
             activation=c.activation,
@@ -227,16 +260,15 @@ class NeighbourEncoder(nn.Module):
         )(embedded.reshape(count * k, r, width))
         # One token of an absent neighbour stays: attention over none is undefined.
         visible = (mask.reshape(count * k, r) > 0) | (jnp.arange(r) == 0)
-        norm = layers.norm(c.norm, c.dtype, "chunk_norm", epsilon=c.norm_epsilon)
-        chunk_states = norm(chunk_states)
+        norm = norms(c)
+        chunk_states = norm("chunk_norm")(chunk_states)
         block = nn.remat(EncoderBlock, static_argnums=(4,)) if c.remat else EncoderBlock
         for i in range(sizes.num_layers):
             reads_chunk = i + 1 in sizes.cca_layers
             x = block(c, sizes, reads_chunk, name=f"block_{i}")(
                 x, visible, chunk_states, deterministic
             )
-        norm = layers.norm(c.norm, c.dtype, "final_norm", epsilon=c.norm_epsilon)
-        return norm(x).reshape(count, k, r, sizes.width)
+        return norm("final_norm")(x).reshape(count, k, r, sizes.width)
 
 
 class ChunkedCrossAttention(nn.Module):

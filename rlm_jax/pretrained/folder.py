@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlm_jax import characters
 from rlm_jax.errors import UserError
+from rlm_jax.side_files.keys import read_json
 from rlm_jax.storage import atomic
 
 WEIGHTS = "model.safetensors"
@@ -74,22 +74,6 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
             f"config.json and {WEIGHTS}."
         )
     return config
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds, or None where there is no such file.
-
-    Raises:
-      UserError: the file is not JSON.
-    """
-    try:
-        return characters.read_json(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); copy or download it again."
-        ) from error
 
 
 def read_arrays(folder: str | os.PathLike) -> Arrays:

@@ -103,17 +103,18 @@ def answer_recall(
 
     No reader is asked, so a sample of the questions is not needed.
     """
-    holds, every = rules(config)["holds"], collection.questions.questions
-    passages = collection.passages
+    every = collection.questions.questions
+    return answers.answer_recall(
+        texts(found.ids, collection.passages),
+        [every[number].answers for number in found.questions.tolist()],
+        _depths(config, found.ids.shape[1]),
+        holds=rules(config)["holds"],
+    )
 
-    def right(number: int, row: int) -> bool:
-        return row >= 0 and holds(passages[row].joined, every[number].answers)
 
-    pairs = zip(found.questions.tolist(), found.ids.tolist(), strict=True)
-    hits = np.array([[right(number, row) for row in rows] for number, rows in pairs])
-    reads = found.ids.shape[1]
-    depths = sorted({k for k in config.depths if k < reads} | {reads})
-    return {str(k): float(hits[:, :k].any(1).mean()) for k in depths if k}
+def _depths(config: AnswersConfig, reads: int) -> list[int]:
+    """The k of answer recall, where so many passages are read."""
+    return sorted({k for k in config.depths if k < reads} | {reads})
 
 
 def spread(**by_name: Asked) -> dict[str, dict[str, float]]:
@@ -192,10 +193,9 @@ def judged(
 ) -> exact_match.Figures:
     """The figures of some answers, by what had been read."""
     reads = given.reading.ids.shape[1]
-    depths = sorted({k for k in config.depths if k < reads} | {reads})
     passages = texts(given.reading.ids, given.collection.passages) if reads else None
     return exact_match.judge(
-        said, given.answers, passages, depths=depths, **rules(config)
+        said, given.answers, passages, depths=_depths(config, reads), **rules(config)
     )
 
 

@@ -1,13 +1,7 @@
 """The neighbours of every chunk of a split, searched once and kept on disk.
 
-A published folder holds one array and a manifest:
-
-    manifest.json    identity, shape, and the CRC-32 of every shard of rows
-    neighbours.ids   int32 [Q, K], best first, -1 where nothing was left
-
-While it is being built the folder is called ``<name>.partial``. A shard of rows counts
-as written once the manifest names it, so a killed build continues from the last
-finished shard and ends with the same bytes.
+They are `storage.row_shards`: ``rows`` is int32 [Q, K], best first, -1 where nothing
+was left, and a killed build goes on from its last finished shard.
 """
 
 import functools
@@ -26,11 +20,15 @@ from rlm_jax.method import Neighbours
 from rlm_jax.retrieval.chunk_database import Chunks, documents_of
 from rlm_jax.retrieval.datastore import Datastore
 from rlm_jax.retrieval.index import Index, first_kept, none_found
-from rlm_jax.storage import atomic, checked_files
+from rlm_jax.storage import checked_files, row_shards
 
-_FORMAT = "rlm_jax chunk neighbours 1"
-_FILE = "neighbours.ids"
+FORM = "rlm_jax chunk neighbours 2"
 _DEEPER = 4
+
+
+def dtype(k: int) -> np.dtype:
+    """That of a chunk's neighbours on disk."""
+    return np.dtype([("ids", "<i4", (k,))])
 
 
 class Filter(NamedTuple):
@@ -50,24 +48,19 @@ class ChunkNeighbours:
 
     Attributes:
       ids: int32 [Q, K], memory-mapped, numbers of the database's chunks; -1 = absent.
-      manifest: what is on disk.
+      checksum: a digest of the identity and of the array.
       chunks_per_second: of the search that made them; None where none was
         needed.
     """
 
     ids: np.ndarray
-    manifest: Mapping[str, Any]
+    checksum: str
     chunks_per_second: float | None = None
 
     @property
     def empty_share(self) -> float:
         """The share of the Q K slots that nothing was left for."""
-        return self.manifest["empty_slots"] / self.ids.size
-
-    @property
-    def checksum(self) -> str:
-        """A digest of the manifest, hence of the identity and of the array."""
-        return self.manifest["checksum"]
+        return float((self.ids < 0).mean())
 
 
 def same_document(chunks: Chunks, database: Chunks, segment_length: int) -> Filter:
@@ -173,28 +166,24 @@ def build(
             f"There are {vectors.num_entries} vectors and not those of {total} chunks; "
             "encode all of the chunks that get neighbours."
         )
-    identity = checked_files.as_json(
-        {
-            **identity,
-            "queries": vectors.checksum,
-            "num_chunks": total,
-            "depths": [depth, max_depth],
-            "filters": [dict(each.identity) for each in filters],
-        }
-    )
-    form = {"format": _FORMAT, "identity": identity, "shape": [total, k]}
-    if directory.exists():
-        return open(directory, identity=identity, k=k)
-    form["shard_size"] = -(-shard_size // block_size) * block_size
-    manifest = _begin(directory, form)
-    done, size = _written(manifest), manifest["shard_size"]
-    advance(done)
-    began = time.perf_counter()
-    for start in range(done, total, size):
-        shard = np.full((min(size, total - start), k), -1, np.int32)
-        for first in range(start, start + len(shard), block_size):
-            rows = np.arange(first, min(first + block_size, start + len(shard)))
-            shard[rows - start] = nearest(
+    identity = {
+        **identity,
+        "queries": vectors.checksum,
+        "num_chunks": total,
+        "k": k,
+        "depths": [depth, max_depth],
+        "filters": [dict(each.identity) for each in filters],
+    }
+    searched, began = 0, time.perf_counter()
+
+    def make(start: int, stop: int) -> np.ndarray:
+        nonlocal searched
+        if not searched:
+            advance(start)  # what a killed build had found
+        shard = np.empty(stop - start, dtype(k))
+        for first in range(start, stop, block_size):
+            rows = np.arange(first, min(first + block_size, stop))
+            shard["ids"][rows - start] = nearest(
                 index,
                 vectors.keys(int(rows[0]), int(rows[-1]) + 1),
                 k,
@@ -203,44 +192,23 @@ def build(
                 depth=depth,
                 max_depth=max_depth,
             ).ids
+            searched += len(rows)
             advance(len(rows))
-        manifest = _append(directory, manifest, start, shard)
+        return shard
+
+    records = row_shards.build(
+        directory,
+        FORM,
+        dtype(k),
+        total,
+        make,
+        identity=identity,
+        shard_size=-(-shard_size // block_size) * block_size,
+    )
     seconds = time.perf_counter() - began
-    _finish(directory)
-    speed = (total - done) / seconds if done < total else None
-    return ChunkNeighbours(_map(directory, manifest), manifest, speed)
-
-
-def open(
-    directory: str | os.PathLike,
-    *,
-    identity: Mapping[str, Any] | None = None,
-    k: int | None = None,
-) -> ChunkNeighbours:
-    """Opens what `build` published, and checks every byte.
-
-    Args:
-      directory: what `build` was given.
-      identity: fields that must agree with the stored ones; None checks nothing.
-      k: how many neighbours a chunk must have; None takes any.
-
-    Raises:
-      UserError: there are none, they are damaged, or of another identity.
-    """
-    directory = Path(directory)
-    if not (directory / checked_files.MANIFEST).exists():
-        raise UserError(
-            f"There are no finished chunk neighbours at {directory}; run their build, "
-            "which goes on where it stopped."
-        )
-    manifest = checked_files.read_manifest(directory, _FORMAT)
-    wanted = checked_files.as_json(identity or {})
-    checked_files.require_equal(wanted, manifest["identity"], directory)
-    if k is not None:
-        stored = {"k": manifest["shape"][1]}
-        checked_files.require_equal({"k": k}, stored, directory)
-    _verify(directory, manifest)
-    return ChunkNeighbours(_map(directory, manifest), manifest)
+    checksum = checked_files.read_manifest(directory, FORM)["checksum"]
+    speed = searched / seconds if searched else None
+    return ChunkNeighbours(records["ids"], checksum, speed)
 
 
 def nearest(
@@ -308,66 +276,3 @@ def _stays(rows: np.ndarray, filters: Sequence[Filter], ids: np.ndarray) -> np.n
     for each in filters:
         stays &= ~each.drops(rows, ids)
     return stays
-
-
-def _partial(directory: Path) -> Path:
-    return directory.with_name(directory.name + ".partial")
-
-
-def _begin(directory: Path, form: dict[str, Any]) -> dict[str, Any]:
-    """A new build's manifest, or that of the one that was killed."""
-    partial = _partial(directory)
-    with checked_files.full_disk_named(directory, "nothing was written yet"):
-        if not (partial / checked_files.MANIFEST).exists():
-            partial.mkdir(parents=True, exist_ok=True)
-            with (partial / _FILE).open("wb") as file:
-                file.truncate(4 * int(np.prod(form["shape"])))
-            new = form | {"shards": [], "empty_slots": 0}
-            checked_files.write_manifest(partial, new)
-    manifest = checked_files.read_manifest(partial, _FORMAT)
-    checked_files.require_equal(form["identity"], manifest["identity"], partial)
-    checked_files.require_equal(form, manifest, partial)
-    _verify(partial, manifest)
-    return manifest
-
-
-def _append(directory: Path, manifest, start: int, shard: np.ndarray):
-    """Writes rows in their place; they count when the manifest names them."""
-    data = shard.astype("<i4").tobytes()
-    kept = f"the first {start} chunks are kept"
-    partial = _partial(directory)
-    with checked_files.full_disk_named(directory, kept):
-        with (partial / _FILE).open("r+b") as file:
-            file.seek(start * 4 * shard.shape[1])
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        changes = {
-            "shards": [*manifest["shards"], zlib.crc32(data)],
-            "empty_slots": manifest["empty_slots"] + int((shard < 0).sum()),
-        }
-        return checked_files.write_manifest(partial, manifest | changes)
-
-
-def _finish(directory: Path) -> None:
-    with checked_files.full_disk_named(directory, "every chunk is kept"):
-        os.rename(_partial(directory), directory)
-        atomic.sync(directory.parent)
-
-
-def _written(manifest) -> int:
-    return min(len(manifest["shards"]) * manifest["shard_size"], manifest["shape"][0])
-
-
-def _map(directory: Path, manifest) -> np.ndarray:
-    return checked_files.map_array(directory / _FILE, tuple(manifest["shape"]), "<i4")
-
-
-def _verify(directory: Path, manifest) -> None:
-    ids, size = _map(directory, manifest), manifest["shard_size"]
-    for number, checksum in enumerate(manifest["shards"]):
-        if zlib.crc32(ids[number * size : (number + 1) * size].tobytes()) != checksum:
-            raise UserError(
-                f"The chunk neighbours at {directory} are not those that were written; "
-                "delete the folder and build them again."
-            )

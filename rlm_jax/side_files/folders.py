@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from rlm_jax import characters
 from rlm_jax.errors import UserError
-from rlm_jax.side_files.keys import check, read
+from rlm_jax.side_files.keys import check, read, read_json
 
 
 class Prompts(NamedTuple):
@@ -103,14 +103,9 @@ def modules(folder: str | os.PathLike) -> dict[str, str] | None:
       UserError: other modules than Transformer, Pooling and Normalize, in this order.
     """
     path = Path(folder, "modules.json")
-    try:
-        listed = characters.read_json(path)
-    except (FileNotFoundError, NotADirectoryError):
+    listed = read_json(path)
+    if listed is None:
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); copy or download it again."
-        ) from error
     if not isinstance(listed, list):
         raise UserError(f"{path} is no JSON list; copy or download it again.")
     found = [check(module, "module", path) for module in listed]
@@ -242,14 +237,7 @@ def added_tokens(folder: str | os.PathLike) -> list[tuple[int, str, dict[str, An
         extra = [*extra, *(value.get("extra_special_tokens") or [])]
         marks |= {x["content"] if isinstance(x, dict) else str(x) for x in extra}
     path = folder / "added_tokens.json"
-    try:
-        simple = characters.read_json(path)
-    except (FileNotFoundError, NotADirectoryError):
-        simple = {}
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); copy or download it again."
-        ) from error
+    simple = read_json(path) or {}
     found: dict[int, tuple[str, dict[str, Any]]] = {}
     try:
         for token, id_ in simple.items():

@@ -210,15 +210,24 @@ def read(path: str | os.PathLike, kind: str) -> dict[str, Any]:
       UserError: it is no JSON object, or a key has a value that we do not compute.
     """
     path = Path(path)
+    content = read_json(path)
+    return {} if content is None else check(content, kind, path)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, or None where there is no such file.
+
+    Raises:
+      UserError: the file is not JSON.
+    """
     try:
-        content = characters.read_json(path)
+        return characters.read_json(path)
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return None
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read ({error}); copy or download it again."
         ) from error
-    return check(content, kind, path)
 
 
 def check(content: Any, kind: str, where: str | os.PathLike) -> dict[str, Any]:

@@ -83,7 +83,7 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
 # Whose sibling is tried in full: what differs shows in the loss and its gradient.
 VARIANTS = (
     "trime_external_off", "dpr_distinct", "contriever_in_batch", "fid_encoder",
-    "atlas_emdr2",
+    "atlas_emdr2", "rpt_given",
 )  # fmt: skip
 JOINT = ("atlas", "realm")  # a reader and its retriever
 TAUGHT = ("replug_lsr", "fid_kd", "reranker")  # by a language model

@@ -18,7 +18,11 @@ from tests.methods.systems import SYSTEMS
 
 every = pytest.mark.parametrize("name", SYSTEMS)
 in_full = pytest.mark.parametrize(
-    "name", [name for name in SYSTEMS if name not in systems.VARIANTS]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in systems.VARIANTS))
+        for name in SYSTEMS
+    ],
 )
 
 initial = functools.cache(systems.parameters)

@@ -266,3 +266,42 @@ def test_the_decoder_stands_over_states_of_another_width():
 def test_bad_sizes_are_named(changes, word):
     with pytest.raises(UserError, match=word):
         seq2seq(t5.T5Config(**SMALL | changes))
+
+
+@pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("length", [1, 3, 40])
+def test_states_are_attended_to_as_their_keys_and_values_are(length, num_kv_heads):
+    """Values and gradients, and the same parameters; a row without memory gives 0."""
+    random = np.random.default_rng(0)
+    normal = lambda *shape: random.normal(size=shape).astype(np.float32)
+    layer = t5_layers.MemoryAttention(4, num_kv_heads, 6, 10, 0.0, "float32")
+    x, states, out = normal(2, length, 10), normal(2, 7, 14), normal(2, length, 10)
+    visible = np.array([[1, 1, 1, 1, 0, 1, 0], [0] * 7], bool)[:, None]
+    params = layer.init(jax.random.key(0), x, states, None, visible)["params"]
+
+    def of_states(params, x, states):
+        given = {"params": params}
+        return layer.apply(given, x, states, None, visible)
+
+    def of_keys(params, x, states):
+        given = {"params": params}
+        memory = layer.apply(given, states, method="read")
+        return layer.apply(given, x, memory, None, visible, method="over")[0]
+
+    # Each way is taken: to few tokens no keys are made, which have 7 rows of 2 G d.
+    made = f"f32[2,7,{2 * num_kv_heads * 6}]" in str(
+        jax.make_jaxpr(of_states)(params, x, states)
+    )
+    assert made == (length == 40 or (length == 3 and num_kv_heads == 1))
+    found, wanted = (
+        jax.jit(jax.value_and_grad(lambda *a, f=f: (f(*a) * out).sum(), (0, 1, 2)))(
+            params, x, states
+        )
+        for f in (of_states, of_keys)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5),
+        found,
+        wanted,
+    )
+    assert not np.asarray(of_states(params, x, states))[1].any()

@@ -100,6 +100,9 @@ SYSTEMS: dict[str, Case] = MECHANISMS | {
     for name in systems.SYSTEMS
     if name not in systems.VARIANTS
 }
+VARIANTS: dict[str, Case] = {
+    name: partial(system, name) for name in systems.VARIANTS if name not in SYSTEMS
+}
 
 
 def assert_close(found: np.ndarray, wanted: np.ndarray, name: str) -> None:

@@ -1,6 +1,7 @@
 """One process of several devices: every case on all devices and on one.
 
-``python -m tests.multi_device.worker OUT DEVICES [COORDINATOR PROCESSES PROCESS]``
+``python -m tests.multi_device.worker OUT DEVICES [variants]``
+``python -m tests.multi_device.worker OUT DEVICES COORDINATOR PROCESSES PROCESS``
 writes OUT.npz: ``case/all/...`` and ``case/one/...`` hold the same quantities, which
 the tests compare; of several processes the first computes the latter. SGD(1.0) moves
 the parameters by the gradient itself, where Adam would hide a wrong scale.
@@ -98,13 +99,19 @@ def main() -> None:
     out, devices = pathlib.Path(sys.argv[1]), int(sys.argv[2])
     jax.config.update("jax_num_cpu_devices", devices)
     count, tried = 1, cases.SYSTEMS
-    if len(sys.argv) > 3:
+    only_variants = sys.argv[3:] == ["variants"]
+    if only_variants:
+        tried = cases.VARIANTS
+    elif len(sys.argv) > 3:
         count, tried = int(sys.argv[4]), cases.MECHANISMS
         processes.initialise(sys.argv[3], count, int(sys.argv[5]))
     assert jax.device_count() == devices * count
     arrays = {}
     for name, case in tried.items():
         arrays |= gradients(name, case, jax.process_index() == 0)
+    if only_variants:
+        np.savez(out, **arrays)
+        return
     if count == 1:
         for name, compute in (
             ("dpr_nll", ranks.dpr),

@@ -1,8 +1,10 @@
 """Presets made so small that a run takes seconds, and a corpus to go with them."""
 
+import functools
 import json
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -51,6 +53,13 @@ def write_questions(folder: pathlib.Path) -> AnsweringConfig:
     return AnsweringConfig(
         f"jsonl:{folder}/passages.jsonl", f"jsonl:{folder}/{{split}}.jsonl"
     )
+
+
+def change(config: Any, changes: Mapping[str, Any]) -> None:
+    """Sets fields by their path, as "database.search.k"."""
+    for name, value in changes.items():
+        *groups, field = name.split(".")
+        setattr(functools.reduce(getattr, groups, config), field, value)
 
 
 def shrink(config: Any, corpus: str) -> Any:

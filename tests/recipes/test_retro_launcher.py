@@ -16,6 +16,7 @@ from rlm_jax.recipes import language_model
 from rlm_jax.recipes.chunks import retro_data, retro_evaluation
 from rlm_jax.report import report
 from rlm_jax.retrieval import encode_stream
+from rlm_jax.storage import row_shards
 from rlm_jax.storage.locks import locked
 from rlm_jax.train import checkpoint, dry_run
 from tests.recipes import shrunken
@@ -130,7 +131,7 @@ def test_neighbours_are_of_other_documents_and_of_none_that_is_copied(trained, t
     loaded = language_model.load_text(config.data)
     split = loaded.store.split("train")
     chunks = retro_data.stream(split, M)
-    ids = np.memmap(trained / "database/neighbours-train/neighbours.ids", "<i4")
+    ids = np.memmap(trained / "database/neighbours-train" / row_shards.FILE, "<i4")
     ids = ids.reshape(-1, 2)
     assert len(ids) == len(chunks)
     overlaps = chunks.first_document[ids] <= chunks.last_document[:, None]
@@ -197,7 +198,7 @@ def test_another_corpus_joins_and_what_overlaps_does_not(text, cache, tmp_path):
     left_out = facts["overlapping_chunks"] + facts["duplicate_chunks"]
     # All words but those that a chunk's edge made are the evaluated text's too.
     assert 0.98 * facts["chunks"] < left_out < facts["chunks"]
-    ids = np.memmap(tmp_path / "database/neighbours-test/neighbours.ids", "<i4")
+    ids = np.memmap(tmp_path / "database/neighbours-test" / row_shards.FILE, "<i4")
     assert len(np.unique(ids)) <= facts["chunks"] - left_out
 
 
@@ -268,12 +269,7 @@ def test_the_database_is_encoded_by_a_run_of_ones_own(text, cache, tmp_path):
 )
 def test_bad_input_is_one_sentence(text, cache, tmp_path, changes, says):
     config = small(retro.tiny(), text)
-    for name, value in changes.items():
-        *groups, field = name.split(".")
-        holder = config
-        for group in groups:
-            holder = getattr(holder, group)
-        setattr(holder, field, value)
+    shrunken.change(config, changes)
     with pytest.raises(UserError, match=says):
         retro.run(config, tmp_path)
     assert not (tmp_path / "database").exists()  # it was told before the encoding

@@ -228,12 +228,7 @@ def test_given_neighbours_are_retro(text, cache, tmp_path):
 )
 def test_bad_input_is_one_sentence(text, cache, tmp_path, changes, says):
     config = small(rpt.tiny(), text)
-    for name, value in changes.items():
-        *groups, field = name.split(".")
-        holder = config
-        for group in groups:
-            holder = getattr(holder, group)
-        setattr(holder, field, value)
+    shrunken.change(config, changes)
     with pytest.raises(UserError, match=says):
         rpt.run(config, tmp_path / "run")
     assert not (tmp_path / "run/targets").exists()  # told before the scoring

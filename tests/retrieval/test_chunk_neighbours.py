@@ -14,6 +14,7 @@ from rlm_jax.retrieval import (
     encode_passages,
     exact,
 )
+from rlm_jax.storage import row_shards
 
 M = 4
 # Twelve documents of several chunks each, on no grid, the third of them long.
@@ -210,7 +211,9 @@ def test_a_killed_build_goes_on(calls, index, vectors, chunks, tmp_path):
         build(failing, vectors, tmp_path / "n", filters=filters)
     assert not (tmp_path / "n").exists()
     with pytest.raises(UserError, match="no finished"):
-        chunk_neighbours.open(tmp_path / "n")
+        row_shards.open(
+            tmp_path / "n", chunk_neighbours.FORM, chunk_neighbours.dtype(2)
+        )
     going_on, advanced = Recording(index), []
     build(going_on, vectors, tmp_path / "n", filters=filters, advance=advanced.append)
     assert going_on.calls[0][0] == 8
@@ -246,7 +249,6 @@ def test_other_neighbours_are_refused(killed, change, says, index, vectors, tmp_
     if killed:
         with pytest.raises(KeyboardInterrupt):
             build(Recording(index, fail_at=3), vectors, tmp_path / "n")
-        says = "shape" if "k" in change else says
     else:
         build(index, vectors, tmp_path / "n")
     with pytest.raises(UserError, match=says):
@@ -261,7 +263,7 @@ def test_damage_is_found(killed, index, vectors, tmp_path):
             build(Recording(index, fail_at=3), vectors, folder)
     else:
         build(index, vectors, folder)
-    file = (tmp_path / ("n.partial" if killed else "n")) / "neighbours.ids"
+    file = (tmp_path / ("n.partial" if killed else "n")) / row_shards.FILE
     data = bytearray(file.read_bytes())
     data[5] ^= 1
     file.write_bytes(data)

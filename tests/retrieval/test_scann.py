@@ -110,6 +110,9 @@ def test_tuning_reaches_the_target_without_training_again(large, metric, tmp_pat
     assert [one.k for one in index.parameters.efforts] == list(effort.KS)
     start = scann.choose_parameters(6000)
     assert index.parameters.num_leaves == start.num_leaves
+    for one in index.parameters.efforts:
+        assert 1 <= one.leaves <= start.num_leaves
+        assert one.k <= one.candidates <= 6000
     scann.save(index, tmp_path / "index")
     loaded = scann.load(tmp_path / "index", store, verify=False)
     assert scann.report(loaded) == scann.report(index)

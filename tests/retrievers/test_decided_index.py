@@ -1,6 +1,8 @@
 """Indexes that the run itself chooses: by a bound, or as another process makes them."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 
@@ -101,6 +103,15 @@ def test_whatever_was_taken_up_is_taken_up_again(shared, tmp_path):  # noqa: F81
     assert decided(again)[0] == keys
     states = [checkpoint.load_params(x) for x in (folder / "run", again)]
     jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_the_watcher_starts_from_a_command_line(tmp_path):
+    command = [sys.executable, "-m", "experiments.watch", "--config.once=True"]
+    done = subprocess.run(
+        [*command, "--workdir", tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "0 snapshots wait" in done.stderr
 
 
 def test_a_watcher_tells_what_fails_and_goes_on(tmp_path, capsys):
