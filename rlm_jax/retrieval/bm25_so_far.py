@@ -8,14 +8,12 @@ would give the same scores.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from rlm_jax.errors import UserError
-from rlm_jax.method import Neighbours
 from rlm_jax.retrieval.bm25 import BM25Config
-from rlm_jax.retrieval.index import none_found
 
 
 class Document:
@@ -81,24 +79,3 @@ class Document:
         order = np.argsort(-scores[candidates], kind="stable")[:k]
         best = candidates[order]
         return scores[best].astype(np.float32), (best + first).astype(np.int32)
-
-
-def search_each(
-    document: Document,
-    queries: Sequence[Sequence[str]],
-    spans: Callable[[int], tuple[int, int]],
-    k: int,
-) -> Neighbours:
-    """What each query finds in the span of chunks that it may find; -1 = absent.
-
-    Args:
-      document: what is searched.
-      queries: terms.
-      spans: number of the query -> (first chunk, the one after the last).
-      k: how many.
-    """
-    scores, ids = none_found(len(queries), k)
-    for row, query in enumerate(queries):
-        values, chunks = document.search(query, *spans(row), k)
-        scores[row, : len(values)], ids[row, : len(chunks)] = values, chunks
-    return Neighbours(scores, ids)

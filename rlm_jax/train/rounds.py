@@ -5,7 +5,7 @@ at every step. Training is divided into rounds; all questions of a round are sea
 its start, in an index of some earlier step. A policy is a pure function that lays out
 all rounds of a run, so a run that was killed goes on in the very same ones:
 
-* `synchronous`: training stops while the collection is encoded;
+* ``synchronous``: training stops while the collection is encoded;
 * ``overlapped(lag)``: at step s a worker begins to encode a snapshot of the parameters;
   its index serves from step s + lag on, and training waits there only if the worker has
   not finished;
@@ -29,7 +29,7 @@ import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -94,8 +94,10 @@ def lay_out(
         ``external``, where the keys stay.
 
     Raises:
-      UserError: an unknown policy, a lag without one, a bound that is no share, or as
-        `synchronous`.
+      UserError: an unknown policy, a lag without one, a bound that is no share, a
+        negative number, a schedule without an index, a ``queries_every`` that does not
+        divide it, or a lag that is longer than a period: one index is encoded at a
+        time.
     """
     c, every = config, _keys_every(config)
     if c.policy not in ("synchronous", "overlapped", "external"):
@@ -150,42 +152,6 @@ def _kept_on(made: Iterable[int], decided: Mapping[int, int]) -> dict[int, int]:
     for step in made:
         last = kept[step] = decided.get(step, last)
     return kept
-
-
-class Policy(Protocol):
-    """Lays out the rounds of a run, in order."""
-
-    def __call__(
-        self, steps: int, keys_every: KeysEvery, queries_every: int = 0, /
-    ) -> list[Round]: ...
-
-
-def synchronous(
-    steps: int, keys_every: KeysEvery, queries_every: int = 0
-) -> list[Round]:
-    """The rounds of a run that stops to encode: an index serves from its own step on.
-
-    Args:
-      steps: of the whole run.
-      keys_every: see `KeysEvery`; 0: the index of step 0 serves the whole run.
-      queries_every: steps between two searches with current queries, 1: at every step.
-        0: one search for an index, with the parameters that made its keys.
-
-    Raises:
-      UserError: a negative number, a schedule without an index, or a ``queries_every``
-        that does not divide it.
-    """
-    return _rounds(steps, keys_every, queries_every, lag=0)
-
-
-def overlapped(lag: int) -> Policy:
-    """The policy whose indexes serve ``lag`` steps after the step that they are of.
-
-    The index of step 0 serves from step 0 on. The policy raises a UserError where
-    `synchronous` does, and where the lag is negative or longer than a period: one index
-    is encoded at a time.
-    """
-    return functools.partial(_rounds, lag=lag)
 
 
 def split(rounds: Iterable[Round], searched: Mapping[int, int]) -> list[Round]:

@@ -14,6 +14,24 @@ from rlm_jax.train.rounds import RefreshConfig, Refresher, Round
 from tests.train import toy
 
 
+def synchronous(steps, keys_every, queries_every=0):
+    """The rounds by configuration; ``keys_every`` a number, or pairs (until, every)."""
+    return laid_out("synchronous", steps, keys_every, queries_every, 0)
+
+
+def overlapped(lag):
+    return lambda steps, keys_every, queries_every=0: laid_out(
+        "overlapped", steps, keys_every, queries_every, lag
+    )
+
+
+def laid_out(policy, steps, keys_every, queries_every, lag):
+    if isinstance(keys_every, int):
+        keys_every = [(keys_every,)]
+    numbers = tuple(itertools.chain(*keys_every))
+    return rounds.lay_out(RefreshConfig(policy, numbers, queries_every, lag), steps)
+
+
 def enumerated(steps, pieces, queries_every, lag):
     """(keys_step, queries_step) of every step, by going through them one by one."""
     found, keys, queries, began = [], 0, 0, 0
@@ -57,7 +75,7 @@ def test_policies_are_what_a_walk_over_the_steps_finds(
     divides = all(queries_every == 0 or x % queries_every == 0 for _, x in pieces)
     late = any(0 < x < lag for _, x in pieces)
     try:
-        made = rounds.overlapped(lag)(steps, keys_every, queries_every)
+        made = overlapped(lag)(steps, keys_every, queries_every)
     except UserError:
         # More than one index in the making: of the steps that there are, or of a piece
         # that they do not reach.
@@ -69,29 +87,29 @@ def test_policies_are_what_a_walk_over_the_steps_finds(
     pairs = itertools.pairwise(made)
     assert all(a.keys_step < b.keys_step or queries_every for a, b in pairs)
     if lag == 0:
-        assert rounds.synchronous(steps, keys_every, queries_every) == made
+        assert synchronous(steps, keys_every, queries_every) == made
 
 
 def test_rounds_by_hand():
-    assert rounds.synchronous(10, 4) == [
+    assert synchronous(10, 4) == [
         Round(0, 4, 0, 0), Round(4, 8, 4, 4), Round(8, 10, 8, 8),
     ]  # fmt: skip
-    assert rounds.synchronous(5, 4, 2) == [
+    assert synchronous(5, 4, 2) == [
         Round(0, 2, 0, 0), Round(2, 4, 0, 2), Round(4, 5, 4, 4),
     ]  # fmt: skip
-    assert rounds.overlapped(1)(10, 4) == [
+    assert overlapped(1)(10, 4) == [
         Round(0, 5, 0, 0), Round(5, 9, 4, 4), Round(9, 10, 8, 8),
     ]  # fmt: skip
-    assert rounds.overlapped(2)(9, 4, 4) == [
+    assert overlapped(2)(9, 4, 4) == [
         Round(0, 4, 0, 0), Round(4, 6, 0, 4), Round(6, 9, 4, 6),
     ]  # fmt: skip
     # Atlas: every 500 steps up to 1,000, then every 2,000.
-    atlas = rounds.synchronous(10_000, [(1000, 500), (10_000, 2000)])
+    atlas = synchronous(10_000, [(1000, 500), (10_000, 2000)])
     assert [x.keys_step for x in atlas] == [0, 500, 1000, 3000, 5000, 7000, 9000]
     # After the last pair the index stays.
-    assert rounds.synchronous(50, [(6, 3)])[-1] == Round(3, 50, 3, 3)
-    assert rounds.synchronous(7, 0, 3)[-1] == Round(6, 7, 0, 6)
-    assert rounds.synchronous(0, 4) == []
+    assert synchronous(50, [(6, 3)])[-1] == Round(3, 50, 3, 3)
+    assert synchronous(7, 0, 3)[-1] == Round(6, 7, 0, 6)
+    assert synchronous(0, 4) == []
 
 
 @pytest.mark.parametrize(
@@ -114,14 +132,14 @@ def test_rounds_by_hand():
 )  # fmt: skip
 def test_impossible_schedules(arguments, lag, message):
     with pytest.raises(UserError, match=message):
-        rounds.overlapped(lag)(*arguments)
+        overlapped(lag)(*arguments)
 
 
 def test_a_configuration_lays_rounds_out():
     plain = RefreshConfig(keys_every=(4,), queries_every=2)
-    assert rounds.lay_out(plain, 9) == rounds.synchronous(9, 4, 2)
+    assert rounds.lay_out(plain, 9) == synchronous(9, 4, 2)
     pieces = RefreshConfig("overlapped", (4, 2, 12, 4), 0, 1)
-    wanted = rounds.overlapped(1)(20, [(4, 2), (12, 4)])
+    wanted = overlapped(1)(20, [(4, 2), (12, 4)])
     assert rounds.lay_out(pieces, 20) == wanted
     for config, message in (
         (RefreshConfig("sometimes"), "synchronous, overlapped or external"),  # type: ignore
@@ -143,7 +161,7 @@ def test_a_run_that_decides():
     with current queries."""
     bounded = RefreshConfig("overlapped", (4,), lag=1, min_recall=0.9)
     assert bounded.decides and rounds.due(bounded, 12) == [0, 4, 8]
-    assert rounds.lay_out(bounded, 12) == rounds.overlapped(1)(12, 4)
+    assert rounds.lay_out(bounded, 12) == overlapped(1)(12, 4)
     assert rounds.lay_out(bounded, 12, {0: 0, 4: 0, 8: 8}) == [
         Round(0, 5, 0, 0), Round(5, 9, 0, 5), Round(9, 12, 8, 8),
     ]  # fmt: skip
@@ -195,7 +213,7 @@ def test_age_is_counted_from_the_encoder(start, length, age):
 
 
 def test_a_run_that_was_shorter_before():
-    turns = rounds.synchronous(12, 8, 4)
+    turns = synchronous(12, 8, 4)
     assert rounds.split(turns, {0: 4, 4: 8, 8: 12}) == turns
     # It was of 6 steps, and went on at once; then it was of 7.
     assert rounds.split(turns, {0: 4, 4: 6, 6: 7, 7: 8}) == [
@@ -206,7 +224,7 @@ def test_a_run_that_was_shorter_before():
         Round(4, 6, 0, 4), Round(6, 7, 0, 6), Round(7, 8, 0, 7),
     ]  # fmt: skip
     # Queries that the keys' encoder makes are made by it to the end of the round.
-    assert rounds.split(rounds.overlapped(1)(9, 4), {5: 6}) == [
+    assert rounds.split(overlapped(1)(9, 4), {5: 6}) == [
         Round(0, 5, 0, 0), Round(5, 6, 4, 4), Round(6, 9, 4, 4),
     ]  # fmt: skip
 
@@ -257,8 +275,8 @@ def names(events):
 @pytest.mark.parametrize(
     "policy",
     [
-        pytest.param(rounds.synchronous, id="synchronous"),
-        pytest.param(rounds.overlapped(2), id="overlapped"),
+        pytest.param(synchronous, id="synchronous"),
+        pytest.param(overlapped(2), id="overlapped"),
     ],
 )
 def test_what_happens_when(tmp_path, policy):
@@ -270,7 +288,7 @@ def test_what_happens_when(tmp_path, policy):
 
     run(tmp_path / "whole", 10)
     straight = list(events)
-    if policy is rounds.synchronous:
+    if policy is synchronous:
         assert names(straight) == [
             *(("start", 0), ("finish", 0), ("search", 0), ("batches", 0)),
             *(("start", 4), ("finish", 4), ("search", 4), ("batches", 4)),
@@ -293,7 +311,7 @@ def test_what_happens_when(tmp_path, policy):
         for event in first + events:
             if event[2:] not in ((), (None, None)):
                 assert event[2:] == numbers[event[:2]]
-        if policy is rounds.synchronous:
+        if policy is synchronous:
             wanted = [x for x in names(straight) if x[1] >= stop]
             wanted = wanted if stop == 4 else [("batches", 4), *wanted]
         else:
@@ -311,7 +329,7 @@ def test_what_a_killed_run_needs_is_kept(tmp_path):
     """Every index in use, in the making, or of a round that a checkpoint is inside."""
     kept = []
     for policy, every in itertools.product(
-        (rounds.synchronous, rounds.overlapped(2)), (1, 3, 5)
+        (synchronous, overlapped(2)), (1, 3, 5)
     ):
         turns = policy(14, 4, 2)
         saved = [step for step in range(14) if step and step % every == 0][-2:]
@@ -324,7 +342,7 @@ def test_what_a_killed_run_needs_is_kept(tmp_path):
             for step in (x for x in saved if x <= at):
                 inside = [x for x in turns if x.start < step < x.stop][:1]
                 assert all(x.keys_step in needed for x in inside)
-    turns = rounds.synchronous(10, 3)
+    turns = synchronous(10, 3)
     at = rounds.boundaries(lambda: turns, RETRIEVAL, recorded([], kept), tmp_path)
     toy.run(tmp_path, 10, None, boundaries=at, every={"checkpoint_every": 1, "keep": 3})
     assert [max(steps) for steps, _ in kept] == [0, 3, 6, 9]
@@ -337,7 +355,7 @@ def test_parameters_are_copied(tmp_path):
     refresher = recorded([])._replace(
         start=lambda step, passages, queries: seen.append((passages, passages.copy()))
     )
-    turns = rounds.synchronous(6, 2)
+    turns = synchronous(6, 2)
     at = rounds.boundaries(lambda: turns, RETRIEVAL, refresher, tmp_path)
     toy.run(tmp_path, 6, None, boundaries=at)
     assert len(seen) == 3
