@@ -1,9 +1,10 @@
 """Methods with their batches, whose gradients must not depend on the devices.
 
 Each case is a function that returns ``(method, parameters, batch)``: 8 rows, unevenly
-masked. `SYSTEMS` are tried on 4 devices of one process. What a system computes does not
-know which process a device belongs to (tests/test_architecture.py), so 2 processes of 2
-devices try `MECHANISMS`: what a step does across devices, a case for each thing.
+masked. `MECHANISMS`, what a step does across devices, a case for each thing, are tried
+on 2 processes of 2 devices: what a system computes does not know which process a device
+belongs to (tests/test_architecture.py). They and `REACHING` are tried on 4 devices of
+one process; `OTHERS`, whose losses leave all of it to the step, in the slow tests.
 """
 
 from collections.abc import Callable
@@ -95,13 +96,12 @@ TOYS: dict[str, Case] = {
 MECHANISMS: dict[str, Case] = TOYS | {
     name: partial(system, name) for name in ("trime_long", "contriever", "dpr_distinct")
 }
-SYSTEMS: dict[str, Case] = MECHANISMS | {
+# Their losses reach over the devices, each in a way of its own.
+REACHING: dict[str, Case] = {name: partial(system, name) for name in ("npm", "rpt")}
+OTHERS: dict[str, Case] = {
     name: partial(system, name)
     for name in systems.SYSTEMS
-    if name not in systems.VARIANTS
-}
-VARIANTS: dict[str, Case] = {
-    name: partial(system, name) for name in systems.VARIANTS if name not in SYSTEMS
+    if name not in MECHANISMS | REACHING
 }
 
 

@@ -26,9 +26,9 @@ def arrays(golden, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def variants(tmp_path_factory):
-    """The same of what differs from its sibling in the loss alone."""
-    return worked(tmp_path_factory.mktemp("devices") / "out.npz", 4, "variants")
+def others(tmp_path_factory):
+    """The same of systems whose losses leave the devices to the step."""
+    return worked(tmp_path_factory.mktemp("devices") / "out.npz", 4, "others")
 
 
 def worked(out: pathlib.Path, devices: int, *which: str) -> dict[str, np.ndarray]:
@@ -46,15 +46,15 @@ def worked(out: pathlib.Path, devices: int, *which: str) -> dict[str, np.ndarray
         return dict(loaded)
 
 
-@pytest.mark.parametrize("case", cases.SYSTEMS)
+@pytest.mark.parametrize("case", cases.MECHANISMS | cases.REACHING)
 def test_several_devices_equal_one(arrays, case):
     assert_equal_on_one(arrays, case)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", cases.VARIANTS)
-def test_several_devices_equal_one_in_variants(variants, case):
-    assert_equal_on_one(variants, case)
+@pytest.mark.parametrize("case", cases.OTHERS)
+def test_several_devices_equal_one_in_other_systems(others, case):
+    assert_equal_on_one(others, case)
 
 
 def assert_equal_on_one(arrays, case):

@@ -1,6 +1,6 @@
 """One process of several devices: every case on all devices and on one.
 
-``python -m tests.multi_device.worker OUT DEVICES [variants]``
+``python -m tests.multi_device.worker OUT DEVICES [others]``
 ``python -m tests.multi_device.worker OUT DEVICES COORDINATOR PROCESSES PROCESS``
 writes OUT.npz: ``case/all/...`` and ``case/one/...`` hold the same quantities, which
 the tests compare; of several processes the first computes the latter. SGD(1.0) moves
@@ -98,10 +98,10 @@ def refused() -> str:
 def main() -> None:
     out, devices = pathlib.Path(sys.argv[1]), int(sys.argv[2])
     jax.config.update("jax_num_cpu_devices", devices)
-    count, tried = 1, cases.SYSTEMS
-    only_variants = sys.argv[3:] == ["variants"]
-    if only_variants:
-        tried = cases.VARIANTS
+    count, tried = 1, cases.MECHANISMS | cases.REACHING
+    only_others = sys.argv[3:] == ["others"]
+    if only_others:
+        tried = cases.OTHERS
     elif len(sys.argv) > 3:
         count, tried = int(sys.argv[4]), cases.MECHANISMS
         processes.initialise(sys.argv[3], count, int(sys.argv[5]))
@@ -109,7 +109,7 @@ def main() -> None:
     arrays = {}
     for name, case in tried.items():
         arrays |= gradients(name, case, jax.process_index() == 0)
-    if only_variants:
+    if only_others:
         np.savez(out, **arrays)
         return
     if count == 1:
