@@ -32,7 +32,7 @@ from benchmarks import record
 
 SIZES = {
     "atlas": {
-        "passages": 5_000, "words": 56, "width": 128, "layers": 2, "batch_size": 4,
+        "passages": 2_000, "words": 56, "width": 128, "layers": 2, "batch_size": 4,
         "k": 4, "length": 64, "keys_every": 40, "lag": 30, "periods": 3, "turns": 3,
     },
     "realm": {
