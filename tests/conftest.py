@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import resource
 from collections.abc import Callable, Iterator
 
 # Before JAX is imported, which reads them. NPROC: on two cores the thread pool is
@@ -69,10 +70,11 @@ def no_rank_promotion_in_ops(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def programs_go_with_their_file() -> Iterator[None]:
-    """No other file needs what one has compiled, and a worker would keep it all."""
+def programs_go_once_memory_is_short() -> Iterator[None]:
+    """A worker would keep all that it compiles, which other files seldom need."""
     yield
-    jax.clear_caches()
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 1.5 * 2**20:  # KiB
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -167,7 +167,9 @@ def small(**changes):
     return config, functions, method, params, batches.joint("atlas", 0, systems.ROWS)
 
 
-@pytest.mark.parametrize("loss", ["loop", "adist"])
+@pytest.mark.parametrize(
+    "loss", [pytest.param("loop", marks=pytest.mark.slow), "adist"]
+)
 def test_parts_add_up_and_gold_has_no_gradient(loss):
     """loss = reader's + weight x retriever's; the reader learns from its own alone."""
     config, functions, method, params, batch = small(loss=loss, weight=3.0)
@@ -208,7 +210,9 @@ def test_leaving_one_out_is_not_giving_it():
         np.testing.assert_allclose(found[:, passage], wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("trained", ["query", "full"])
+@pytest.mark.parametrize(
+    "trained", ["query", pytest.param("full", marks=pytest.mark.slow)]
+)
 def test_query_side_training_leaves_the_passages_tower_as_it_is(trained):
     """By a bit, under AdamW with weight decay, which moves whatever it may."""
     config, _, method, params, batch = small(loss="pdist", trained=trained)

@@ -122,6 +122,7 @@ def test_gradients_of_fitting_are_those_of_training():
     assert all(np.abs(x).max() > 1e-5 for x in jax.tree.leaves(found))
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_nothing():
     params, batch = randomised(), systems.batch("retro")
 

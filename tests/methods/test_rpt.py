@@ -135,6 +135,7 @@ def test_what_follows_a_position_is_predicted_without_what_stands_after_it():
     np.testing.assert_allclose(np.exp(log_probs).sum(), 1, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_rematerialisation_and_bfloat16():
     batch = systems.batch("rpt")
 

@@ -88,16 +88,16 @@ def system(name: str) -> tuple[Method, Params, Batch]:
     return systems.method(name), params, batch
 
 
-TOYS: dict[str, Case] = {
+MECHANISMS: dict[str, Case] = {
     "language_model": language_model,
     "moving_state": moving_state,
     "in_batch_memory": in_batch_memory,
 }
-MECHANISMS: dict[str, Case] = TOYS | {
-    name: partial(system, name) for name in ("trime_long", "contriever", "dpr_distinct")
-}
 # Their losses reach over the devices, each in a way of its own.
-REACHING: dict[str, Case] = {name: partial(system, name) for name in ("npm", "rpt")}
+REACHING: dict[str, Case] = {
+    name: partial(system, name)
+    for name in ("trime_long", "contriever", "dpr_distinct", "npm", "rpt")
+}
 OTHERS: dict[str, Case] = {
     name: partial(system, name)
     for name in systems.SYSTEMS

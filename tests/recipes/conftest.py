@@ -5,8 +5,18 @@ import pathlib
 import pytest
 
 from experiments import demo
+from rlm_jax.report import plot_style, token_gain_plots
 from tests.pretrained import gguf_toy
 from tests.recipes import shrunken
+
+
+@pytest.fixture(autouse=True, scope="module")
+def plots_are_small():
+    """How they look is tested in tests/report; here they take a fifth of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(plot_style.STYLE, "figure.dpi", 40)
+        patch.setattr(token_gain_plots, "STRIP_TOKENS", 40)
+        yield
 
 
 @pytest.fixture(scope="session")

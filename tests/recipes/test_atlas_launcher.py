@@ -170,9 +170,8 @@ def test_a_finished_run_goes_on(trained):
         atlas.run(other, workdir)
 
 
-@pytest.mark.parametrize(
-    "task", ["spans", pytest.param("prefix", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["spans", "prefix"])
 def test_texts_alone_are_learnt_from(corpus, tmp_path, task):
     config = small(corpus, task=task, left_out="title", closed_book=False)
     config.also_reads, config.train.steps = (), 2

@@ -109,7 +109,7 @@ def test_replug_tells_every_k(corpus, trained, tmp_path):
     )
 
 
-def test_replug_lsr_trains_refreshes_and_goes_on(corpus, trained, tmp_path):
+def test_replug_lsr_trains_and_refreshes(corpus, trained, tmp_path):
     config = shrink(replug_lsr.tiny(), corpus, str(trained))
     config.retriever.train.steps = 3
     made = replug_lsr.run(config, tmp_path / "whole")
@@ -124,8 +124,11 @@ def test_replug_lsr_trains_refreshes_and_goes_on(corpus, trained, tmp_path):
     config.retriever.refresh.policy = "overlapped"
     beside = replug_lsr.run(config, tmp_path / "beside")
     assert beside == made | {"seconds": ANY}
-    config.retriever.refresh.policy = "synchronous"
-    # Stopped after the first round and started again it goes on from there.
+
+
+@pytest.mark.slow
+def test_replug_lsr_goes_on_after_its_first_round(corpus, trained, tmp_path):
+    config = shrink(replug_lsr.tiny(), corpus, str(trained))
     config.retriever.train.steps = 1
     replug_lsr.run(config, tmp_path / "parts")
     config.retriever.train.steps = 3

@@ -141,6 +141,7 @@ def test_neighbours_are_of_other_documents_and_of_none_that_is_copied(trained, t
     assert not np.isin(ids, np.flatnonzero(copied)).any()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_and_shares_its_database(
     trained, text, plain, tmp_path, monkeypatch
 ):

@@ -186,6 +186,7 @@ def test_a_long_text_is_continued(trained, text, plain, tmp_path, capsys):
     assert "fewer than a window of 16" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_given_neighbours_are_retro(text, cache, tmp_path):
     config = small(rpt.tiny(), text)
     config.method.neighbours = "given"

@@ -41,6 +41,7 @@ def test_states_are_encoded_only_where_something_is_tuned(
         assert given == [None]
 
 
+@pytest.mark.slow
 def test_trime_searches_its_datastore_by_scann(cache, tmp_path, monkeypatch):
     pytest.importorskip("scann")
     corpus = shrunken.write_corpus(tmp_path / "text")

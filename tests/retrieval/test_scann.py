@@ -231,9 +231,7 @@ def states(num, seed, metric, dim=64):
     return keys.astype(np.float32)
 
 
-@pytest.fixture(
-    scope="module", params=["l2", pytest.param("ip", marks=pytest.mark.slow)]
-)
+@pytest.fixture(scope="module", params=["l2", "ip"])
 def language(request, tmp_path_factory):
     metric = request.param
     path = tmp_path_factory.mktemp("scann") / "states"
@@ -244,6 +242,7 @@ def language(request, tmp_path_factory):
     return store, index, queries[2000:]
 
 
+@pytest.mark.slow
 def test_states_of_language_models_are_found_for_every_k(language):
     store, index, queries = language
     exactly = exact.build(store, metric=index.metric)
@@ -258,7 +257,7 @@ def test_states_of_language_models_are_found_for_every_k(language):
             assert recall(index.search(some, k), wanted) >= TARGET_RECALL - 0.005
 
 
-@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("metric", [pytest.param("l2", marks=pytest.mark.slow), "ip"])
 def test_equal_keys_do_not_cost_a_search_of_everything(metric, tmp_path):
     """As at windows' first tokens, whose states are equal where the tokens are."""
     keys = states(6000, 1, "ip", dim=32)
@@ -283,6 +282,7 @@ def test_equal_keys_do_not_cost_a_search_of_everything(metric, tmp_path):
     assert recall(found, truth) < 0.9  # by their ids
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_keys_as_they_were(language):
     store, index, queries = language
     keys = store.keys(0, store.num_entries).astype(np.float64)
@@ -298,6 +298,7 @@ def test_scores_are_those_of_the_keys_as_they_were(language):
         assert (np.abs(scores - wanted) < 2e-6 * parts).all()
 
 
+@pytest.mark.slow
 def test_turned_saved_and_loaded_it_finds_the_same(language, tmp_path):
     store, index, queries = language
     scann.save(index, tmp_path / "index")
@@ -313,6 +314,7 @@ def test_turned_saved_and_loaded_it_finds_the_same(language, tmp_path):
     assert (difference <= rounding[:, None])[same].all()
 
 
+@pytest.mark.slow
 def test_turning_orders_states_that_as_they_are_have_no_order(language):
     """By their hashes, with every leaf visited; `rotation` says why."""
     store, index, queries = language

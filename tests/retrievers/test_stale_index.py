@@ -78,7 +78,9 @@ def assert_same(folder, whole):
     assert ours == theirs
 
 
-@pytest.mark.parametrize("policy", ["synchronous", "overlapped"])
+@pytest.mark.parametrize(
+    "policy", ["synchronous", pytest.param("overlapped", marks=pytest.mark.slow)]
+)
 def test_generations_follow_training(straight, policy):
     folder = straight(policy)
     files, rows = contents(folder)
@@ -233,10 +235,9 @@ def go_on(folder, policy, shared, whole):
     assert_same(folder / "run", whole)
 
 
+@pytest.mark.slow
 @pytest.mark.multi
-@pytest.mark.parametrize(
-    "policy", ["synchronous", pytest.param("overlapped", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("policy", ["synchronous", "overlapped"])
 def test_killed_and_resumed_equals_straight(shared, straight, policy):
     # The overlapped run is killed while the worker encodes the index of step 4.
     folder = shared / f"killed_{policy}"

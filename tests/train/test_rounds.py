@@ -279,7 +279,16 @@ def names(events):
         pytest.param(overlapped(2), id="overlapped"),
     ],
 )
-def test_what_happens_when(tmp_path, policy):
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(4, marks=pytest.mark.slow),
+        5,
+        6,
+        pytest.param(7, marks=pytest.mark.slow),
+    ],
+)
+def test_what_happens_when(tmp_path, policy, stop):
     turns, events = policy(10, 4), []
 
     def run(workdir, steps):
@@ -300,29 +309,28 @@ def test_what_happens_when(tmp_path, policy):
             *(("start", 4), ("batches", 0)),
             *(("finish", 4), ("search", 6), ("batches", 6)),
         ]
-    for stop in (4, 5, 6, 7):
-        events.clear()
-        run(tmp_path / str(stop), stop)
-        first = list(events)
-        events.clear()
-        run(tmp_path / str(stop), 10)
-        # What has its parameters has the same; what has none any more says so.
-        numbers = {event[:2]: event[2:] for event in straight}
-        for event in first + events:
-            if event[2:] not in ((), (None, None)):
-                assert event[2:] == numbers[event[:2]]
-        if policy is synchronous:
-            wanted = [x for x in names(straight) if x[1] >= stop]
-            wanted = wanted if stop == 4 else [("batches", 4), *wanted]
-        else:
-            begun = [("start", 4), ("batches", 0)]
-            entered = [("finish", 4), ("search", 6), ("batches", 6)]
-            wanted = {4: begun + entered, 5: begun + entered, 6: entered}.get(
-                stop, entered[-1:]
-            )
-        assert names(events) == wanted
-        passed = [event for event in events if event[0] == "start" and stop > event[1]]
-        assert all(event[2:] == (None, None) for event in passed)
+    events.clear()
+    run(tmp_path / "parts", stop)
+    first = list(events)
+    events.clear()
+    run(tmp_path / "parts", 10)
+    # What has its parameters has the same; what has none any more says so.
+    numbers = {event[:2]: event[2:] for event in straight}
+    for event in first + events:
+        if event[2:] not in ((), (None, None)):
+            assert event[2:] == numbers[event[:2]]
+    if policy is synchronous:
+        wanted = [x for x in names(straight) if x[1] >= stop]
+        wanted = wanted if stop == 4 else [("batches", 4), *wanted]
+    else:
+        begun = [("start", 4), ("batches", 0)]
+        entered = [("finish", 4), ("search", 6), ("batches", 6)]
+        wanted = {4: begun + entered, 5: begun + entered, 6: entered}.get(
+            stop, entered[-1:]
+        )
+    assert names(events) == wanted
+    passed = [event for event in events if event[0] == "start" and stop > event[1]]
+    assert all(event[2:] == (None, None) for event in passed)
 
 
 def test_what_a_killed_run_needs_is_kept(tmp_path):
