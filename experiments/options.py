@@ -16,6 +16,7 @@ from experiments import field_help
 from rlm_jax import characters
 from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
+from rlm_jax.storage import sealed
 
 # A field of a few words is parsed as any word; `check_choices` knows those that fit.
 config_flags.register_flag_parser_for_type(typing.Literal, flags.ArgumentParser())
@@ -183,6 +184,8 @@ def with_file(
                 f"--config={name} is of a run of {theirs}, and this is {system}; give "
                 f"one of {system}."
             )
+        remedy = f"restore it, or remove its line {sealed.CHECKSUM!r} if you edited it"
+        fields = sealed.unsealed(fields, {}, path, remedy=remedy, older=True)
         about = ("system", "fingerprint", "identity")
         fields = {key: x for key, x in fields.items() if key not in about}
         config = _filled(config, fields, name, "")
