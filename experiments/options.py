@@ -13,7 +13,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import field_help
-from rlm_jax import characters
 from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
 from rlm_jax.storage import sealed
@@ -21,6 +20,7 @@ from rlm_jax.storage import sealed
 # A field of a few words is parsed as any word; `check_choices` knows those that fit.
 config_flags.register_flag_parser_for_type(typing.Literal, flags.ArgumentParser())
 
+_REMEDY = "give a run's config.json, without its line 'checksum' if you edited it"
 PLURAL = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
@@ -171,21 +171,17 @@ def with_file(
         path = pathlib.Path(name)
         path = path / "config.json" if path.is_dir() else path
         try:
-            fields = characters.read_json(path)
-        except (OSError, ValueError) as error:
+            fields = sealed.read(path, {}, remedy=_REMEDY, older=True)
+        except OSError as error:
             raise UserError(
                 f"--config={name} cannot be read ({error}); give a run's config.json."
             ) from error
-        if not isinstance(fields, dict):
-            raise UserError(f"--config={name} is no run's config.json; give one.")
         theirs = fields.get("system", system)
         if theirs != system:
             raise UserError(
                 f"--config={name} is of a run of {theirs}, and this is {system}; give "
                 f"one of {system}."
             )
-        remedy = f"restore it, or remove its line {sealed.CHECKSUM!r} if you edited it"
-        fields = sealed.unsealed(fields, {}, path, remedy=remedy, older=True)
         about = ("system", "fingerprint", "identity")
         fields = {key: x for key, x in fields.items() if key not in about}
         config = _filled(config, fields, name, "")

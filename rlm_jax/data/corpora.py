@@ -191,11 +191,12 @@ def _catalogue(name: str, cache_dir: str | os.PathLike | None) -> Corpus:
     if meant := names.spelling(name, names.CORPORA):
         raise UserError(f"The path {name} does not say what it holds{meant}.")
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import naming
     from tensorflow_datasets.core.utils import file_utils
 
     data_dir = None if cache_dir is None else cache.root(cache_dir) / "tfds"
-    called = re.split("[/:]", name)[0]
-    for place in file_utils.list_data_dirs(data_dir):
+    called = naming.camelcase_to_snakecase(re.split(r"\W", name)[0])
+    for place in file_utils.list_data_dirs(data_dir) if called else ():
         _refuse_other_types(Path(place, called))
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")

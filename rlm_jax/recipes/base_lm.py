@@ -184,7 +184,7 @@ def _trained(workdir: pathlib.Path, dtype: str, with_memory: bool) -> BaseLM:
             f"note: of the run of {system} in {workdir} the decoder is taken, without "
             "its memory (experiments.generate --preset memory continues texts with it)"
         )
-    taken = stored.get("params_from")
+    taken = stored.get("params_from") or ""
     of_another = taken and pathlib.Path(taken).resolve() != workdir.resolve()
     if of_another and checkpoint.latest_step(workdir / "checkpoints") == 0:
         return _taken(workdir, taken, stored, dtype)

@@ -352,8 +352,7 @@ def load(
     if not directory.is_dir():
         raise UserError(f"There is no index at {directory}; build and save it first.")
     manifest = checked_files.read_manifest(directory, _FORMAT, _KINDS)
-    ours = {"datastore": datastore.checksum}
-    checked_files.require_equal(ours, manifest, directory)
+    checked_files.require_equal({"datastore": datastore.checksum}, manifest, directory)
     # ScaNN would unpickle a file of its own that we never write, so nothing may be
     # there that the manifest does not name.
     checked_files.verify_files(directory, manifest, checksums=verify)

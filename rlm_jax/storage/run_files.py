@@ -58,7 +58,8 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, float]]:
     """Reads a run in TREC's format, plain or .gz; ranks and tag are not kept.
 
     Raises:
-      UserError: there is no such file, or a line is not of that form.
+      UserError: there is no such file, it is empty or damaged, or a line is not of that
+        form.
     """
     path = Path(path)
     run: dict[str, dict[str, float]] = {}
@@ -81,12 +82,14 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, float]]:
     except ValueError as error:
         raise UserError(
             f"Line {number} of {path} is not 'question Q0 passage rank score tag': "
-            "give a run in TREC's format."
+            "give a whole run in TREC's format."
         ) from error
     except OSError as error:
         raise UserError(
             f"The run {path} cannot be read ({error.strerror}): check the path."
         ) from error
+    if not run:
+        raise UserError(f"The run {path} is empty: make or copy it again.")
     return run
 
 

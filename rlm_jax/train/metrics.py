@@ -115,7 +115,7 @@ def read(workdir: str | pathlib.Path) -> list[dict]:
     parsed = [_parse(line) for line in lines]
     for number, record in enumerate(parsed, 1):
         # The last line alone may be cut short, and then it is no JSON.
-        wrong = sealed.misfit(record, _LINE) or _no_figure(record)
+        wrong = sealed.misfit(record, _LINE) or _no_figure(record or {})
         if wrong and not (record is None and number == len(parsed)):
             raise UserError(
                 f"Line {number} of {path} is no record of a step ({wrong}); remove "

@@ -102,8 +102,10 @@ def of_word_pieces(tmp_path):
     collection = _collection(tmp_path)
 
     def read():
-        made = encoder_towers.train_tokenizer(collection, 60)
-        return made.fingerprint, [x.tolist() for x in made.encode(["Oslo"])]
+        made = encoder_towers.train_tokenizer(collection, 120)
+        return made.fingerprint, [
+            x.tolist() for x in made.encode(["Oslo"], max_length=8)
+        ]
 
     return Kept(tmp_path / "cache" / "tokenizers", read)
 
@@ -131,7 +133,7 @@ def of_questions(tmp_path):
 
 def of_passage_tokens(tmp_path):
     collection = _collection(tmp_path)
-    letters = types.SimpleNamespace(
+    letters: Any = types.SimpleNamespace(
         vocab_size=256,
         fingerprint="letters",
         passages=lambda rows, max_length: [
@@ -310,7 +312,8 @@ def of_reads(tmp_path):
     path.parent.mkdir(parents=True)
     told = {"retriever": "bm25", "num": 4, "source": "abc", "passage_end": True}
     sealed.write(path, told)
-    return Kept(path.parent, lambda: reader.reads(tmp_path / "kept"))
+    read = lambda: {x: reader.reads(tmp_path / "kept")[x] for x in told}
+    return Kept(path.parent, read)
 
 
 def of_job(tmp_path):

@@ -40,5 +40,6 @@ def test_a_damaged_gzip_file_is_named(tmp_path, at):
     data[at] ^= 0xFF
     for damaged in (data, data[:-9]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="run.trec.gz is no whole gzip file"):
+        # Before the checksum at the end is reached, a line may be no line of a run.
+        with pytest.raises(UserError, match=r"run.trec.gz is (no whole gzip|not 'que)"):
             run_files.read(path)
