@@ -13,13 +13,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import field_help
-from rlm_jax import characters
 from rlm_jax.configuration import check_choices
 from rlm_jax.errors import UserError
+from rlm_jax.storage import sealed
 
 # A field of a few words is parsed as any word; `check_choices` knows those that fit.
 config_flags.register_flag_parser_for_type(typing.Literal, flags.ArgumentParser())
 
+_REMEDY = "give a run's config.json, without its line 'checksum' if you edited it"
 PLURAL = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
@@ -170,13 +171,11 @@ def with_file(
         path = pathlib.Path(name)
         path = path / "config.json" if path.is_dir() else path
         try:
-            fields = characters.read_json(path)
-        except (OSError, ValueError) as error:
+            fields = sealed.read(path, {}, remedy=_REMEDY, older=True)
+        except OSError as error:
             raise UserError(
                 f"--config={name} cannot be read ({error}); give a run's config.json."
             ) from error
-        if not isinstance(fields, dict):
-            raise UserError(f"--config={name} is no run's config.json; give one.")
         theirs = fields.get("system", system)
         if theirs != system:
             raise UserError(

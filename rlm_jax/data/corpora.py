@@ -3,8 +3,9 @@
 import contextlib
 import io
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -19,6 +20,11 @@ from rlm_jax.storage import cache
 
 _FORMAT = 1
 _NAME_FIELDS = ("title", "name", "id")
+_INSIDE = "documents/1.0.0"  # of a prepared corpus, as the library lays it out
+_RECORDS = ".array_record-"
+# TensorFlow Datasets imports the module of every type that a features.json names.
+_TYPE_KEYS = {"pythonClassName", "python_class_name", "type"}
+_OWN_TYPE = re.compile(r"tensorflow_datasets\.core\.features\.\w+\.\w+")
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Corpus:
     _builder: Any
     _stored_names: dict[str, str]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    _verify: Callable[[str], object] = lambda split: None  # before a split is read
 
     def documents(self, split: str) -> Sequence[Document]:
         """Random access to a split; raises UserError if there is no such split."""
@@ -47,24 +54,19 @@ class Corpus:
                 f"{', '.join(self.splits)}."
             )
         stored = self._stored_names[split]
-        try:
+        self._verify(stored)
+        with _reading(self.name, self._builder.data_dir):
             records = self._builder.as_data_source(stored, file_format="array_record")
-        except (NotImplementedError, ValueError, OSError) as error:
-            raise UserError(
-                f"The corpus {self.name} cannot be read as array_record "
-                f"({_first_line(error)}): delete {self._builder.data_dir} and run "
-                "again."
-            ) from error
-        return _Documents(records, split)
+            return _Documents(records, split, self.name, self._builder.data_dir)
 
 
 class _Documents(Sequence[Document]):
-    def __init__(self, records: Any, split: str):
-        self._records = records
-        self._split = split
+    def __init__(self, records: Any, split: str, corpus: str, folder: os.PathLike):
+        self._records, self._len = records, len(records)
+        self._split, self._corpus, self._folder = split, corpus, folder
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._len
 
     @overload
     def __getitem__(self, index: int) -> Document: ...
@@ -74,10 +76,11 @@ class _Documents(Sequence[Document]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]  # negative indices, and IndexError
-        record = self._records[index]
-        name = next((record[f] for f in _NAME_FIELDS if f in record), None)
-        label = f"{self._split}/{index}" if name is None else _string(name)
-        return Document(label, _string(record["text"]))
+        with _reading(self._corpus, self._folder):
+            record = self._records[index]
+            name = next((record[f] for f in _NAME_FIELDS if f in record), None)
+            label = f"{self._split}/{index}" if name is None else _string(name)
+            return Document(label, _string(record["text"]))
 
 
 def load(name: str, *, cache_dir: str | os.PathLike | None = None) -> Corpus:
@@ -117,15 +120,17 @@ def _prepare(
     import tensorflow_datasets as tfds
 
     fingerprint = cache.fingerprint(_FORMAT, source.fingerprint)
-    directory = cache.root(cache_dir) / "corpora" / fingerprint[:32]
+    directory = cache.folder("corpora", fingerprint, cache_dir)
     cache.once(directory, lambda path: _write(path, source))
-    try:
-        builder = tfds.builder_from_directory(directory / "documents" / "1.0.0")
-    except Exception as error:  # whatever a damaged folder makes the library raise
-        raise UserError(
-            f"The prepared corpus in {directory} cannot be read "
-            f"({_first_line(error)}): delete that folder and run again."
-        ) from error
+
+    def verify(only: Callable[[str], bool]) -> None:
+        cache.read_manifest(directory, f"corpus {name}", of=_INSIDE, only=only)
+
+    # Records are compared when they are read, which a run seldom does.
+    verify(lambda file: _RECORDS not in file)
+    _refuse_other_types(directory / _INSIDE)
+    with _reading(name, directory):
+        builder = tfds.builder_from_directory(directory / _INSIDE)
     return Corpus(
         name,
         fingerprint,
@@ -133,6 +138,7 @@ def _prepare(
         builder,
         {s: s for s in source.splits},
         source.facts,
+        lambda split: verify(lambda file: f"-{split}{_RECORDS}" in file),
     )
 
 
@@ -178,20 +184,32 @@ def _write(directory: Path, source: sources.Source) -> None:
         contextlib.redirect_stderr(io.StringIO()),
     ):
         builder.download_and_prepare()
+    cache.write_manifest(directory, of=_INSIDE)
 
 
 def _catalogue(name: str, cache_dir: str | os.PathLike | None) -> Corpus:
     if meant := names.spelling(name, names.CORPORA):
         raise UserError(f"The path {name} does not say what it holds{meant}.")
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import naming
+    from tensorflow_datasets.core.utils import file_utils
 
     data_dir = None if cache_dir is None else cache.root(cache_dir) / "tfds"
+    called = naming.camelcase_to_snakecase(re.split(r"\W", name)[0])
+    for place in file_utils.list_data_dirs(data_dir) if called else ():
+        _refuse_other_types(Path(place, called))
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError, ImportError) as error:
         raise UserError(
             f"Unknown corpus '{name}' ({_first_line(error)}): use stdlib, text:PATH, "
             "jsonl:PATH or a name from the TensorFlow Datasets catalogue."
+        ) from error
+    except Exception as error:  # whatever a damaged folder makes the library raise
+        where = data_dir or "the folder of TensorFlow Datasets"
+        raise UserError(
+            f"The corpus {name} cannot be opened ({_first_line(error)}): delete what "
+            f"is prepared of it in {where} and run again."
         ) from error
     features: Any = builder.info.features or {}
     fields = [str(field) for field in features]
@@ -217,6 +235,44 @@ def _catalogue(name: str, cache_dir: str | os.PathLike | None) -> Corpus:
     sizes = {s: [info[s].shard_lengths, info[s].num_bytes] for s in stored.values()}
     fingerprint = cache.fingerprint(_FORMAT, builder.info.full_name, sizes)
     return Corpus(name, fingerprint, tuple(stored), builder, stored)
+
+
+@contextlib.contextmanager
+def _reading(name: str, folder: str | os.PathLike) -> Iterator[None]:
+    """Whatever the libraries raise over a prepared corpus is damage to its folder."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"The prepared corpus {name} cannot be read ({_first_line(error)}): delete "
+            f"the folder {folder} and run again."
+        ) from error
+
+
+def _refuse_other_types(folder: Path) -> None:
+    """Raises UserError where a folder names types that are not the library's own."""
+    for path in sorted(folder.rglob("features.json")):
+        with _reading(folder.name, folder):
+            named = list(_type_names(characters.read_json(path)))
+        for name in named:
+            if not _OWN_TYPE.fullmatch(name):
+                raise UserError(
+                    f"The file {characters.shown(str(path))} names the type {name!a}, "
+                    "whose module would be imported: read the data elsewhere, and give "
+                    "its text as jsonl:PATH."
+                )
+
+
+def _type_names(content: Any) -> Iterator[str]:
+    """The Python types that a features.json names."""
+    if isinstance(content, list):
+        for one in content:
+            yield from _type_names(one)
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key in _TYPE_KEYS and isinstance(value, str) and "." in value:
+                yield value
+            yield from _type_names(value)
 
 
 def _string(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from rlm_jax import characters, terminal
+from rlm_jax import terminal
 from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.errors import UserError
 from rlm_jax.storage import cache
@@ -110,24 +110,17 @@ def build(
                 file.write(np.concatenate(rows).astype(dtype).tobytes())
                 advance(len(rows))
         np.cumsum(sizes).astype("<i8").tofile(folder / "offsets")
-        manifest = {"dtype": dtype.str, "files": cache.checksums(folder)}
-        characters.write_json(folder / "manifest.json", manifest)
+        cache.write_manifest(folder, {"dtype": dtype.str})
 
-    directory = cache.root(cache_dir) / "passage_tokens" / key[:32]
+    directory = cache.folder("passage_tokens", key, cache_dir)
     cache.once(directory, write)
     return _open(directory, key, max_length)
 
 
 def _open(directory: Path, key: str, max_length: int) -> PassageTokens:
-    try:
-        manifest = characters.read_json(directory / "manifest.json")
-        checked, dtype = manifest["files"], np.dtype(manifest["dtype"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            "The tokens of the passages have no readable manifest: "
-            f"{cache.remedy(directory)}."
-        ) from error
-    cache.verify(directory, checked, "store of passages' tokens")
+    what = "store of passages' tokens"
+    manifest = cache.read_manifest(directory, what, {"dtype": str})
+    dtype = np.dtype(manifest["dtype"])
     return PassageTokens(
         key,
         max_length,

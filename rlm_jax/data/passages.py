@@ -17,7 +17,6 @@ from typing import Any, overload
 import numpy as np
 from tqdm import tqdm
 
-from rlm_jax import characters
 from rlm_jax.data import google_re, names, passage_files, squad, trex
 from rlm_jax.data.passage_files import Passage
 from rlm_jax.errors import UserError
@@ -149,7 +148,7 @@ def load(
     else:
         kind, content, records = _read_named(name, cache_dir)
     key = cache.fingerprint(_FORMAT, kind, content)
-    directory = cache.root(cache_dir) / "passages" / key[:32]
+    directory = cache.folder("passages", key, cache_dir)
     cache.once(
         directory, lambda folder: write(folder, records, name, progress=progress)
     )
@@ -240,24 +239,20 @@ def write(
     order.tofile(directory / "rows")
     (directory / "ids").unlink()
     _refuse_twins(_map(directory, name, ""))
-    manifest = {"count": count, "files": cache.checksums(directory)}
-    characters.write_json(directory / "manifest.json", manifest)
+    cache.write_manifest(directory, {"count": count})
 
 
-def read(directory: Path, name: str, fingerprint: str) -> Passages:
-    """Opens what `write` wrote.
+def read(
+    directory: Path, name: str, fingerprint: str, *, older: bool = False
+) -> Passages:
+    """Opens what `write` wrote; ``older`` as for `cache.read_manifest`.
 
     Raises:
       UserError: a file is missing, truncated or altered.
     """
-    try:
-        manifest = characters.read_json(directory / "manifest.json")
-        checked, count = manifest["files"], manifest["count"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"The passages {name} have no readable manifest: {cache.remedy(directory)}."
-        ) from error
-    cache.verify(directory, checked, f"collection {name}")
+    what, kinds = f"collection {name}", {"count": int}
+    manifest = cache.read_manifest(directory, what, kinds, older=older)
+    count = manifest["count"]
     passages = _map(directory, name, fingerprint)
     if len(passages) != count:
         raise UserError(

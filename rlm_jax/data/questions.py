@@ -140,7 +140,7 @@ def load(
             f"There are no questions '{name}'{meant}: choose one of {NAMES}."
         )
     key = cache.fingerprint(_FORMAT, kind, content)
-    directory = cache.root(cache_dir) / "questions" / key[:32]
+    directory = cache.folder("questions", key, cache_dir)
     cache.once(directory, lambda folder: _write(folder, read(), name))
     return _read(directory, name, key)
 
@@ -226,10 +226,9 @@ def _write(directory: Path, records: Iterator[Record], name: str) -> None:
             folder = directory / "passages"
             folder.mkdir()
             passages_lib.write(folder, itertools.chain([first], carried), name)
-    manifest = {"files": cache.checksums(directory)}
-    if not manifest["files"]["questions.jsonl"]["size"]:
+    if not (directory / "questions.jsonl").stat().st_size:
         raise UserError(f"There are no questions in {name}: give at least one.")
-    characters.write_json(directory / "manifest.json", manifest)
+    cache.write_manifest(directory, {"carries": first is not None})
 
 
 def _write_questions(
@@ -283,14 +282,8 @@ def _content_id(passage: Passage) -> str:
 
 
 def _read(directory: Path, name: str, fingerprint: str) -> Questions:
-    try:
-        checked = characters.read_json(directory / "manifest.json")["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"The questions {name} have no readable manifest: "
-            f"{cache.remedy(directory)}."
-        ) from error
-    cache.verify(directory, checked, f"set of questions {name}")
+    what = f"set of questions {name}"
+    manifest = cache.read_manifest(directory, what, {"carries": bool})
     questions, relevance, given = [], {}, {}
     for line in files.lines(directory / "questions.jsonl"):
         id_, text, answers, grades, *to_read = json.loads(line)
@@ -302,7 +295,7 @@ def _read(directory: Path, name: str, fingerprint: str) -> Questions:
     folder = directory / "passages"
     carried = (
         passages_lib.read(folder, name, cache.fingerprint(fingerprint, "passages"))
-        if folder.exists()
+        if manifest["carries"]
         else ()
     )
     return Questions(tuple(questions), relevance, carried, fingerprint, given)

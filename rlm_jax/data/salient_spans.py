@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlm_jax import characters
 from rlm_jax.data.passages import Passages
-from rlm_jax.storage import cache
+from rlm_jax.storage import cache, sealed
 
 _FORMAT = 1
 
@@ -139,15 +138,18 @@ def rules_of_passages(
 ) -> tuple[Rule, ...]:
     """`rules_of` a collection, whose casing is counted once and cached."""
     key = cache.fingerprint("casing", _FORMAT, passages.fingerprint)
-    folder = cache.root(cache_dir) / "casing" / key[:32]
+    folder = cache.folder("casing", key, cache_dir)
 
     def build(there: Path) -> None:
         counted = casing(passage.text for passage in passages)
-        told = [counted.lower, counted.capital]
-        characters.write_json(there / "counts.json", told, indent=None)
+        told = {"lower": counted.lower, "capital": counted.capital}
+        sealed.write(there / "counts.json", told, indent=None)
 
-    lower, capital = characters.read_json(cache.once(folder, build) / "counts.json")
-    return dates, names(Casing(lower, capital)), numbers
+    counts = dict[str, int]
+    told = cache.read_sealed(
+        cache.once(folder, build), "counts.json", {"lower": counts, "capital": counts}
+    )
+    return dates, names(Casing(told["lower"], told["capital"])), numbers
 
 
 def salient(text: str, rules: Sequence[Rule]) -> list[Span]:

@@ -45,13 +45,14 @@ def walk(
     """
     content = hashlib.sha256(segments.astype("<i4").tobytes()).hexdigest()
     key = cache.fingerprint(_FORMAT, content, segments.shape, num_hits, seed)
-    directory = cache.root(cache_dir) / "walks" / key[:32]
+    directory = cache.folder("walks", key, cache_dir)
 
     def build(path: Path) -> None:
         hits = nearest(segments, num_hits, progress=progress)
         np.save(path / "walk.npy", greedy(hits, seed))
+        cache.write_manifest(path)
 
-    cache.once(directory, build)
+    cache.read_manifest(cache.once(directory, build), "order of segments")
     try:
         order = np.load(directory / "walk.npy", allow_pickle=False)
     except (OSError, ValueError, EOFError):

@@ -70,7 +70,7 @@ def build(
       UserError: the disk is full, or a stored file is truncated or altered.
     """
     key = cache.fingerprint(_FORMAT, corpus.fingerprint, tokenizer.fingerprint)
-    directory = cache.root(cache_dir) / "tokens" / key[:32]
+    directory = cache.folder("tokens", key, cache_dir)
     cache.once(directory, lambda path: _write(path, corpus, tokenizer, progress))
     return _open(directory, key)
 
@@ -83,12 +83,7 @@ def _write(
         split: _write_split(directory, split, corpus, tokenizer, dtype, progress)
         for split in corpus.splits
     }
-    manifest = {
-        "dtype": dtype.str,
-        "splits": splits,
-        "files": cache.checksums(directory),
-    }
-    characters.write_json(directory / "manifest.json", manifest)
+    cache.write_manifest(directory, {"dtype": dtype.str, "splits": splits})
 
 
 def _write_split(
@@ -121,15 +116,9 @@ def _write_split(
 
 
 def _open(directory: Path, key: str) -> TokenStore:
-    try:
-        manifest = characters.read_json(directory / "manifest.json")
-        files, splits = manifest["files"], manifest["splits"]
-        dtype = np.dtype(manifest["dtype"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"The token store has no readable manifest: {cache.remedy(directory)}."
-        ) from error
-    cache.verify(directory, files, "token store")
+    kinds = {"dtype": str, "splits": dict[str, dict[str, int]]}
+    manifest = cache.read_manifest(directory, "token store", kinds)
+    dtype, splits = np.dtype(manifest["dtype"]), manifest["splits"]
     return TokenStore(
         key,
         {

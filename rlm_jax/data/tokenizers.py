@@ -16,7 +16,7 @@ from rlm_jax import characters
 from rlm_jax.data import gguf_vocabulary, text_encoding
 from rlm_jax.data.corpora import Corpus
 from rlm_jax.errors import UserError
-from rlm_jax.storage import cache
+from rlm_jax.storage import cache, sealed
 from rlm_jax.storage.gguf_files import GGUF
 
 _FORMAT = 1
@@ -27,6 +27,11 @@ _TRAINERS = {
     "word": "",
     "wordpiece": text_encoding.TRAINER,
 }
+_RECORD = {
+    **{"format": int, "kind": str, "content": Any},
+    "ends": sealed.Maybe(list[int]),
+}
+_REMEDY = "delete it and build it again"
 _KNOWN_ENDS = (_END_OF_DOCUMENT, "</s>", "<eos>", "[SEP]", "<|end_of_text|>")
 
 
@@ -64,7 +69,7 @@ class Tokenizer:
         record = {"format": _FORMAT, "kind": self.kind, "content": self.content}
         if self.ends:
             record["ends"] = list(self.ends)
-        characters.write_json(path, record, indent=None)
+        sealed.write(path, record, indent=None)
 
     def ending_with(self, ids: Sequence[int]) -> "Tokenizer":
         """The same for a model that says by which ids its texts end.
@@ -102,17 +107,18 @@ def load(path: str | os.PathLike) -> Tokenizer:
       UserError: the file is missing, truncated or not a tokenizer of this format.
     """
     try:
-        record = characters.read_json(path)
+        record = sealed.read(path, _RECORD, remedy=_REMEDY, older=True)
         if record["format"] != _FORMAT:
             raise ValueError(f"format {record['format']}")
         made = _from_content(record["kind"], record["content"])
         return made.ending_with(record.get("ends", []))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"There is no tokenizer at {path}: check the path.") from error
+    except UserError:
+        raise
     except Exception as error:  # the tokenizers library raises bare Exception
         raise UserError(
-            f"The tokenizer {path} cannot be read ({error}): delete it and build it "
-            "again."
+            f"The tokenizer {path} cannot be read ({error}): {_REMEDY}."
         ) from error
 
 
@@ -162,7 +168,7 @@ def build(
         )
     trainer = _TRAINERS[kind]
     key = cache.fingerprint(_FORMAT, corpus.fingerprint, kind, vocab_size, trainer)
-    directory = cache.root(cache_dir) / "tokenizers" / key[:32]
+    directory = cache.folder("tokenizers", key, cache_dir)
 
     def train(path: Path) -> None:
         content = trainers[kind](corpus, vocab_size)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rlm_jax import characters, pretrained
+from rlm_jax import pretrained
 from rlm_jax.data import names, reader_tokens
 from rlm_jax.data.passages import Passages
 from rlm_jax.data.reader_tokens import ReaderTokenizer
@@ -22,13 +22,18 @@ from rlm_jax.pretrained import folder as folders
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import encoder_towers
 from rlm_jax.side_files import hub
-from rlm_jax.storage import atomic
+from rlm_jax.storage import sealed
 
 FOLDER = "reader"
 """Folder of a run's reader; transformers loads a T5 that does not copy."""
 
 READS = "reads.json"
 """Beside it: which retriever's passages it was trained on, and how many."""
+
+_READS = {
+    **{"retriever": str, "num": int, "source": str},
+    "passage_end": sealed.Maybe(bool),
+}
 
 T5_KINDS = ("t5", "rlm_jax_t5")
 KINDS = (*T5_KINDS, pretrained.READER)
@@ -193,7 +198,7 @@ def save(workdir: pathlib.Path, model: ReaderModel, reads: Mapping[str, Any]) ->
         pretrained.save_reader(folder, fields, model.params)
     model.tokenizer.save(folder)
     ends = {"passage_end": model.tokenizer.passage_end}
-    atomic.write_json(folder / READS, {**names.resolved_fields(dict(reads)), **ends})
+    sealed.write(folder / READS, {**names.resolved_fields(dict(reads)), **ends})
 
 
 def reads(workdir: pathlib.Path) -> dict[str, Any]:
@@ -202,14 +207,18 @@ def reads(workdir: pathlib.Path) -> dict[str, Any]:
     Raises:
       UserError: the run has left no reader.
     """
-    path = workdir / FOLDER / READS
     try:
-        return characters.read_json(path)
-    except (OSError, ValueError) as error:
+        return _reads(workdir / FOLDER)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"There is no reader in {workdir}; name the workdir of a run that trained "
             "one to its end."
         ) from error
+
+
+def _reads(folder: pathlib.Path) -> dict[str, Any]:
+    remedy = "run again what trained the reader, in the same workdir"
+    return sealed.read(folder / READS, _READS, remedy=remedy, older=True)
 
 
 def load(folder: pathlib.Path, wanted: FiDConfig | None = None) -> ReaderModel:
@@ -240,7 +249,7 @@ def load(folder: pathlib.Path, wanted: FiDConfig | None = None) -> ReaderModel:
             f"There is no reader in {folder}, but a {kind!r}; name the workdir of a "
             "run that trained one, or the folder of a T5."
         )
-    reads = folders.read_json(folder / READS) or {}
+    reads = _reads(folder) if (folder / READS).exists() else {}
     tokenizer = reader_tokens.load(folder, passage_end=reads.get("passage_end", True))
     return ReaderModel(config, params, tokenizer, encode_stream.fingerprint(params))
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlm_jax import characters, pretrained, processes, terminal
+from rlm_jax import pretrained, processes, terminal
 from rlm_jax.data import tokenizers
 from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.errors import UserError
@@ -165,9 +165,9 @@ def of_decoder(
 
 def _trained(workdir: pathlib.Path, dtype: str, with_memory: bool) -> BaseLM:
     try:
-        stored = characters.read_json(workdir / "config.json")
+        stored = runs.stored(workdir)
         data = DataConfig(**stored["data"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError) as error:
         raise UserError(
             f"The config.json in {workdir} is not that of a language model's run "
             f"({error}); name a run of experiments.lm, .knn_lm or .trime."
@@ -184,7 +184,7 @@ def _trained(workdir: pathlib.Path, dtype: str, with_memory: bool) -> BaseLM:
             f"note: of the run of {system} in {workdir} the decoder is taken, without "
             "its memory (experiments.generate --preset memory continues texts with it)"
         )
-    taken = stored.get("params_from")
+    taken = stored.get("params_from") or ""
     of_another = taken and pathlib.Path(taken).resolve() != workdir.resolve()
     if of_another and checkpoint.latest_step(workdir / "checkpoints") == 0:
         return _taken(workdir, taken, stored, dtype)
@@ -195,14 +195,11 @@ def _trained(workdir: pathlib.Path, dtype: str, with_memory: bool) -> BaseLM:
         text = language_model.load_text(data)
         runs.configuration_of(workdir, text.fingerprint)
         tokenizer = text.tokenizer
-    decoder = stored["method"]["decoder"]
-    config = DecoderConfig(
-        **decoder
-        | {
-            "vocab_size": decoder["vocab_size"] or tokenizer.vocab_size,
-            "dtype": dtype,
-            "dropout": 0.0,
-        }
+    runs.require(workdir, stored, {"method": {"decoder": {"vocab_size": int}}})
+    size = stored["method"]["decoder"]["vocab_size"] or tokenizer.vocab_size
+    config = dataclasses.replace(
+        runs.group(workdir, stored["method"], "decoder", DecoderConfig),
+        **{"vocab_size": size, "dtype": dtype, "dropout": 0.0},
     )
     params = checkpoint.load_params(workdir)
     return of_decoder(config, params, tokenizer, length=data.length)

@@ -27,6 +27,7 @@ from rlm_jax.recipes import runs
 from rlm_jax.recipes.language_models import token_search as searches
 from rlm_jax.report import report
 from rlm_jax.retrieval import datastore
+from rlm_jax.storage import sealed
 
 SYSTEMS = ("knn_lm", "trime")
 
@@ -69,7 +70,8 @@ def load(workdir: pathlib.Path) -> RunMemory:
             "start it again to go on."
         )
     told = report.read(workdir / "report.json").get("protocol", {})
-    config = searches.DatastoreConfig(**stored["datastore"])
+    config = runs.group(workdir, stored, "datastore", searches.DatastoreConfig)
+    _require(workdir, stored, told)
     if system == "knn_lm":
         mixture = knn.Mixture(told["k"], told["temperature"], told["weight"])
         store = _store(workdir, config, mixture.k, told["metric"], mixture.temperature)
@@ -86,6 +88,22 @@ def load(workdir: pathlib.Path) -> RunMemory:
     interpolated = told.get("interpolation")
     mixture = knn.Mixture(**interpolated) if interpolated else None
     return RunMemory(past, store, mixture)
+
+
+def _require(
+    workdir: pathlib.Path, stored: dict[str, Any], told: dict[str, Any]
+) -> None:
+    """Raises UserError where the run's files lack what its memory needs."""
+    of_report = {"k": int, "metric": str, "temperature": float, "weight": float}
+    if stored["system"] == "trime":
+        runs.require(workdir, stored, {"memory": {"segment": int, "k": int}})
+        of_report = {"memory_size": int, "memory_temperature": float}
+        if stored["memory"]["k"]:
+            of_report |= {"k": int, "external_temperature": float}
+            of_report["interpolation"] = sealed.Maybe(dict[str, float] | None)
+    if wrong := sealed.misfit(told, of_report, "protocol"):
+        path = workdir / "report.json"
+        raise sealed.damaged(path, wrong, "start the run again, which writes it")
 
 
 def _store(

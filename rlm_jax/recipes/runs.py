@@ -15,22 +15,31 @@ from rlm_jax import characters, configuration, processes
 from rlm_jax.data import names
 from rlm_jax.errors import UserError
 from rlm_jax.report import report
-from rlm_jax.storage import atomic, locks
+from rlm_jax.storage import atomic, locks, sealed
 
 Config = TypeVar("Config", contravariant=True)
+Group = TypeVar("Group")
 Result = TypeVar("Result", covariant=True)
 
 LOCK = ".lock"
 CONFIG = "config.json"
+PART = "identity.json"  # of one trained part, in its folder
 TOKENIZER = "tokenizer.json"
 """The run's own tokenizer, so that its model never needs the training text."""
 
-_BEFORE_WORK = {LOCK, CONFIG, TOKENIZER, "identity.json"} | {
+_BEFORE_WORK = {LOCK, CONFIG, TOKENIZER, PART} | {
     *("config_sentence_transformers.json", "sentence_bert_config.json"),
 }
 """What a run writes before it does anything that is worth keeping."""
 
 IDENTITY = "identity"
+
+_RUN = {
+    "system": str,
+    "fingerprint": sealed.Maybe(str),
+    IDENTITY: sealed.Maybe(dict[str, str]),
+}
+_REMEDY = "restore it, or name another workdir"
 
 DRAWS = ("train.seed", "train.accumulate")
 """Fields that decide what a trained run draws, besides those of its system."""
@@ -262,7 +271,7 @@ def claim(
         try:
             run.workdir.mkdir(parents=True, exist_ok=True)
             with atomic.replacing(path) as partial:
-                characters.write_json(partial, ours)
+                characters.write_json(partial, sealed.sealed(ours))
                 if ours != theirs:
                     (run.workdir / "report.json").unlink(missing_ok=True)
         except OSError as error:
@@ -285,20 +294,26 @@ def claim_part(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
     evaluate; what a part was trained with may not.
 
     Raises:
-      UserError: it was trained with something else, which is named.
+      UserError: it was trained with something else, which is named, or cannot be read
+        or written.
     """
-    path = folder / "identity.json"
-    ours = json.loads(json.dumps(identity))
+    path = folder / PART
+    ours, theirs = json.loads(json.dumps(identity)), {}
     if path.exists():
-        where = _difference("it", characters.read_json(path), ours)
+        theirs = sealed.read(path, {}, remedy=_REMEDY, older=True)
+        # What an older version did not write down cannot be compared.
+        where = _difference("it", ours | theirs, ours)
         if where:
             raise UserError(
                 f"What was trained in {folder} is of another configuration: "
                 f"{where.removeprefix('it.')}; choose another --workdir."
             )
-    elif processes.is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        report.write(path, ours)
+    if ours != theirs and processes.is_first():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            sealed.write(path, ours)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
 
 
 def _fields(run: Run, config: Any, text: str) -> dict[str, Any]:
@@ -313,27 +328,46 @@ def _fields(run: Run, config: Any, text: str) -> dict[str, Any]:
 
 
 def stored(workdir: str | pathlib.Path) -> dict[str, Any]:
-    """What the config.json of a folder says; empty where there is none to be read."""
-    try:
-        return _stored(pathlib.Path(workdir)) or {}
-    except UserError:
-        return {}
+    """What the config.json of a folder says; empty where there is none.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    return _stored(pathlib.Path(workdir)) or {}
+
+
+def require(
+    workdir: pathlib.Path, stored: Mapping[str, Any], kinds: Mapping[str, Any]
+) -> None:
+    """Raises UserError where a run's configuration lacks fields of these kinds."""
+    if wrong := sealed.misfit(stored, kinds):
+        raise sealed.damaged(workdir / CONFIG, wrong, _REMEDY)
+
+
+def group(
+    workdir: pathlib.Path,
+    stored: Mapping[str, Any],
+    name: str,
+    kind: Callable[..., Group],
+) -> Group:
+    """A group of fields of a run's configuration.
+
+    Raises:
+      UserError: it is missing, or has other fields, as that of another version.
+    """
+    require(workdir, stored, {name: dict[str, Any]})
+    return sealed.made_of(kind, stored[name], workdir / CONFIG, _REMEDY)
 
 
 def _stored(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The config.json of a workdir; None where there is none yet."""
-    path = workdir / CONFIG
     try:
-        stored = characters.read_json(path)
+        fields = sealed.read(workdir / CONFIG, {}, remedy=_REMEDY, older=True)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); choose another --workdir."
-        ) from error
-    if not isinstance(stored, dict):
-        raise UserError(f"{path} is no configuration; choose another --workdir.")
-    return stored
+    if "system" in fields:  # else it is a published model's
+        require(workdir, fields, _RUN)
+    return fields
 
 
 def _completed(run: Run, config: Any) -> dict[str, Any] | None:

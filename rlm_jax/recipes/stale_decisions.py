@@ -12,14 +12,16 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from rlm_jax import characters, processes, terminal
+from rlm_jax import processes, terminal
 from rlm_jax.errors import UserError
 from rlm_jax.method import Params
 from rlm_jax.retrievers.stale_index import StaleIndex
-from rlm_jax.storage import atomic
+from rlm_jax.storage import sealed
 from rlm_jax.train.rounds import RefreshConfig
 
 FILE = "decisions.json"
+_KINDS = {"decisions": list[dict[str, float]], "begin": list[int]}
+_DECISION = {"step": int, "keys_step": int}
 
 
 class Judged(NamedTuple):
@@ -70,11 +72,11 @@ class Decisions:
             # Written down for the other processes, since the disk may change meanwhile.
             begin = self._to_begin(step, {x["keys_step"] for x in records})
             records.sort(key=lambda x: x["step"])
-            atomic.write_json(self._path, {"decisions": records, "begin": begin})
+            sealed.write(self._path, {"decisions": records, "begin": begin})
 
         processes.by_first(choose, "choose an index")
         processes.wait("index chosen")
-        for begun in characters.read_json(self._path)["begin"]:
+        for begun in self._read()["begin"]:
             now = (passages, queries) if begun == step else (None, None)
             self._stale.start(begun, *now)
 
@@ -128,4 +130,12 @@ class Decisions:
     def _records(self) -> list[dict[str, Any]]:
         if not self._path.exists():
             return []
-        return characters.read_json(self._path)["decisions"]
+        return self._read()["decisions"]
+
+    def _read(self) -> dict[str, Any]:
+        remedy = "restore it, or start the run again in another workdir"
+        told = sealed.read(self._path, _KINDS, remedy=remedy, older=True)
+        for record in told["decisions"]:
+            if wrong := sealed.misfit(record, _DECISION, "a decision"):
+                raise sealed.damaged(self._path, wrong, remedy)
+        return told

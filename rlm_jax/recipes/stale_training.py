@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rlm_jax import characters, processes, terminal
+from rlm_jax import processes, terminal
 from rlm_jax.data.passages import Passages
 from rlm_jax.method import Batch, Method, Params
 from rlm_jax.models.encoder import EncoderConfig
@@ -24,10 +24,12 @@ from rlm_jax.retrievers.background import Elsewhere, Worker
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
 from rlm_jax.retrievers.stale_index import StaleIndex
-from rlm_jax.storage import atomic
+from rlm_jax.storage import atomic, sealed
 from rlm_jax.train import fit, loop, parallel, rounds
 from rlm_jax.train.optim import OptimConfig
 from rlm_jax.train.rounds import Refresher, Round
+
+_REMEDY = "restore it, or start the run again in another workdir"
 
 
 class Judge(NamedTuple):
@@ -157,14 +159,16 @@ def train(
                 *(task.sample_k, config.refresh.sample),
                 keep=task.keep,
             )
-            atomic.write_json(folder / "judged.json", {"index_recall": recall})
+            sealed.write(folder / "judged.json", {"index_recall": recall})
 
         processes.by_first(search, "search for the questions that are judged")
         processes.wait("searched")
         ids = np.load(there, allow_pickle=False)
         figures = {
             "index_age": float(step - turn.keys_step),
-            **characters.read_json(folder / "judged.json"),
+            **sealed.read(
+                folder / "judged.json", {"index_recall": float}, remedy=_REMEDY
+            ),
             **refresh.spread(ids),
         }
         warn_of_collapse(ids, len(passages), step)
@@ -260,7 +264,12 @@ class _Staleness:
         self._laid_out = laid_out
         self.refreshes: list[dict[str, float]] = []
         if path.exists():
-            self.refreshes = characters.read_json(path)["refreshes"]
+            kinds = {"refreshes": list[dict[str, float]]}
+            told = sealed.read(path, kinds, remedy=_REMEDY, older=True)["refreshes"]
+            for record in told:
+                if wrong := sealed.misfit(record, {"step": int}, "a refresh"):
+                    raise sealed.damaged(path, wrong, _REMEDY)
+            self.refreshes = told
 
     def add(self, turn: Round, queries: Params) -> None:
         """Candidates of today's encoder in a round's index and in the one before it."""
@@ -283,7 +292,7 @@ class _Staleness:
             )
         )
         self.refreshes.append({"step": turn.start, **age, **staleness})
-        atomic.write_json(self._path, {"refreshes": self.refreshes})
+        sealed.write(self._path, {"refreshes": self.refreshes})
         terminal.say(
             f"step {turn.start}: the index before, {turn.start - old} steps old, finds "
             f"{staleness['stale_recall']:.1%} of what the new one does"

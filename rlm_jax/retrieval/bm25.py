@@ -211,7 +211,8 @@ def load(
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"There is no index at {directory}; build and save it first.")
-    manifest = checked_files.read_manifest(directory, _FORMAT)
+    kinds = {"config": dict[str, Any], "source": str}
+    manifest = checked_files.read_manifest(directory, _FORMAT, kinds)
     if config is not None:
         stored = manifest["config"]
         checked_files.require_equal(dataclasses.asdict(config), stored, directory)

@@ -25,6 +25,10 @@ from rlm_jax.storage import atomic, checked_files
 
 DTYPES = ("float16", "float32", "int8")
 _FORMAT = "rlm_jax datastore 1"
+_KINDS = {
+    **dict.fromkeys(("dim", "num_entries", "shard_size"), int),
+    **{"dtype": str, "identity": dict[str, Any], "shards": list[dict[str, int]]},
+}
 
 _Shard = Mapping[str, np.ndarray]
 
@@ -278,7 +282,7 @@ def create(
         if not (partial / checked_files.MANIFEST).exists():
             partial.mkdir(parents=True, exist_ok=True)
             checked_files.write_manifest(partial, form | {"shards": []})
-    manifest = checked_files.read_manifest(partial, _FORMAT)
+    manifest = checked_files.read_manifest(partial, _FORMAT, _KINDS)
     checked_files.require_equal(form["identity"], manifest["identity"], partial)
     checked_files.require_equal(form, manifest, partial)
     for number in range(len(manifest["shards"])):
@@ -310,16 +314,23 @@ def open(
             f"There is no {'finished ' if unfinished else ''}datastore at {directory}; "
             + ("run its build again to finish it." if unfinished else "build it first.")
         )
-    manifest = checked_files.read_manifest(directory, _FORMAT)
+    manifest = checked_files.read_manifest(directory, _FORMAT, _KINDS)
     if identity is not None:
         wanted = checked_files.as_json(identity)
         checked_files.require_equal(wanted, manifest["identity"], directory)
     shards = []
+    listed = range(len(manifest["shards"]))
+    if sum(_num_rows(manifest, x) for x in listed) != manifest["num_entries"]:
+        raise UserError(
+            f"The manifest of {directory} lists {len(listed)} shards, not all "
+            f"of its {manifest['num_entries']} entries; delete the datastore and "
+            "build it again."
+        )
     for number, checksums in enumerate(manifest["shards"]):
         shards.append(_map_shard(directory, manifest, number))
         for part in shards[-1] if verify else ():
             path = shard_path(directory, number, part)
-            if atomic.crc32(path) != checksums[part]:
+            if atomic.crc32(path) != checksums.get(part):
                 raise UserError(
                     f"Datastore file {path} does not have the checksum it was written "
                     "with; delete the datastore and build it again."

@@ -111,7 +111,8 @@ def load(folder: str | Path, identity: Mapping[str, Any]) -> np.ndarray:
       UserError: they are missing or damaged, or were mined from something else.
     """
     folder = Path(folder)
-    manifest = checked_files.read_manifest(folder, _FORMAT)
+    kinds = {"identity": dict[str, Any], "shape": list[int]}
+    manifest = checked_files.read_manifest(folder, _FORMAT, kinds)
     wanted = checked_files.as_json(identity)
     checked_files.require_equal(wanted, manifest["identity"], folder)
     checked_files.verify_files(folder, manifest)

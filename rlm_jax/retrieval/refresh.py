@@ -40,6 +40,10 @@ COLLAPSED, FEW = 0.5, 16
 
 _FORMAT = "rlm_jax stale index 2"
 _CANDIDATES = "rlm_jax candidates 1"
+_KINDS = {
+    _FORMAT: {"identity": dict[str, Any], "step": int},
+    _CANDIDATES: {"identity": dict[str, Any], "shape": list[int], "stop": int},
+}
 
 
 def begin(
@@ -207,7 +211,7 @@ def candidates(folder: str | os.PathLike, start: int) -> np.ndarray:
             f"There are no candidates at {there}, and training has gone beyond step "
             f"{start}; restore that folder or start the run again."
         )
-    manifest = checked_files.read_manifest(there, _CANDIDATES)
+    manifest = _manifest(there, _CANDIDATES)
     checked_files.verify_files(there, manifest)
     return checked_files.map_array(there / "ids", tuple(manifest["shape"]), "<i4")
 
@@ -216,7 +220,7 @@ def searched(folder: str | os.PathLike) -> dict[int, int]:
     """Start of each round that has candidates -> the step at which they end."""
     paths = Path(folder).glob("[0-9]*")
     return {
-        int(path.name): checked_files.read_manifest(path, _CANDIDATES)["stop"]
+        int(path.name): _manifest(path, _CANDIDATES)["stop"]
         for path in paths
         if path.name.isdigit()
     }
@@ -293,10 +297,14 @@ def _rename(old: Path, new: Path) -> None:
     atomic.sync(new.parent)
 
 
+def _manifest(there: Path, form: str) -> dict[str, Any]:
+    return checked_files.read_manifest(there, form, _KINDS[form])
+
+
 def _identity(there: Path, form: str = _FORMAT) -> dict[str, Any] | None:
     """What a folder says it is of; None where it cannot."""
     try:
-        return checked_files.read_manifest(there, form)["identity"]
+        return _manifest(there, form)["identity"]
     except UserError:
         return None
 
@@ -309,8 +317,8 @@ def _holds(there: Path, wanted: Mapping[str, Any], step: int) -> bool:
     """
     if not there.exists():
         return False
-    manifest = checked_files.read_manifest(there, _FORMAT)
+    manifest = _manifest(there, _FORMAT)
     stored = manifest["identity"]
     ours = {field: x for field, x in wanted.items() if field != "encoder"}
     checked_files.require_equal({**ours, "step": step}, {**stored, **manifest}, there)
-    return wanted.get("encoder", stored["encoder"]) == stored["encoder"]
+    return "encoder" not in wanted or wanted["encoder"] == stored.get("encoder")

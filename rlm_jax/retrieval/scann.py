@@ -38,6 +38,11 @@ from rlm_jax.retrieval.rotation import Rotation
 from rlm_jax.storage import checked_files
 
 _FORMAT = "rlm_jax scann 3"
+_KINDS = {
+    **dict.fromkeys(("metric", "kept", "datastore"), str),
+    **dict.fromkeys(("dim", "num_entries", "num_leaves", "first"), int),
+    **{"efforts": list[list], "target_recall": float, "seconds": float},
+}
 _DISTANCES = {"ip": "dot_product", "l2": "squared_l2"}
 
 # What reordering keeps of each key -> bytes of a number.
@@ -308,16 +313,12 @@ def save(index: ScannIndex, directory: str | os.PathLike) -> None:
       UserError: something is there already, or it cannot be written.
     """
     fields = {
-        "metric": index.metric,
-        "dim": index.dim,
-        "num_entries": index.num_entries,
+        **{"metric": index.metric, "dim": index.dim, "first": index.first},
+        **{"num_entries": index.num_entries, "kept": index.kept},
         "num_leaves": index.parameters.num_leaves,
         "efforts": [list(one) for one in index.parameters.efforts],
-        "kept": index.kept,
         "datastore": index.datastore_checksum,
-        "first": index.first,
-        "target_recall": index.target_recall,
-        "seconds": index.seconds,
+        **{"target_recall": index.target_recall, "seconds": index.seconds},
     }
 
     def write(folder: Path) -> None:
@@ -350,9 +351,8 @@ def load(
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"There is no index at {directory}; build and save it first.")
-    manifest = checked_files.read_manifest(directory, _FORMAT)
-    wanted = {"datastore": datastore.checksum}
-    checked_files.require_equal(wanted, manifest, directory)
+    manifest = checked_files.read_manifest(directory, _FORMAT, _KINDS)
+    checked_files.require_equal({"datastore": datastore.checksum}, manifest, directory)
     # ScaNN would unpickle a file of its own that we never write, so nothing may be
     # there that the manifest does not name.
     checked_files.verify_files(directory, manifest, checksums=verify)

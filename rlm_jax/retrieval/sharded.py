@@ -30,6 +30,10 @@ from rlm_jax.retrieval.index import (
 from rlm_jax.storage import atomic, checked_files
 
 _FORMAT = "rlm_jax sharded scann 2"
+_KINDS = {
+    **dict.fromkeys(("datastore", "metric", "kept"), str),
+    **{"target_recall": float, "bounds": list[int]},
+}
 
 # Keys of width 768 as float32, and the copy that ScaNN makes, take 25 GB at this size.
 SHARD_ENTRIES = 4_000_000
@@ -141,7 +145,7 @@ def build(
         partial.mkdir(parents=True, exist_ok=True)
         if not (partial / checked_files.MANIFEST).exists():
             checked_files.write_manifest(partial, plan)
-        stored = checked_files.read_manifest(partial, _FORMAT)
+        stored = checked_files.read_manifest(partial, _FORMAT, _KINDS)
         checked_files.require_equal(plan, stored, partial)
         for number in range(len(bounds) - 1):
             folder = _folder(partial, number)
@@ -183,7 +187,7 @@ def load(
     directory = Path(directory)
     if not (directory / checked_files.MANIFEST).exists():
         raise UserError(f"There is no index at {directory}; build it first.")
-    manifest = checked_files.read_manifest(directory, _FORMAT)
+    manifest = checked_files.read_manifest(directory, _FORMAT, _KINDS)
     wanted = {"datastore": datastore.checksum}
     checked_files.require_equal(wanted, manifest, directory)
     bounds = manifest["bounds"]

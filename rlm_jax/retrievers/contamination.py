@@ -166,8 +166,10 @@ def excluded_chunks(
             texts = (decode(database.shown(i, i + 1)[0]) for i in rows)  # with the next
             shared = overlap.overlapping(texts, others, n=num_words)
         np.savez(folder / "chunks.npz", alike=alike, shared=shared)
+        cache.write_manifest(folder)
 
-    folder = cache.once(cache.root() / "left_out" / key[:32], build)
+    folder = cache.once(cache.folder("left_out", key), build)
+    cache.read_manifest(folder, "list of chunks that are left out")
     with np.load(folder / "chunks.npz", allow_pickle=False) as arrays:
         alike, shared = arrays["alike"], arrays["shared"]
     of_duplicates = database.touching(alike)

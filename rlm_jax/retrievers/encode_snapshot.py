@@ -16,7 +16,7 @@ import sys
 import threading
 from typing import Any
 
-from rlm_jax import characters, processes, terminal
+from rlm_jax import processes, terminal
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
 from rlm_jax.errors import UserError
@@ -26,7 +26,7 @@ from rlm_jax.retrieval.refresh import INDEX, SNAPSHOT
 from rlm_jax.retrievers import dense, encoder_towers
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig
-from rlm_jax.storage import atomic, locks
+from rlm_jax.storage import locks, sealed
 
 JOB, ENCODER, VECTORS = "job.json", "encoder", "vectors"
 
@@ -46,7 +46,7 @@ class Job:
 
 def write(partial: pathlib.Path, job: Job) -> None:
     """Writes a job beside its snapshot."""
-    atomic.write_json(partial / SNAPSHOT / JOB, dataclasses.asdict(job))
+    sealed.write(partial / SNAPSHOT / JOB, dataclasses.asdict(job))
 
 
 def read(partial: pathlib.Path) -> Job:
@@ -57,7 +57,13 @@ def read(partial: pathlib.Path) -> Job:
     """
     path = partial / SNAPSHOT / JOB
     try:
-        fields = characters.read_json(path)
+        kinds = {
+            **dict.fromkeys(("passages", "fingerprint"), str),
+            **dict.fromkeys(("encoder", "text", "search"), dict[str, Any]),
+            **{"cores": list[int], "shard_size": int},
+        }
+        remedy = "start the run again, which writes it"
+        fields = sealed.read(path, kinds, remedy=remedy, older=True)
         return Job(
             fields["passages"],
             fields["fingerprint"],
@@ -67,7 +73,7 @@ def read(partial: pathlib.Path) -> Job:
             tuple(fields["cores"]),
             fields["shard_size"],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, TypeError) as error:
         raise UserError(
             f"{path} is no job for the worker ({error}); start the run again, which "
             "writes it."

@@ -145,13 +145,15 @@ def train_tokenizer(
     if own is not None and (own / text_encoding.FILE).is_file():
         return text_encoding.load(own)
     key = cache.fingerprint(text_encoding.TRAINER, passages.fingerprint, vocab_size)
-    folder = cache.root() / "tokenizers" / key[:32]
+    folder = cache.folder("tokenizers", key)
 
     def build(there: pathlib.Path) -> None:
         texts = (passage.joined for passage in passages)
         text_encoding.train(texts, vocab_size=vocab_size).save(there)
+        cache.write_manifest(there)
 
-    return text_encoding.load(cache.once(folder, build))
+    cache.read_manifest(cache.once(folder, build), "tokenizer of these passages")
+    return text_encoding.load(folder)
 
 
 def fitted_to(

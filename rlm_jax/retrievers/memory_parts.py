@@ -1,7 +1,7 @@
 """One part of a memory of tokens: its passages, their vectors, and what was removed."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +19,11 @@ from rlm_jax.retrieval.datastore import DTYPES, Datastore
 from rlm_jax.retrieval.index import Index, check_target, first_kept
 from rlm_jax.retrievers import encoder_towers
 from rlm_jax.retrievers.encoder_towers import Tower
-from rlm_jax.storage import cache
+from rlm_jax.storage import cache, sealed
 
 LONGEST = 1 << 14  # tokens of a passage
 REMOVED = "removed.json"
+_SOURCE = "source.json"
 
 
 @dataclasses.dataclass
@@ -91,11 +92,11 @@ def build_part(
         ]
         np.concatenate(rows).astype("<i4").tofile(there / "tokens")
         np.cumsum([0, *map(len, rows)]).astype("<i8").tofile(there / "bounds")
-        characters.write_json(there / "source.json", fingerprint, indent=None)
+        sealed.write(there / _SOURCE, {"fingerprint": fingerprint}, indent=None)
         passages_lib.write(there, passages, str(folder))
 
     texts = cache.once(folder / "texts", write)
-    if characters.read_json(texts / "source.json") != fingerprint:
+    if _fingerprint(texts) != fingerprint:
         raise UserError(
             f"The memory {folder} was begun with other passages; delete it, or give "
             "those."
@@ -126,15 +127,13 @@ def open_part(
         damaged.
     """
     texts = folder / "texts"
-    fingerprint = characters.read_json(texts / "source.json")
+    fingerprint = _fingerprint(texts)
     identity = _identity(fingerprint, tower, config) | {"dtype": config.dtype}
     store = datastore.open(folder / "keys", identity=identity)
-    removed, path = frozenset(), folder / REMOVED
-    if path.exists():
-        removed = frozenset(characters.read_json(path))
+    removed = _removed(folder / REMOVED)
     part = Part(
         folder,
-        passages_lib.read(texts, str(folder), fingerprint),
+        passages_lib.read(texts, str(folder), fingerprint, older=True),
         np.array(cache.map_array(texts / "bounds", "<i8")),
         store,
         None,
@@ -142,6 +141,34 @@ def open_part(
     )
     index = indexed(part, tower, config, encoder, folder / "keys.scann-ip")
     return part._replace(index=index)
+
+
+def write_removed(folder: Path, ids: Iterable[str]) -> None:
+    """Writes down which passages of a part are there no more."""
+    sealed.write(folder / REMOVED, {"removed": sorted(ids)})
+
+
+def _removed(path: Path) -> frozenset[str]:
+    """What `write_removed` wrote."""
+    mend = f"write it again, or build {path.parent} again"
+    removed = _one(path, "removed", list[str], mend) if path.exists() else ()
+    return frozenset(removed)
+
+
+def _fingerprint(texts: Path) -> str:
+    """Of a part's passages."""
+    mend = cache.remedy(texts.parent)
+    return _one(texts / _SOURCE, "fingerprint", str, mend)
+
+
+def _one(path: Path, name: str, kind: Any, mend: str) -> Any:
+    """The one field of a file; older versions wrote its value alone."""
+    try:
+        read = characters.read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise sealed.damaged(path, str(error), mend) from error
+    read = read if isinstance(read, dict) else {name: read}
+    return sealed.unsealed(read, {name: kind}, path, remedy=mend, older=True)[name]
 
 
 def indexed(

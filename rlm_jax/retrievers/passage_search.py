@@ -1,5 +1,6 @@
 """Passages that a language model is given to read, and the search for them."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
@@ -46,6 +47,7 @@ class PassageSearch(NamedTuple):
     passages: Passages
     search: Callable[[Sequence[str], int], Neighbours]
     tokens: Callable[[int], np.ndarray]  # a passage as the model reads it
+    fingerprint: str  # of all that decides what is found
 
 
 def load(
@@ -65,23 +67,28 @@ def load(
     """
     tokens = document_tokens(config, passages, tokenizer)
     if tower is None and config.documents.retriever == BM25:
-        by_words = lexical.open_index(passages, folder / BM25, BM25Config())
-        return PassageSearch(passages, by_words.search, tokens)
+        words = BM25Config()
+        by_words = lexical.open_index(passages, folder / BM25, words)
+        found = lexical.fingerprint(passages.fingerprint, dataclasses.asdict(words))
+        return PassageSearch(passages, by_words.search, tokens, found)
     tower = tower or encoder_towers.load(config.documents.retriever)
-    key = encoder_towers.fingerprints(tower)["encoder"][:8]
+    prints = encoder_towers.fingerprints(tower)
     store, _ = dense.encode_collection(
         tower,
         passages,
         passages.fingerprint,
         config.text,
         config.search,
-        folder / f"vectors-{key}",
+        folder / f"vectors-{prints['encoder'][:8]}",
     )
     # The last words of a question stand right before the stride: they matter most.
     find = dense.searcher(
         tower, store, config.text, config.search, max_rows=max_rows, keep="last"
     )
-    return PassageSearch(passages, find, tokens)
+    found = dense.fingerprint(
+        prints, store.manifest["identity"], config.text, config.search
+    )
+    return PassageSearch(passages, find, tokens, found)
 
 
 def document_tokens(

@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from rlm_jax import characters
 from rlm_jax.data import names
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
@@ -15,9 +14,18 @@ from rlm_jax.retrieval import bm25, datastore
 from rlm_jax.retrievers import dense, encoder_towers, lexical
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig, Tower, Towers
-from rlm_jax.storage import atomic, checked_files
+from rlm_jax.storage import checked_files, sealed
 
 FILE = "searcher.json"
+_KINDS = {
+    **{"passages": str, "fingerprint": str},
+    "bm25": sealed.Maybe(dict[str, Any]),
+}
+_DENSE = {
+    **dict.fromkeys(("encoder", "vectors"), str),
+    **dict.fromkeys(("questions", "text", "search"), dict[str, Any]),
+}
+_REMEDY = "run again what made it, in the same workdir"
 
 
 def publish(
@@ -38,7 +46,7 @@ def publish(
         **retriever,
     }
     with checked_files.full_disk_named(workdir, "what is whole is kept"):
-        atomic.write_json(workdir / FILE, record)
+        sealed.write(workdir / FILE, record)
 
 
 def publish_dense(
@@ -128,20 +136,27 @@ def fingerprints(workdir: pathlib.Path) -> Fingerprints:
         found = dense.fingerprint(
             record["questions"],
             store.manifest["identity"],
-            TextConfig(**record["text"]),
-            SearchConfig(**record["search"]),
+            _configured(record, workdir, "text", TextConfig),
+            _configured(record, workdir, "search", SearchConfig),
         )
     return Fingerprints(record["fingerprint"], found)
 
 
 def _record(workdir: pathlib.Path) -> dict[str, Any]:
     try:
-        return characters.read_json(workdir / FILE)
-    except (OSError, ValueError) as error:
+        record = sealed.read(workdir / FILE, _KINDS, remedy=_REMEDY, older=True)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"There is nothing to search in {workdir}; name the workdir of a "
             "run of experiments.bm25, .dpr, .contriever or .encode."
         ) from error
+    if wrong := sealed.misfit(record, {"bm25": Any} if "bm25" in record else _DENSE):
+        raise sealed.damaged(workdir / FILE, wrong, _REMEDY)
+    return record
+
+
+def _configured(record: dict[str, Any], workdir: pathlib.Path, name: str, kind: Any):
+    return sealed.made_of(kind, record[name], workdir / FILE, _REMEDY)
 
 
 def open_run(workdir: pathlib.Path) -> Retriever:
@@ -158,7 +173,7 @@ def open_run(workdir: pathlib.Path) -> Retriever:
             "index them again in another workdir."
         )
     if "bm25" in record:
-        config = bm25.BM25Config(**record["bm25"])
+        config = _configured(record, workdir, "bm25", bm25.BM25Config)
         by_words = lexical.open_index(passages, workdir / "bm25", config)
         return Retriever(passages, by_words.search)
     tower = encoder_towers.load(workdir / record["encoder"])
@@ -167,7 +182,8 @@ def open_run(workdir: pathlib.Path) -> Retriever:
             f"The encoder {workdir / record['encoder']} is not the one that {workdir} "
             "was made with; put it back, or encode the passages again."
         )
-    text, search = TextConfig(**record["text"]), SearchConfig(**record["search"])
+    text = _configured(record, workdir, "text", TextConfig)
+    search = _configured(record, workdir, "search", SearchConfig)
     store = datastore.open(workdir / record["vectors"])
     find = dense.searcher(tower, store, text, search, max_rows=1)
     return Retriever(passages, find)

@@ -224,7 +224,9 @@ def _save(
 def _load(
     folder: pathlib.Path, identity: Mapping[str, Any]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    manifest = checked_files.read_manifest(folder, _FORMAT)
+    facts = {"facts": dict[str, Any]}
+    kinds = {"identity": dict[str, Any], "shape": list[int], **facts}
+    manifest = checked_files.read_manifest(folder, _FORMAT, kinds)
     wanted = checked_files.as_json(identity)
     checked_files.require_equal(wanted, manifest["identity"], folder)
     checked_files.verify_files(folder, manifest)

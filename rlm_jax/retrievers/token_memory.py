@@ -28,7 +28,7 @@ from rlm_jax.retrieval.index import none_found
 from rlm_jax.retrievers import memory_parts
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.memory_parts import MemoryConfig, Part
-from rlm_jax.storage import atomic, cache
+from rlm_jax.storage import cache
 
 
 class TokenMemory:
@@ -162,7 +162,7 @@ class TokenMemory:
         for number, (part, found) in enumerate(zip(self.parts, here, strict=True)):
             if found:
                 removed = part.removed | found
-                atomic.write_json(part.folder / memory_parts.REMOVED, sorted(removed))
+                memory_parts.write_removed(part.folder, removed)
                 self.parts[number] = part._replace(removed=removed)
         self._forget("alive", "lexical")
 

@@ -7,12 +7,20 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rlm_jax import characters
 from rlm_jax.errors import UserError
-from rlm_jax.storage import atomic, locks
+from rlm_jax.storage import atomic, locks, sealed
+
+MANIFEST = "manifest.json"
+
+# How folders lie on the disk. Those of another layout are left alone, and built anew;
+# what is made of them keeps its fingerprint.
+_LAYOUT = 2
+_FILES = {"files": dict[str, dict[str, int]]}
 
 
 def root(cache_dir: str | os.PathLike | None = None) -> Path:
@@ -44,6 +52,11 @@ def fingerprint(*parts: object) -> str:
     """SHA-256 (hexadecimal) of JSON-able values; equal values, equal fingerprint."""
     text = json.dumps(parts, ensure_ascii=True, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def folder(kind: str, key: str, cache_dir: str | os.PathLike | None = None) -> Path:
+    """Where the cache keeps what has the fingerprint ``key``, among its kind."""
+    return root(cache_dir) / kind / fingerprint(_LAYOUT, key)[:32]
 
 
 def once(target: Path, build: Callable[[Path], None]) -> Path:
@@ -80,6 +93,66 @@ def once(target: Path, build: Callable[[Path], None]) -> Path:
     return target
 
 
+def write_manifest(
+    directory: Path, fields: Mapping[str, Any] = {}, *, of: str = "."
+) -> None:
+    """Writes down what a folder holds: fields, and the checksum of every file.
+
+    Args:
+      directory: gets the manifest.
+      fields: plain JSON.
+      of: the sub-folder whose files are listed.
+    """
+    sealed.write(directory / MANIFEST, {**fields, "files": checksums(directory / of)})
+
+
+def read_manifest(
+    directory: Path,
+    what: str,
+    kinds: Mapping[str, Any] = {},
+    *,
+    of: str = ".",
+    older: bool = False,
+    only: Callable[[str], bool] = lambda name: True,
+) -> dict[str, Any]:
+    """The fields that `write_manifest` wrote, once all files were compared with it.
+
+    Args:
+      directory: of the manifest.
+      what: the folder's use, for messages.
+      kinds: of the fields, as for `sealed.misfit`.
+      of: as for `write_manifest`.
+      older: as for `sealed.read`.
+      only: which files are compared, by their names.
+
+    Raises:
+      UserError: the manifest is missing or damaged or lists no files, or a file is
+        missing, truncated or altered.
+    """
+    manifest = read_sealed(directory, MANIFEST, {**kinds, **_FILES}, older=older)
+    mend = remedy(directory)
+    if not manifest["files"]:
+        raise sealed.damaged(directory / MANIFEST, "it lists no files", mend)
+    files = {name: x for name, x in manifest["files"].items() if only(name)}
+    verify(directory / of, files, what, mend)
+    return manifest
+
+
+def read_sealed(
+    directory: Path, name: str, kinds: Mapping[str, Any], *, older: bool = False
+) -> dict[str, Any]:
+    """`sealed.read` of a file in a folder that is built again where it is damaged.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    path, mend = directory / name, remedy(directory)
+    try:
+        return sealed.read(path, kinds, remedy=mend, older=older)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise sealed.damaged(path, "it is missing", mend) from error
+
+
 def checksums(directory: Path) -> dict[str, dict[str, int]]:
     """The size and the CRC-32 of every file in a folder, for its manifest."""
     return {
@@ -89,19 +162,24 @@ def checksums(directory: Path) -> dict[str, dict[str, int]]:
     }
 
 
-def verify(directory: Path, files: Mapping[str, Mapping[str, int]], what: str) -> None:
+def verify(
+    directory: Path, files: Mapping[str, Mapping[str, int]], what: str, mend: str
+) -> None:
     """Compares the files of a folder with their `checksums`.
 
     Raises:
-      UserError: a file is missing, truncated or altered; `what` names the folder's use.
+      UserError: a file is missing, truncated or altered; `what` names the folder's use,
+        and ``mend`` what to do.
     """
     for name, expected in files.items():
         path = directory / name
-        size = path.stat().st_size if path.exists() else 0
-        if size != expected["size"] or atomic.crc32(path) != expected["crc32"]:
+        size = path.stat().st_size if path.is_file() else 0
+        wanted = expected.get("size"), expected.get("crc32")
+        whole = path.is_file() and size == wanted[0]
+        if not whole or atomic.crc32(path) != wanted[1]:
             raise UserError(
                 f"The {what}'s file {name} is truncated or altered ({size} of "
-                f"{expected['size']} bytes): {remedy(directory)}."
+                f"{wanted[0]} bytes): {mend}."
             )
 
 

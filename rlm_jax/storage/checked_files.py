@@ -6,7 +6,6 @@ it.
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -16,11 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from rlm_jax import characters
 from rlm_jax.errors import UserError
-from rlm_jax.storage import atomic
+from rlm_jax.storage import atomic, sealed
 
 MANIFEST = "manifest.json"
+FILES = {"files": dict[str, int]}
+"""The field of a manifest in which `publish` lists the files."""
+
+_REMEDY = "delete its folder and build it again"
 
 
 def map_array(path: Path, shape: tuple[int, ...], dtype: str | np.dtype) -> np.ndarray:
@@ -39,35 +41,39 @@ def map_array(path: Path, shape: tuple[int, ...], dtype: str | np.dtype) -> np.n
 
 def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Writes ``manifest.json`` with its own digest, and returns it."""
-    complete = {**manifest, "checksum": _digest(manifest)}
-    text = json.dumps(complete, indent=1, sort_keys=True)
-    atomic.write_bytes(directory / MANIFEST, text.encode())
+    plain = json.loads(json.dumps(manifest, sort_keys=True))
+    sealed.write(directory / MANIFEST, plain)
     atomic.sync(directory)
-    return complete
+    return sealed.sealed(plain)
 
 
-def read_manifest(directory: Path, form: str) -> dict[str, Any]:
-    """Reads a manifest whose ``format`` is ``form``.
+def read_manifest(
+    directory: Path, form: str, kinds: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """Reads a manifest whose ``format`` is ``form``, with its digest.
+
+    Args:
+      directory: of the manifest.
+      form: what the folder has to be.
+      kinds: of the fields that are needed, as for `sealed.misfit`.
 
     Raises:
-      UserError: it cannot be read, was changed, or is of another format.
+      UserError: it cannot be read, was changed, is of another format, or a field is of
+        another type.
     """
     path = directory / MANIFEST
     try:
-        manifest = characters.read_json(path)
-        intact = manifest["checksum"] == _digest(manifest)
-    except (OSError, ValueError, KeyError, TypeError):
-        intact, manifest = False, {}
-    if not intact:
+        manifest = sealed.read(path, {"format": str}, remedy=_REMEDY)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise sealed.damaged(path, "it is missing", _REMEDY) from error
+    if manifest["format"] != form:
         raise UserError(
-            f"Manifest {path} is damaged; delete its folder and build it again."
+            f"Manifest {path} is of the format {manifest['format']!r}, not {form!r}"
+            f"; {_REMEDY}."
         )
-    if manifest.get("format") != form:
-        raise UserError(
-            f"Manifest {path} is of the format {manifest.get('format')!r}, not {form!r}"
-            "; delete its folder and build it again."
-        )
-    return manifest
+    if wrong := sealed.misfit(manifest, kinds):
+        raise sealed.damaged(path, wrong, _REMEDY)
+    return sealed.sealed(manifest)
 
 
 def refuse_existing(directory: Path) -> None:
@@ -113,9 +119,15 @@ def verify_files(
     """Compares a folder's files with what `publish` wrote down.
 
     Raises:
-      UserError: a file is missing, was added or, unless ``checksums`` is off, changed.
+      UserError: a file is missing, was added or, unless ``checksums`` is off, changed;
+        or the manifest lists none.
     """
+    path = directory / MANIFEST
+    if wrong := sealed.misfit(manifest, FILES):
+        raise sealed.damaged(path, wrong, _REMEDY)
     files = manifest["files"]
+    if not files:
+        raise sealed.damaged(path, "it lists no files", _REMEDY)
     names = {path.name for path in directory.iterdir()} - {MANIFEST}
     if names != set(files) or any(
         checksums and atomic.crc32(directory / name) != files[name] for name in files
@@ -179,8 +191,3 @@ def full_disk_named(directory: Path, kept: str) -> Iterator[None]:
             f"Cannot write {directory} ({os.strerror(error.errno)}); "
             f"{remedies[error.errno]} and run again, {kept}."
         ) from error
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    body = {field: manifest[field] for field in manifest if field != "checksum"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -22,6 +22,10 @@ from rlm_jax.errors import UserError
 from rlm_jax.storage import atomic, checked_files
 
 FILE = "rows"
+_KINDS = {
+    **{"identity": dict[str, Any], "dtype": str, "shards": list[int]},
+    **{"total": int, "shard_size": int},
+}
 
 
 def build(
@@ -106,7 +110,7 @@ def open(
             f"There are no finished records at {directory}; run their build, which "
             "goes on where it stopped."
         )
-    manifest = checked_files.read_manifest(directory, form)
+    manifest = checked_files.read_manifest(directory, form, _KINDS)
     stored = manifest["identity"]
     checked_files.require_equal(
         checked_files.as_json(identity or {}), stored, directory
@@ -114,6 +118,11 @@ def open(
     checked_files.require_equal(
         {"dtype": str(np.dtype(dtype).descr)}, manifest, directory
     )
+    if len(manifest["shards"]) * manifest["shard_size"] < manifest["total"]:
+        raise UserError(
+            f"The manifest of {directory} does not list all {manifest['total']} "
+            "records; delete the folder and build them again."
+        )
     return _verified(directory, manifest, dtype)
 
 
@@ -127,7 +136,7 @@ def _begin(directory, form, wanted, dtype, total) -> dict[str, Any]:
                 file.truncate(np.dtype(dtype).itemsize * total)
             new = {"format": form, **wanted, "shards": []}
             checked_files.write_manifest(partial, new)
-    manifest = checked_files.read_manifest(partial, form)
+    manifest = checked_files.read_manifest(partial, form, _KINDS)
     checked_files.require_equal(wanted["identity"], manifest["identity"], partial)
     checked_files.require_equal(wanted, manifest, partial)
     _verified(partial, manifest, dtype)

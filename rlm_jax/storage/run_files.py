@@ -8,6 +8,7 @@ and read back as it was.
 import gzip
 import os
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -57,7 +58,8 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, float]]:
     """Reads a run in TREC's format, plain or .gz; ranks and tag are not kept.
 
     Raises:
-      UserError: there is no such file, or a line is not of that form.
+      UserError: there is no such file, it is empty or damaged, or a line is not of that
+        form.
     """
     path = Path(path)
     run: dict[str, dict[str, float]] = {}
@@ -73,11 +75,21 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, float]]:
                     found[_read(passage)] = float(score)
     except FileNotFoundError as error:
         raise UserError(f"There is no run at {path}: check the path.") from error
-    except (ValueError, EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(
+            f"The run {path} is no whole gzip file ({error}): make or copy it again."
+        ) from error
+    except ValueError as error:
         raise UserError(
             f"Line {number} of {path} is not 'question Q0 passage rank score tag': "
-            "give a run in TREC's format."
+            "give a whole run in TREC's format."
         ) from error
+    except OSError as error:
+        raise UserError(
+            f"The run {path} cannot be read ({error.strerror}): check the path."
+        ) from error
+    if not run:
+        raise UserError(f"The run {path} is empty: make or copy it again.")
     return run
 
 

@@ -9,10 +9,12 @@ import jax
 
 from rlm_jax import characters
 from rlm_jax.errors import UserError
-from rlm_jax.storage import atomic
+from rlm_jax.storage import atomic, sealed
 
 HostSums = dict[str, tuple[float, float]]
 """`Sums` on the host, in float64."""
+
+_LINE = {"step": int, "split": str}
 
 
 def to_host(sums: Mapping[str, tuple]) -> HostSums:
@@ -101,12 +103,25 @@ class Writer:
 
 
 def read(workdir: str | pathlib.Path) -> list[dict]:
-    """The lines of a run's ``metrics.jsonl``, without one that a kill cut short."""
+    """The lines of a run's ``metrics.jsonl``, without one that a kill cut short.
+
+    Raises:
+      UserError: another line is none that `Writer.write` writes.
+    """
     path = pathlib.Path(workdir) / "metrics.jsonl"
     if not path.exists():
         return []
     lines = characters.lines(path.read_bytes().decode("utf-8", "replace"))
-    return [parsed for line in lines if (parsed := _parse(line)) is not None]
+    parsed = [_parse(line) for line in lines]
+    for number, record in enumerate(parsed, 1):
+        # The last line alone may be cut short, and then it is no JSON.
+        wrong = sealed.misfit(record, _LINE) or _no_figure(record or {})
+        if wrong and not (record is None and number == len(parsed)):
+            raise UserError(
+                f"Line {number} of {path} is no record of a step ({wrong}); remove "
+                "that line."
+            )
+    return [record for record in parsed if record is not None]
 
 
 def _drop_after(path: pathlib.Path, start: int) -> None:
@@ -119,11 +134,15 @@ def _drop_after(path: pathlib.Path, start: int) -> None:
 
 def _parse(line: str) -> dict | None:
     try:
-        parsed = json.loads(line)
-    except json.JSONDecodeError:
+        return json.loads(line)
+    except (ValueError, RecursionError):
         return None
-    complete = isinstance(parsed, dict) and isinstance(parsed.get("step"), int)
-    return parsed if complete else None
+
+
+def _no_figure(record: dict) -> str | None:
+    """Where a line holds what is no figure; null is one that was not finite."""
+    figures = {n: x for n, x in record.items() if n not in _LINE and x is not None}
+    return sealed.misfit(figures, dict.fromkeys(figures, float))
 
 
 def _tensorboard(folder: pathlib.Path, start: int):

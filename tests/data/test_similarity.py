@@ -76,5 +76,5 @@ def test_walk_is_kept_and_a_damaged_one_refused(segments, tmp_path, monkeypatch)
 
     (stored,) = tmp_path.rglob("walk.npy")
     stored.write_bytes(stored.read_bytes()[:-8])
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="truncated or altered"):
         similarity.walk(segments, cache_dir=tmp_path, progress=False)

@@ -94,7 +94,7 @@ def test_damaged_manifest(corpus, cache_dir):
     build(corpus, cache_dir)
     (path,) = (cache_dir / "tokens").rglob("manifest.json")
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match="no readable manifest.*delete"):
+    with pytest.raises(UserError, match="manifest.json is damaged.*delete"):
         build(corpus, cache_dir)
 
 

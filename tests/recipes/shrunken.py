@@ -15,6 +15,7 @@ from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.models.encoder import EncoderConfig, embedder
 from rlm_jax.retrievers import encoder_towers
 from rlm_jax.retrievers.encoder_towers import Tower
+from rlm_jax.storage import sealed
 
 NOUNS = ("cat", "dog", "house", "river", "stone", "bird", "lamp", "road")
 PLACES = ("oslo", "bergen", "turku", "riga")
@@ -107,8 +108,15 @@ def copy_of(demonstration: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
     """The demonstration's workdir again, whose runs name each other by their paths."""
     shutil.copytree(demonstration, workdir)
     for path in workdir.rglob("config.json"):
-        path.write_text(path.read_text().replace(str(demonstration), str(workdir)))
+        text = path.read_text().replace(str(demonstration), str(workdir))
+        rewrite(path, json.loads(text))
     return workdir
+
+
+def rewrite(path: pathlib.Path, fields: dict[str, Any]) -> None:
+    """Writes a file of JSON, with a digest of what it now says if it had one."""
+    seal = sealed.CHECKSUM in fields
+    path.write_text(json.dumps(sealed.sealed(fields) if seal else fields))
 
 
 def flags(corpus: str) -> list[str]:

@@ -294,8 +294,25 @@ def test_a_passage_store_that_changed(trained, tmp_path):
     there.mkdir()
     stored = json.loads((workdir / "config.json").read_text())
     stored["fingerprint"] = "another"
-    (there / "config.json").write_text(json.dumps(stored))
+    shrunken.rewrite(there / "config.json", stored)
     with pytest.raises(UserError, match="fingerprint is 'another' there"):
+        atlas.run(config, there)
+
+
+def test_another_vocabulary_of_the_retriever(trained, tmp_path):
+    """Two letters with each other's ids: as many words, and the same shapes."""
+    workdir, config, _ = trained
+    there = tmp_path / "run"
+    (there / "joint").mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "joint/tokenizer.json"):
+        shutil.copy(workdir / name, there / name)
+    path = there / "joint" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    words = content["model"]["vocab"]
+    one, other = [word for word in words if word.isalpha()][:2]
+    words[one], words[other] = words[other], words[one]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="identity.retriever_tokenizer is '.*' there"):
         atlas.run(config, there)
 
 

@@ -18,6 +18,7 @@ from rlm_jax.data import corpora, tokenizers
 from rlm_jax.errors import UserError
 from rlm_jax.methods import lm
 from rlm_jax.models import decoder as decoders
+from rlm_jax.recipes import runs
 from rlm_jax.recipes.with_passages import documents
 from rlm_jax.report import report
 from rlm_jax.train import checkpoint
@@ -88,6 +89,11 @@ def test_every_way_of_choosing(corpus, trained, tmp_path, monkeypatch):
         names = {"first", "reranked", "trained" if choice == "trained" else "first"}
         assert set(made["controls"]) == CONTROLS | names - {choice}
         assert made["controls"]["shuffled"] == made["metrics"]
+    part = json.loads((workdir / "reranker" / runs.PART).read_text())
+    assert {"retriever", "seed", "tokenizer", "vocab_size"} <= part.keys()
+    config.reranker.vocab_size += 1
+    with pytest.raises(UserError, match=r"reranker is .* vocab_size is \d+ there"):
+        in_context.run(config, workdir)
     # The same language model, so the same text without documents.
     off = made["controls"]["off"]
     first = report.read(trained / "report.json")["controls"]["off"]

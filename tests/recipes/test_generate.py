@@ -107,7 +107,7 @@ def shelf_of(passages, model, find):
     def tokens(row):
         return model.tokenizer.encode(passages[row].text)[:LENGTH]
 
-    return PassageSearch(passages, search, tokens)
+    return PassageSearch(passages, search, tokens, "")
 
 
 def continued(config, model, searcher=None, prompt=PROMPT):

@@ -144,7 +144,7 @@ def test_a_workdir_older_than_a_field_goes_on(demonstration, corpus, tmp_path):
     path = workdir / "lm" / "config.json"
     stored = json.loads(path.read_text())
     del stored["method"]["decoder"]["num_kv_heads"]
-    path.write_text(json.dumps(stored))
+    shrunken.rewrite(path, stored)
     config = shrunken.shrink(demo.tiny(), corpus)
     its = demo.systems(config, workdir)["lm"][1]
     there = runs.Run("lm", "tiny", workdir / "lm", False)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 
 import jax
@@ -119,6 +120,16 @@ def test_a_finished_run_goes_on_and_a_folder_is_a_reader(trained, corpus):
     assert isinstance(opened, reader.ReaderModel)
     jax.tree.map(np.testing.assert_array_equal, opened.params, kept.params)
     assert kept.config.copy and kept.config.encoder_decoder.num_decoder_layers == 1
+
+
+def test_a_distilled_retriever_keeps_its_vocabulary(trained, corpus, tmp_path):
+    """Its own tokenizer was taken, whatever the configuration said."""
+    there = tmp_path / "run"
+    shutil.copytree(trained[0], there)
+    config = small(corpus)
+    config.distil.rounds, config.distil.vocab_size = 1, 150
+    with pytest.raises(UserError, match="vocab_size is 200 there and 150 here"):
+        fid.run(config, there)
 
 
 def test_a_reader_goes_on_from_another_runs(trained, corpus):

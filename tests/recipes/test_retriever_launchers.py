@@ -197,6 +197,9 @@ def test_an_encoder_of_a_run_encodes_and_answers(
     config.text.question_length, config.text.passage_length = 12, 16
     config.search.batch_tokens = 64
     made = encode.run(config, tmp_path)
+    identity = json.loads((tmp_path / "config.json").read_text())["identity"]
+    reads = encoder_towers.load(config.encoder).tokenizer
+    assert identity["question_tokenizer"] == reads.fingerprint
     assert made is not None and made["metrics"]["passages"] == 40
     assert 0 <= made["metrics"]["padding"] < 1
     answers = []

@@ -29,3 +29,17 @@ def test_bad_files(tmp_path, content, message):
     with pytest.raises(UserError, match="An empty id"):
         run_files.write({"a": {"": 1.0}}, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("at", [0, 2, 3, -60, -40, -20, -5])
+def test_a_damaged_gzip_file_is_named(tmp_path, at):
+    path = tmp_path / "run.trec.gz"
+    run = {f"q{i}": {f"p{j}": i / (j + 1) for j in range(9)} for i in range(9)}
+    run_files.write(run, path)
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0xFF
+    for damaged in (data, data[:-9]):
+        path.write_bytes(damaged)
+        # Before the checksum at the end is reached, a line may be no line of a run.
+        with pytest.raises(UserError, match=r"run.trec.gz is (no whole gzip|not 'que)"):
+            run_files.read(path)

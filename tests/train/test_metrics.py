@@ -44,6 +44,24 @@ def test_resuming_drops_later_lines_and_torn_ones(tmp_path):
     assert rows[2] == {"step": 10, "split": "validation", "perplexity": None}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("null", "[1]", '{"split": "train"}', '{"step": true, "split": "train"}'),
+        *('{"step": "5", "split": "train"}', '{"step": 5, "split": 1}', '{"step": 5'),
+        '{"step": 5, "split": "train", "loss": "low"}',
+        '{"step": 5, "split": "train", "loss": [1.0]}',
+    ],
+)
+def test_a_line_of_other_types_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    good = '{"step": 5, "split": "train", "loss": 1.0, "gain": null}\n'
+    path.write_text(f"{good}{line}\n{good}")
+    for read in (metrics.read, lambda folder: metrics.Writer(folder, start=9)):
+        with pytest.raises(UserError, match=r"Line 2 of .*metrics.jsonl .*remove that"):
+            read(tmp_path)
+
+
 def test_no_file_no_lines(tmp_path):
     assert metrics.read(tmp_path) == []
 

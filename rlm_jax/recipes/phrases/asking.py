@@ -4,16 +4,21 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from rlm_jax import characters
 from rlm_jax.data.question_files import BLANK
 from rlm_jax.errors import UserError
-from rlm_jax.report import blanks, report
+from rlm_jax.report import blanks
 from rlm_jax.report.blanks import Candidate
 from rlm_jax.retrievers import encoder_towers, token_memory
 from rlm_jax.retrievers.memory_parts import MemoryConfig
 from rlm_jax.retrievers.phrase_answers import Answer, FillConfig, PhraseFiller
+from rlm_jax.storage import sealed
 
 FILE = "memory.json"
+_KINDS = {
+    **dict.fromkeys(("memory", "fill"), dict[str, Any]),
+    **{"folder": str, "masks": int, "scale": float},
+}
+_REMEDY = "run experiments.npm there again"
 
 
 def keep(workdir: pathlib.Path, filler: PhraseFiller) -> None:
@@ -26,7 +31,7 @@ def keep(workdir: pathlib.Path, filler: PhraseFiller) -> None:
         "masks": filler.masks,
         "scale": filler.scale,
     }
-    report.write(workdir / FILE, told)
+    sealed.write(workdir / FILE, told)
 
 
 def load(workdir: pathlib.Path) -> PhraseFiller:
@@ -35,23 +40,31 @@ def load(workdir: pathlib.Path) -> PhraseFiller:
     Raises:
       UserError: no run of NPM has ended in the workdir, or its memory is damaged.
     """
+    folder, config, fill, options = kept(workdir)
+    tower = encoder_towers.load(workdir / "encoder")
+    memory = token_memory.open_memory(workdir / folder, tower, config)
+    return PhraseFiller(memory, fill, **options)
+
+
+def kept(
+    workdir: pathlib.Path,
+) -> tuple[str, MemoryConfig, FillConfig, dict[str, Any]]:
+    """What `keep` wrote: the memory's folder, how it is kept, how blanks are filled.
+
+    Raises:
+      UserError: no run of NPM has ended in the workdir, or the file is damaged.
+    """
     try:
-        told = characters.read_json(workdir / FILE)
-        config, fill = MemoryConfig(**told["memory"]), FillConfig(**told["fill"])
-        folder, masks, scale = (told[name] for name in ("folder", "masks", "scale"))
-    except FileNotFoundError as error:
+        told = sealed.read(workdir / FILE, _KINDS, remedy=_REMEDY, older=True)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"There is no memory to ask in {workdir}; name the workdir of a run of "
             "experiments.npm that has ended."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{workdir / FILE} cannot be read ({error}); run experiments.npm there "
-            "again."
-        ) from error
-    tower = encoder_towers.load(workdir / "encoder")
-    memory = token_memory.open_memory(workdir / folder, tower, config)
-    return PhraseFiller(memory, fill, masks=masks, scale=scale)
+    at = workdir / FILE, _REMEDY
+    config = sealed.made_of(MemoryConfig, told["memory"], *at)
+    fill = sealed.made_of(FillConfig, told["fill"], *at)
+    return told["folder"], config, fill, {n: told[n] for n in ("masks", "scale")}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,12 @@ from rlm_jax.recipes.runs import Run
 from rlm_jax.report import report, tables
 from rlm_jax.storage import atomic
 
+READING = {
+    **dict.fromkeys(("data", "search", "text"), dict[str, Any]),
+    **{"split": str, "passage_length": int, "target_length": int},
+}
+"""Fields of a run that trained a reader, for `runs.require`."""
+
 
 def finish(
     run: Run,

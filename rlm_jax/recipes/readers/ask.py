@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from rlm_jax import characters, terminal
+from rlm_jax import terminal
 from rlm_jax.data import passage_tokens, question_answering, reader_batches
 from rlm_jax.data.collections import Collection
 from rlm_jax.data.question_answering import AnsweringConfig
@@ -24,6 +24,7 @@ from rlm_jax.readers import reader
 from rlm_jax.readers.reader import ReaderModel
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.phrases import asking as phrase_asking
+from rlm_jax.recipes.readers import answers_report
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.report import fusion
 from rlm_jax.retrieval import index
@@ -152,17 +153,18 @@ class Asking:
                 f"There is no reader to ask in {workdir}; name the workdir of a run of "
                 "experiments.fid or experiments.atlas."
             )
+        runs.require(workdir, stored, answers_report.READING)
         self.model: ReaderModel = reader.load(workdir)
-        data = AnsweringConfig(**stored["data"])
+        data = runs.group(workdir, stored, "data", AnsweringConfig)
         self.collection = question_answering.load(data, stored["split"])
-        trained_on = characters.read_json(workdir / reader.FOLDER / reader.READS)
+        trained_on = reader.reads(workdir)
         name = config.retriever or trained_on["retriever"]
         self._source = passage_sources.choose(
             name,
             self.collection,
             workdir / "retrieval",
-            SearchConfig(**stored["search"]),
-            TextConfig(**stored["text"]),
+            runs.group(workdir, stored, "search", SearchConfig),
+            runs.group(workdir, stored, "text", TextConfig),
             stored["split"],
         )
         if self._source.fingerprint != trained_on["source"]:

@@ -159,7 +159,7 @@ def _prepare(config: Config, here: Run) -> Setting:
             **common,
         )
     trained_towers.depth(_asked(config), source.most_own, passages)
-    prints = dict(model.identity)
+    prints = {**model.identity, "retriever_tokenizer": tower.tokenizer.fingerprint}
     if config.retriever_from:
         prints["retriever"] = encode_stream.fingerprint(tower.params)
     runs.claim(

@@ -26,13 +26,13 @@ from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import encoder_towers, trained_towers
 from rlm_jax.retrievers.encoder_towers import TextConfig, Tower
 from rlm_jax.retrievers.reading import ReadingConfig
-from rlm_jax.storage import atomic
+from rlm_jax.storage import atomic, sealed
 from rlm_jax.train import fit
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 
 TRAIN, VALIDATION = "train", "validation"
-SAME = "init_from", "max_questions", "method", "optim"
+SAME = "init_from", "vocab_size", "max_questions", "method", "batch_size", "optim"
 
 
 @dataclasses.dataclass
@@ -97,12 +97,10 @@ def distil(
     runs.claim_part(
         folder,
         {
-            **{
-                name: fields[name]
-                for name in ("init_from", "max_questions", "method", "optim")
-            },
-            "batch_size": config.batch_size,
+            **{name: fields[name] for name in SAME},
+            "text": dataclasses.asdict(text),
             "seed": config.train.seed,
+            "accumulate": config.train.accumulate,
             "reader": encode_stream.fingerprint(model.params),
             "passages": {name: x.reading.source for name, x in asked.items()},
             **encoder_towers.identity(tower.tokenizer, tower.params),
@@ -156,11 +154,20 @@ def _scored(
         scores = of_questions(run, params, asked, batch_size, "the reader scores")
         with atomic.replacing(path) as partial, partial.open("wb") as file:
             np.save(file, scores.astype(np.float32), allow_pickle=False)
+        sealed.write(told, {"crc32": atomic.crc32(path)})
 
+    told = path.with_name(f"{path.name}.json")  # of an older version there is none
     processes.by_first(
         lambda: None if path.exists() else score(), "score what the questions read"
     )
-    return np.load(path, allow_pickle=False)
+    mend = "delete it and run again, which makes it again"
+    try:
+        kept = sealed.read(told, {"crc32": int}, remedy=mend) if told.exists() else {}
+        if kept and atomic.crc32(path) != kept["crc32"]:
+            raise sealed.damaged(path, "its checksum is wrong", mend)
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise sealed.damaged(path, str(error), mend) from error
 
 
 def _batches(

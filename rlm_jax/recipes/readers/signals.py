@@ -24,6 +24,7 @@ from rlm_jax.methods import fid, reader_scores
 from rlm_jax.readers import answering, reader
 from rlm_jax.readers.answering import AnswersConfig, Asked
 from rlm_jax.recipes import base_lm, runs
+from rlm_jax.recipes.readers import answers_report
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.report import report, tables
 from rlm_jax.retrievers import reading
@@ -124,6 +125,7 @@ def _stored(config: Config) -> dict[str, Any]:
             f"There is no reader in {config.reader}; name the workdir of a run of "
             "experiments.fid or experiments.atlas."
         )
+    runs.require(pathlib.Path(config.reader), stored, answers_report.READING)
     return stored
 
 
@@ -131,7 +133,9 @@ def _asked(
     config: Config, source: pathlib.Path, stored: dict[str, Any], here: Run
 ) -> tuple[Asked, reader.ReaderModel]:
     model, split = reader.load(source), stored["split"]
-    collection = question_answering.load(AnsweringConfig(**stored["data"]), split)
+    collection = question_answering.load(
+        runs.group(source, stored, "data", AnsweringConfig), split
+    )
     reads = reader.reads(source)
     num = config.num or reads["num"]
     if not 2 <= num <= MOST:
@@ -146,8 +150,8 @@ def _asked(
         ReadingConfig(config.retriever or reads["retriever"], num, own),
         collection,
         (source if here.dry_run else here.workdir) / "retrieval",
-        SearchConfig(**stored["search"]),
-        TextConfig(**stored["text"]),
+        runs.group(source, stored, "search", SearchConfig),
+        runs.group(source, stored, "text", TextConfig),
         split=split,
     )
     lengths = Lengths(stored["passage_length"], stored["target_length"])

@@ -68,6 +68,7 @@ def run(config: Config, here: Run):
         identity={
             "tokenizer": tower.tokenizer.fingerprint,
             "question_encoder": encode_stream.fingerprint(asking.params),
+            "question_tokenizer": asking.tokenizer.fingerprint,
         },
     )
     if here.dry_run:

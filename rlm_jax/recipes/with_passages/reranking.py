@@ -64,7 +64,8 @@ def train(
             "devices."
         )
     tower = _initial(config, setting.passages, workdir)
-    runs.claim_part(workdir, lm_supervision.identity(setting, config, tower))
+    identity = lm_supervision.identity(setting, config, tower)
+    runs.claim_part(workdir, {**identity, "retriever": searcher.fingerprint})
     encoder_towers.keep_tokenizer(workdir, tower.tokenizer)
     num, length = experiment.documents.num, _length(config, tower)
     method = reranker.reranker(RerankerConfig(tower.config, k=num))
