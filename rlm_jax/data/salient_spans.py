@@ -181,7 +181,11 @@ def sentences(text: str) -> list[Span]:
 
     In scripts that have neither capitals nor blanks, by its full stop alone.
     """
-    found = (m for m in _SENTENCE.finditer(text) if not (m[1] or "").islower())
+    found = (
+        match
+        for match in _SENTENCE.finditer(text)
+        if "\n" in match[0] or not (match[1] or "").islower()
+    )
     bounds = [(m.start(), m.end()) for m in found]
     starts = [0, *(end for _, end in bounds)]
     stops = [*(start for start, _ in bounds), len(text)]

@@ -72,7 +72,7 @@ def test_sentences():
 @pytest.mark.parametrize(
     ("text", "spans"),
     [
-        ("Then Beyonce\u0301 Knowles sang.", ["Beyonce\u0301 Knowles"]),  # decomposed
+        ("then Beyonce\u0301 Knowles sang.", ["Beyonce\u0301 Knowles"]),  # decomposed
         ("Ве́ра и Анна пели.", ["Ве́ра", "Анна"]),  # an accent over a letter
         ("由Google于1998年9月4日创立。", ["Google", "1998", "9", "4"]),
         ("東京は23区から成る。", ["23"]),

@@ -15,7 +15,7 @@ TEXTS = ["the red fox hunts mice", "a blue whale , query : passage :"]
 
 @pytest.fixture(scope="module")
 def pieces():
-    return text_encoding.train(TEXTS * 3, vocab_size=90)
+    return text_encoding.train(TEXTS * 3, vocab_size=120)
 
 
 @pytest.fixture(scope="module")
