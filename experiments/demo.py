@@ -1,10 +1,12 @@
-"""The demonstration: a plain language model, kNN-LM and TRIME, on equal terms.
+"""The demonstration: plain language models, kNN-LM and TRIME, on equal terms.
 
     python -m experiments.demo --workdir runs/demo
 
 One cross-entropy warm-up is shared. The plain model and TRIME go on from it for equally
-many steps of equally many tokens, and kNN-LM gives the plain model a datastore. What
-was interrupted goes on when it is started again; what is finished is not done twice.
+many steps of equally many tokens, and so does a plain model whose segments and windows
+are as long as all that TRIME's memory sees. A continuous cache (as large as that
+memory) and kNN-LM take the plain model. What was interrupted goes on when it is started
+again; what is finished is not done twice.
 """
 
 import dataclasses
@@ -22,12 +24,24 @@ from rlm_jax.methods.lm import lm as build_lm
 from rlm_jax.methods.trime import TrimeConfig
 from rlm_jax.models.decoder import DecoderConfig
 from rlm_jax.recipes import language_model, runs
-from rlm_jax.recipes.language_models import knn_lm, lm, token_search, trime
+from rlm_jax.recipes.language_models import (
+    continuous_cache,
+    knn_lm,
+    lm,
+    token_search,
+    trime,
+)
 from rlm_jax.recipes.runs import Recipe, Run, recipe
 from rlm_jax.report import plots, report, tables
 from rlm_jax.train import checkpoint, metrics
 
-NAMES = {"lm": "plain LM", "knn_lm": "kNN-LM", "trime": "TRIME"}
+NAMES = {
+    "lm": "plain LM",
+    "lm_long": "plain LM, equal context",
+    "cache": "continuous cache",
+    "knn_lm": "kNN-LM",
+    "trime": "TRIME",
+}
 
 
 @dataclasses.dataclass
@@ -64,6 +78,8 @@ def tiny() -> Config:
 
 PRESETS = {"tiny": tiny}
 
+RUNS = 1 + len(NAMES)
+
 
 @recipe("demo")
 def run(config: Config, here: Run):
@@ -80,8 +96,8 @@ def run(config: Config, here: Run):
     for number, (name, (system, its)) in enumerate(
         systems(config, here.workdir).items(), 2
     ):
-        there = here._replace(system=name, workdir=here.workdir / name)
-        terminal.say(f"\n── {number} of 4: {NAMES[name]} → {there.workdir}")
+        there = here._replace(system=system.system, workdir=here.workdir / name)
+        terminal.say(f"\n── {number} of {RUNS}: {NAMES[name]} → {there.workdir}")
         reports[name] = runs.finished(there, its, text.fingerprint) or system(
             its, there.workdir, preset=here.preset
         )
@@ -98,7 +114,7 @@ def _warm_up(config: Config, text: language_model.Text, run: Run) -> Run:
     """The shared first steps, in a workdir of their own."""
     there = run._replace(system="lm", workdir=run.workdir / "warmup")
     terminal.say(
-        f"\n── 1 of 4: cross-entropy warm-up, {config.warmup_steps} of "
+        f"\n── 1 of {RUNS}: cross-entropy warm-up, {config.warmup_steps} of "
         f"{config.train.steps} steps → {there.workdir}"
     )
     warmup = lm.Config(**_shared(config), method=LMConfig(config.decoder))
@@ -114,9 +130,15 @@ def _warm_up(config: Config, text: language_model.Text, run: Run) -> Run:
 
 def systems(config: Config, workdir: pathlib.Path) -> dict[str, tuple[Recipe, Any]]:
     """System -> (recipe, its configuration), in the order in which they run."""
-    warmup = str(workdir / "warmup")
+    warmup, its = str(workdir / "warmup"), config.memory
     plain = lm.Config(
         **_shared(config), method=LMConfig(config.decoder), continue_from=warmup
+    )
+    cache = continuous_cache.Config(
+        **_shared(config),
+        method=LMConfig(config.decoder),
+        cache=continuous_cache.CacheConfig(its.size, its.segment, its.tune_tokens),
+        params_from=str(workdir / "lm"),
     )
     neighbours = knn_lm.Config(
         **_shared(config),
@@ -135,9 +157,34 @@ def systems(config: Config, workdir: pathlib.Path) -> dict[str, tuple[Recipe, An
     memory.data = dataclasses.replace(config.data, order="consecutive")
     return {
         "lm": (lm.run, plain),
+        "lm_long": (lm.run, _of_equal_context(config, plain)),
+        "cache": (continuous_cache.run, cache),
         "knn_lm": (knn_lm.run, neighbours),
         "trime": (trime.run, memory),
     }
+
+
+def _of_equal_context(config: Config, plain: lm.Config) -> lm.Config:
+    """The plain model with what TRIME sees as context: its memory and its segment.
+
+    Steps of about as many tokens, and equally many tokens in all.
+    """
+    length = config.memory.size + config.memory.segment
+    step = plain.data.batch_size * plain.data.length
+    rows = max(1, step // length)
+    more = round((config.train.steps - config.warmup_steps) * step / (rows * length))
+    scored = plain.evaluate.batch_size * plain.evaluate.window
+    return dataclasses.replace(
+        plain,
+        data=dataclasses.replace(plain.data, length=length, batch_size=rows),
+        train=dataclasses.replace(plain.train, steps=config.warmup_steps + more),
+        evaluate=dataclasses.replace(
+            plain.evaluate,
+            window=length,
+            stride=config.memory.segment,
+            batch_size=max(1, scored // length),
+        ),
+    )
 
 
 def _compare(
@@ -155,7 +202,7 @@ def _compare(
     folder = run.workdir / "plots"
     folder.mkdir(exist_ok=True)
     curves = {"warm-up": metrics.read(warmup.workdir)}
-    for name in ("lm", "trime"):
+    for name in ("lm", "lm_long", "trime"):
         curves[NAMES[name]] = metrics.read(run.workdir / name)
     plots.training_curves(
         folder / "training.png", curves, title="A shared warm-up, then equal budgets"
@@ -174,6 +221,7 @@ def _compare(
         ("plots/controls.png", "perplexity by system and control"),
         ("trime/plots/gains_text.png", "where TRIME's memory helped, token by token"),
         ("trime/neighbours.html", "what TRIME's memory answered"),
+        ("cache/neighbours.html", "what the continuous cache answered"),
         ("knn_lm/neighbours.html", "what kNN-LM's datastore answered"),
         ("summary.json", "all figures, with versions and device"),
     ):

@@ -186,14 +186,14 @@ def _ascii_pattern(inside: str, underscore: bool) -> re.Pattern[str]:
 
 @functools.cache
 def _pattern(inside: str, underscore: bool) -> re.Pattern[str]:
-    marks = _marks()
+    with_marks = marks()
     under = "" if underscore else "_"
     # A letter or digit of a script with blanks, then such letters, marks and joiners.
     run = (
         rf"[^\W{under}{unspaced()}]"
-        rf"(?:[^\W{under}{unspaced()}]|(?![{unspaced()}])[{marks}]|[{_JOINERS}])*"
+        rf"(?:[^\W{under}{unspaced()}]|(?![{unspaced()}])[{with_marks}]|[{_JOINERS}])*"
     )
-    alone = rf"[{unspaced()}](?<=\w)[{marks}{_JOINERS}]*"
+    alone = rf"[{unspaced()}](?<=\w)[{with_marks}{_JOINERS}]*"
     return re.compile(f"{_joined(run, inside)}|{alone}")
 
 
@@ -202,7 +202,7 @@ def _joined(run: str, inside: str) -> str:
 
 
 @functools.cache
-def _marks() -> str:
+def marks() -> str:
     """All combining marks, which ``\\w`` does not hold, as of a class in `re`."""
     points = [
         point

@@ -6,6 +6,7 @@ are written otherwise.
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO, TypeVar
@@ -15,6 +16,8 @@ import tqdm
 from rlm_jax import characters
 
 T = TypeVar("T")
+
+_PIPE_CLOSED = 128 + 13  # as of a program that SIGPIPE ends
 
 _PLAIN = str.maketrans(
     {"…": "...", "·": "-", "×": "x", "─": "-", "–": "-", "→": "->", "’": "'"}
@@ -28,8 +31,12 @@ def say(text: str) -> None:
 
 def write(text: str) -> None:
     """A result, on stdout."""
-    sys.stdout.write(_fitting(text, sys.stdout))
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(_fitting(text, sys.stdout))
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has enough, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_PIPE_CLOSED)
 
 
 def write_json(value: Any) -> None:
@@ -73,7 +80,7 @@ def given(text: str, what: str) -> str:
 
 def asks() -> bool:
     """Whether somebody types at a terminal; else lines come through a pipe."""
-    return sys.stdin.isatty()
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def asked(what: str = "a question") -> Iterator[str]:
@@ -100,6 +107,8 @@ def asked(what: str = "a question") -> Iterator[str]:
 
 def _line() -> str:
     """A line of stdin; bytes that its encoding does not know are kept as halves."""
+    if sys.stdin is None:  # closed by who started it
+        return ""
     if not hasattr(sys.stdin, "buffer"):
         return sys.stdin.readline()
     encoding = sys.stdin.encoding or "utf-8"

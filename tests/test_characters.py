@@ -1,5 +1,6 @@
 import io
 import json
+import subprocess
 import sys
 import unicodedata
 
@@ -141,6 +142,25 @@ class Pipe(io.TextIOWrapper):
 def test_lines_of_a_pipe(monkeypatch, data, encoding, lines):
     monkeypatch.setattr(sys, "stdin", Pipe(data, encoding))
     assert list(terminal.asked()) == lines
+
+
+def test_stdin_may_be_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert not terminal.asks()
+    assert list(terminal.asked()) == []
+
+
+def test_who_reads_may_have_enough():
+    """As with `| head -1`: no traceback, and the status of a broken pipe."""
+    code = "from rlm_jax import terminal\nwhile True: terminal.write('line\\n' * 9999)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.readline() == b"line\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
 
 
 def test_what_stands_after_an_empty_line_is_told(monkeypatch, capsys):

@@ -123,8 +123,8 @@ def is_config_field(name: str) -> bool:
 
 
 SYSTEMS = (
-    "lm", "knn_lm", "npm", "trime", "bm25", "dpr", "contriever", "in_context", "replug",
-    "replug_lsr", "retro", "rpt", "fid", "atlas", "realm",
+    "lm", "continuous_cache", "knn_lm", "npm", "trime", "bm25", "dpr", "contriever",
+    "in_context", "replug", "replug_lsr", "retro", "rpt", "fid", "atlas", "realm",
 )  # fmt: skip
 
 

@@ -263,6 +263,19 @@ def test_limits(tmp_path, sentence, own, limits):
     assert text_encoding.load(there).limits == limits
 
 
+@pytest.mark.parametrize(
+    "kind", ["roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"]
+)
+def test_limits_under_the_names_of_other_models(tmp_path, kind):
+    """sentence-transformers once called the file after the kind of model."""
+    told = {"max_seq_length": 64, "do_lower_case": True}
+    (tmp_path / f"sentence_{kind}_config.json").write_text(json.dumps(told))
+    assert folders.limits(tmp_path) == Limits(64, 64)
+    assert folders.lowers_texts(tmp_path)
+    put(tmp_path, sentence_bert_config__json={"max_seq_length": 32})
+    assert folders.limits(tmp_path) == Limits(32, 32)
+
+
 def test_texts_are_lowered_where_the_folder_says_so(tmp_path):
     vocabulary(put(tmp_path, tokenizer_config__json={"do_lower_case": False}))
     assert ids(tmp_path, "Fox") == [ID["Fox"]]

@@ -2,12 +2,15 @@
 
 import functools
 import json
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlm_jax import characters
 from rlm_jax.data.passage_files import Passage
 from rlm_jax.data.question_files import BLANK
 from rlm_jax.data.text_encoding import TextTokenizer
@@ -22,6 +25,28 @@ STOP_WORDS = frozenset(
     "than that the their them then there these they this those to under up was we were "
     "what when where which who whom why will with would you your".split()
 )
+
+
+def _of_words(character: str) -> bool:
+    """Whether words have it: a letter, a digit, a mark, or a part of a character."""
+    kind = unicodedata.category(character)
+    return character.isalnum() or kind[0] == "M" or kind == "Cs"
+
+
+@functools.cache
+def _byte_of() -> dict[str, int]:
+    """Character -> the byte that it stands for in byte-level BPE (GPT-2's alphabet)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    table = {chr(byte): byte for byte in plain}
+    return table | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _of_bytes(piece: str) -> str:
+    table = _byte_of()
+    if not all(character in table for character in piece):
+        return piece  # an added token
+    return bytes(table[c] for c in piece).decode("utf-8", "surrogateescape")
 
 
 class Cloze(NamedTuple):
@@ -75,25 +100,35 @@ class ClozeTokenizer:
 
     @functools.cached_property
     def inside(self) -> np.ndarray:
-        """bool [V]: tokens that go on a word rather than begin one."""
-        pieces = self._vocabulary
+        """bool [V]: tokens that go on a word rather than begin one.
+
+        In a script without blanks each character begins one.
+        """
         if self._model.get("type") == "WordPiece":
             prefix = self._model.get("continuing_subword_prefix", "##")
-            found = [piece.startswith(prefix) for piece in pieces]
+            found = [piece.startswith(prefix) for piece in self._vocabulary]
         else:
-            # Byte-level BPE writes a space before a word as "G with a dot", sentence
-            # pieces as a low line; punctuation needs none.
+            # A space before a word is part of its token; punctuation needs none.
+            unspaced = re.compile(f"[{characters.unspaced()}]")
             found = [
-                bool(piece) and piece[0] not in "\u0120\u2581\u010a" and piece.isalnum()
-                for piece in pieces
+                bool(text) and all(map(_of_words, text)) and not unspaced.match(text)
+                for text in self._texts
             ]
         return np.array(found) & ~self.special
 
     @functools.cached_property
     def punctuation(self) -> np.ndarray:
-        """bool [V]: tokens without a letter or digit."""
-        plain = (piece.lstrip("\u0120\u2581#") for piece in self._vocabulary)
-        return np.array([not any(map(str.isalnum, piece)) for piece in plain])
+        """bool [V]: tokens without a letter, digit or mark."""
+        return np.array([not any(map(_of_words, text)) for text in self._texts])
+
+    @functools.cached_property
+    def _texts(self) -> list[str]:
+        """What each token writes; a part of a character as half characters."""
+        content = json.loads(self.text.content)
+        parts = [content.get(name) for name in ("pre_tokenizer", "decoder")]
+        if '"ByteLevel"' in json.dumps(parts):
+            return [_of_bytes(piece) for piece in self._vocabulary]
+        return [piece.lstrip("#").replace("\u2581", " ") for piece in self._vocabulary]
 
     @property
     def mask(self) -> str:

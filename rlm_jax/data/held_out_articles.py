@@ -20,6 +20,7 @@ share 13 words in a row with a held-out one, which could not be told from their 
 
 import argparse
 import itertools
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -58,12 +59,14 @@ def pieces(passages: Iterable[Passage], num_words: int) -> Iterator[Passage]:
     Pieces are numbered in their ids; white space becomes single spaces.
     """
     for passage in passages:
-        words = passage.text.split()
-        count = max(1, -(-len(words) // num_words))
-        bounds = [len(words) * i // count for i in range(count + 1)]
+        text = " ".join(passage.text.split())
+        begins = [match.start() for match in re.finditer(passage_files.WORD, text)]
+        count = max(1, -(-len(begins) // num_words))
+        bounds = [*begins, len(text)]
+        bounds = [bounds[len(begins) * i // count] for i in range(count + 1)]
         for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
-            text = " ".join(words[start:stop])
-            yield Passage(f"{passage.id}.{i}", passage.title, text)
+            part = text[start:stop].rstrip()
+            yield Passage(f"{passage.id}.{i}", passage.title, part)
 
 
 def texts(names: Iterable[str]) -> Iterator[Passage]:

@@ -52,8 +52,13 @@ def parse(name: str) -> tuple[str, str]:
 
 
 def with_split(name: str) -> tuple[str, str]:
-    """A corpus and the split after its ``#``, which may be empty."""
-    match = _SPLIT.fullmatch(name)
+    """A corpus and the split after its ``#``, which may be empty.
+
+    A path that there is may have a ``#`` of its own.
+    """
+    kind, argument = parse(name)
+    there = kind in _OF_PATHS and Path(argument).exists()
+    match = None if there else _SPLIT.fullmatch(name)
     return (match[1], match[2]) if match else (name, "")
 
 

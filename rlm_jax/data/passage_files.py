@@ -18,9 +18,9 @@ from rlm_jax.errors import UserError
 
 PASSAGE_WORDS = 100  # Karpukhin et al. 2020, section 4.1
 
-# A word is what white space parts, or a character of a script that has none.
-_WORD = rf"(?:[{characters.unspaced()}]|[^\s{characters.unspaced()}]++)"
-_WORDS = re.compile(rf"{_WORD}(?:\s*+{_WORD}){{0,{PASSAGE_WORDS - 1}}}+")
+# What white space parts, or a character of a script that has none.
+WORD = rf"(?:[{characters.unspaced()}]|[^\s{characters.unspaced()}]++)"
+_WORDS = re.compile(rf"{WORD}(?:\s*+{WORD}){{0,{PASSAGE_WORDS - 1}}}+")
 
 
 class Passage(NamedTuple):

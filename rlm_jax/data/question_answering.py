@@ -60,6 +60,26 @@ def load(config: AnsweringConfig, split: str) -> Collection:
     return Collection(pool, asked)
 
 
+def check_learnable(collection: Collection, batch_size: int) -> None:
+    """Before the search: whether a reader can learn from the questions.
+
+    Raises:
+      UserError: one has no answer, or they make no batch.
+    """
+    asked = collection.questions.questions
+    for question in asked:
+        if not question.answers:
+            raise UserError(
+                f"The question '{question.id}' has no answer to learn: leave it out of "
+                "training."
+            )
+    if len(asked) < batch_size:
+        raise UserError(
+            f"There are {len(asked)} questions to learn from, which make no batch of "
+            f"{batch_size}: choose another batch size."
+        )
+
+
 def by_titles(asked: Questions, pool: Passages, name: str, split: str) -> Questions:
     """The questions of a split by the title of the best passage that answers.
 

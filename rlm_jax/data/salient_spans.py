@@ -8,6 +8,7 @@ them.
 """
 
 import collections
+import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from rlm_jax.data.passages import Passages
 from rlm_jax.storage import cache, sealed
 
-_FORMAT = 1
+_FORMAT = 2
 
 Span = tuple[int, int]
 """First character and the one after the last."""
@@ -29,20 +30,32 @@ _MONTH = (
     "|December)"
 )
 _YEAR = r"(?:1\d{3}|20\d{2})"
+# Of a script without blanks, what touches a word or a figure is no part of it.
+_TOUCHES = rf"[^\W{characters.unspaced()}]"
+_BEGINS, _ENDS = rf"(?<!{_TOUCHES})", rf"(?!{_TOUCHES})"
 _DATE = re.compile(
-    rf"\b(?:\d{{1,2}} {_MONTH}(?:,? {_YEAR})?"
+    rf"{_BEGINS}(?:\d{{1,2}} {_MONTH}(?:,? {_YEAR})?"
     rf"|{_MONTH}(?: \d{{1,2}}(?:,? {_YEAR})?|,? {_YEAR})"
-    rf"|{_YEAR}s?)\b"
+    rf"|{_YEAR}s?){_ENDS}"
 )
 _NUMBER = re.compile(
-    r"(?<![\w.])(?:[$£€] ?)?\d+(?:,\d{3})*(?:\.\d+)?"
-    r"(?: ?(?:%|percent|million|billion))?(?!\w)"
+    rf"{_BEGINS}(?<!\.)(?:[$£€] ?)?\d+(?:,\d{{3}})*(?:\.\d+)?"
+    rf"(?: ?(?:%|percent|million|billion))?{_ENDS}"
 )
-# A possessive is no part of the word: Toronto's.
-_WORD = re.compile(r"[^\W\d_]+(?:(?!['’]s\b)['’.-][^\W\d_]+)*")
 _JOINING = frozenset("of the de la le du da di von van der del".split())
 _START = re.compile(r"(?:^|[.!?]['\"”]?\s+|\n\s*)['\"“(]?$")
-_SENTENCE = re.compile(r"(?<=[.!?])['\"”)]?\s+(?=['\"“(]?[A-Z0-9])|\n+")
+# A full stop, then what is not in lower case; one of a script without blanks; a line.
+_SENTENCE = re.compile(
+    r"(?<=[.!?؟۔।॥])['\"”)]?\s+(?=['\"“(]?([^\W_]))"
+    r"|(?:(?<=[。！？])|(?<=[。！？][」』”)]))(?![。！？」』”)])\s*|\n+"
+)
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    """Runs of letters with their marks; a possessive is no part of one: Toronto's."""
+    run = rf"(?:[^\W\d_{characters.unspaced()}][{characters.marks()}]*)+"
+    return re.compile(rf"{run}(?:(?!['’]s\b)['’.-]{run})*")
 
 
 def dates(text: str) -> list[Span]:
@@ -78,7 +91,7 @@ def casing(texts: Iterable[str]) -> Casing:
     lower: collections.Counter[str] = collections.Counter()
     capital: collections.Counter[str] = collections.Counter()
     for text in texts:
-        for word in _WORD.findall(text):
+        for word in _word().findall(text):
             (capital if word[0].isupper() else lower)[word.lower()] += 1
     return Casing(dict(lower), dict(capital))
 
@@ -107,7 +120,7 @@ def names(counted: Casing, *, most: float = 0.1) -> Rule:
             joining.clear()
 
         end = 0
-        for word in _WORD.finditer(text):
+        for word in _word().finditer(text):
             gap = text[end : word.start()]
             end = word.end()
             if run and gap not in (" ", "-", "–"):
@@ -166,8 +179,16 @@ def salient(text: str, rules: Sequence[Rule]) -> list[Span]:
 
 
 def sentences(text: str) -> list[Span]:
-    """Where each sentence stands, by its full stop and the capital after it."""
-    bounds = [(m.start(), m.end()) for m in _SENTENCE.finditer(text)]
+    """Where each sentence stands, by its full stop and the capital after it.
+
+    In scripts that have neither capitals nor blanks, by its full stop alone.
+    """
+    found = (
+        match
+        for match in _SENTENCE.finditer(text)
+        if "\n" in match[0] or not (match[1] or "").islower()
+    )
+    bounds = [(m.start(), m.end()) for m in found]
     starts = [0, *(end for _, end in bounds)]
     stops = [*(start for start, _ in bounds), len(text)]
     spans = zip(starts, stops, strict=True)

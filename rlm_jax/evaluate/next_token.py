@@ -92,6 +92,8 @@ class RunMemory(NamedTuple):
     past: TokenMemory | None
     store: Datastore | None
     mixture: knn.Mixture | None  # kNN-LM's, or what TRIME interpolates besides
+    # Lambda of a continuous cache, where the past has a softmax of its own.
+    cache: float | None = None
 
     def describe(self) -> str:
         """In words, for the terminal."""
@@ -156,6 +158,9 @@ def log_probs(
         found = text.near.slots
     if memory.past is None:
         both = np.asarray(plain, np.float64)
+    elif memory.cache is not None:
+        past = neighbours(text.past(memory.past), len(plain))
+        both = mix(plain, past, memory.cache)
     else:
         slots = [text.past(memory.past)]
         if found is not None and memory.store is not None:

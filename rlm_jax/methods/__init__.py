@@ -1,7 +1,7 @@
 """The systems: one file each, with its equation, its configuration and its builder.
 
-In-context RALM trains nothing and runs nothing on a device: its file has neither
-configuration nor builder.
+In-context RALM and the continuous cache train nothing of their own: their files have
+neither configuration nor builder.
 """
 
 from rlm_jax.methods import (

@@ -14,6 +14,7 @@ from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate.in_context import LogProbs
 from rlm_jax.method import Params
+from rlm_jax.methods import lm
 from rlm_jax.models import scoring
 from rlm_jax.models.decoder import DecoderConfig
 from rlm_jax.recipes import language_model, runs
@@ -179,7 +180,7 @@ def _trained(workdir: pathlib.Path, dtype: str, with_memory: bool) -> BaseLM:
             "documents as text; name one of a plain decoder, or continue a text with "
             f"experiments.{system} --config.prompt."
         )
-    if system in ("knn_lm", "trime") and not with_memory:
+    if system in ("continuous_cache", "knn_lm", "trime") and not with_memory:
         terminal.say(
             f"note: of the run of {system} in {workdir} the decoder is taken, without "
             "its memory (experiments.generate --preset memory continues texts with it)"
@@ -297,6 +298,31 @@ def start(config: Any, run: Run, given: BaseLM | None, source: str) -> Start:
     text = language_model.in_tokens_of(given.tokenizer, data)
     language_model.check_split(text, "test", data.corpus)
     return Start(config, text, given)
+
+
+def start_plain(config: Any, run: Run) -> Start:
+    """`start` of a run that takes the decoder of ``params_from``, or trains its own."""
+    given = None
+    if config.params_from:
+        given = to_take(config.params_from, config.data, config.method.decoder.dtype)
+    return start(config, run, given, config.params_from or config.continue_from)
+
+
+def trained_or_given(start: Start, config: Any, run: Run) -> Params:
+    """The parameters of a plain decoder: those given, or trained here and published.
+
+    Of several processes the first alone returns.
+    """
+    if start.given is not None and start.given.decoding is not None:
+        runs.leave_to_first()
+        return start.given.decoding.params
+    decoder = config.method.decoder
+    params = language_model.train(
+        lm.lm(lm.LMConfig(decoder)), config, start.text, run, steps=config.train.steps
+    )
+    runs.leave_to_first()
+    publish(run, decoder, params, start.text.tokenizer)
+    return params
 
 
 def publish(

@@ -19,7 +19,7 @@ from rlm_jax.data.texts import (
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import perplexity
 from rlm_jax.evaluate.perplexity import Scored
-from rlm_jax.method import Method, Params
+from rlm_jax.method import Batches, Method, Params
 from rlm_jax.recipes import runs
 from rlm_jax.recipes.runs import Run
 from rlm_jax.train import checkpoint, dry_run, fit, loop
@@ -158,9 +158,7 @@ def train(
     note_untrained(data.length, config.evaluate.window, "windows at evaluation")
     return fit.train(
         method,
-        fit.from_batches(
-            batches(data, text.store.split("train")), data.batch_size, config.train
-        ),
+        fit.from_batches(_batches(data, text, "train"), data.batch_size, config.train),
         config.optim,
         config.train,
         run.workdir,
@@ -208,12 +206,22 @@ def _continue_from(
 
 
 def _validation(method: Method, config: Experiment, text: Text) -> fit.Validation:
-    data = config.data
+    count = config.evaluate.validation_batches
+    some = _validation_batches(config.data, text)
+    return fit.validation_of(method, some, config.data.batch_size, count)
+
+
+def _validation_batches(data: DataConfig, text: Text) -> Batches:
     if data.order in ("similar", "related"):  # no walk for a few batches
         data = dataclasses.replace(data, order="shuffled")
-    some = batches(data, text.store.split("validation"))
-    count = config.evaluate.validation_batches
-    return fit.validation_of(method, some, data.batch_size, count)
+    return _batches(data, text, "validation")
+
+
+def _batches(data: DataConfig, text: Text, name: str) -> Batches:
+    try:
+        return batches(data, text.store.split(name))
+    except UserError as error:
+        raise UserError(f"Of {data.corpus}, {name}: {error}") from error
 
 
 def describe(method: Method, config: Experiment, text: Text) -> None:
@@ -221,8 +229,8 @@ def describe(method: Method, config: Experiment, text: Text) -> None:
     if not processes.is_first():
         return
     check_batches(config)
-    text.store.split("validation")  # there has to be one
-    train_batches = batches(config.data, text.store.split("train"))
+    _validation_batches(config.data, text)  # there have to be some
+    train_batches = _batches(config.data, text, "train")
     for name, split in text.store.splits.items():
         terminal.say(f"{name}: {len(split.tokens):,} tokens, {split.num_bytes:,} bytes")
     dry_run.describe(method, train_batches, config)

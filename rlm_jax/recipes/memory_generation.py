@@ -1,8 +1,9 @@
-"""Continuing a text with the memory that a run of kNN-LM or TRIME has.
+"""Continuing a text with the memory of a run of kNN-LM, TRIME or a continuous cache.
 
 Token by token: the model reads, its state asks the memory, and the next token is drawn
 from what both say together. The memory is the run's datastore of training tokens and,
-for TRIME, the text's own past; temperatures and weights are those that the run tuned.
+for TRIME and the cache, the text's own past; temperatures and weights are those that
+the run tuned.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from rlm_jax.report import report
 from rlm_jax.retrieval import datastore
 from rlm_jax.storage import sealed
 
-SYSTEMS = ("knn_lm", "trime")
+SYSTEMS = ("continuous_cache", "knn_lm", "trime")
 
 
 @dataclasses.dataclass
@@ -61,7 +62,7 @@ def load(workdir: pathlib.Path) -> RunMemory:
         told = f"one of {system}" if system else "a published model"
         raise UserError(
             f"{workdir} has no memory to continue a text with: it is {told}. Name a "
-            "run of experiments.knn_lm or experiments.trime, or take "
+            "run of experiments.knn_lm, .trime or .continuous_cache, or take "
             "--config.retrieval=none, in_context or replug."
         )
     if not (workdir / "report.json").exists():
@@ -70,6 +71,10 @@ def load(workdir: pathlib.Path) -> RunMemory:
             "start it again to go on."
         )
     told = report.read(workdir / "report.json").get("protocol", {})
+    if system == "continuous_cache":
+        size, temperature = told["memory_size"], told["memory_temperature"]
+        past = TokenMemory(size, stored["cache"]["segment"], temperature)
+        return RunMemory(past, None, None, told["weight"])
     config = runs.group(workdir, stored, "datastore", searches.DatastoreConfig)
     _require(workdir, stored, told)
     if system == "knn_lm":

@@ -21,7 +21,7 @@ def rows(runs: list[str]) -> list[Named]:
     """
     found = []
     for run in runs:
-        name, _, workdir = run.rpartition("=")
+        name, workdir = _taken_apart(run)
         result = report.read(pathlib.Path(workdir) / "report.json")
         of_text = "perplexity" in result["metrics"]
         row = (tables.row_of_text if of_text else tables.row_of_ranking)(result)
@@ -33,6 +33,14 @@ def rows(runs: list[str]) -> list[Named]:
             name = f"{row.system} ({workdir})"
         named.append(Named(row._replace(system=name) if name else row, about))
     return named
+
+
+def _taken_apart(run: str) -> tuple[str, str]:
+    """(name, workdir); "=" may stand in either, and what there is decides."""
+    ways = [("", run)]
+    ways += [(run[:at], run[at + 1 :]) for at, x in enumerate(run) if x == "="]
+    there = (way for way in ways if (pathlib.Path(way[1]) / "report.json").exists())
+    return next(there, ways[-1])
 
 
 def _about(result: report.Report) -> str:

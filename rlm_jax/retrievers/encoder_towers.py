@@ -182,8 +182,8 @@ def passage_rows(
         if text.titles != "pair":
             return encode_texts(texts)
         # DPR's own code reads a passage without a title as one segment.
-        titled = [i for i, p in enumerate(passages) if p.title]
-        others = [i for i, p in enumerate(passages) if not p.title]
+        titled = [i for i, p in enumerate(passages) if p.title.strip()]
+        others = [i for i, p in enumerate(passages) if not p.title.strip()]
         made = encode_texts([texts[i] for i in others])
         made += encode_texts(
             [passages[i].title for i in titled], [texts[i] for i in titled]

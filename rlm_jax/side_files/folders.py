@@ -77,8 +77,15 @@ def tokenizer_settings(folder: str | os.PathLike) -> dict[str, Any]:
 
 def lowers_texts(folder: str | os.PathLike) -> bool:
     """Whether sentence-transformers lowers texts before they are tokenized."""
-    path = Path(folder, "sentence_bert_config.json")
-    return bool(read(path, "sentence_bert_config.json").get("do_lower_case"))
+    return bool(_sentence_config(Path(folder)).get("do_lower_case"))
+
+
+def _sentence_config(folder: Path) -> dict[str, Any]:
+    """The first that there is, as sentence-transformers looks for them."""
+    kinds = "bert roberta distilbert camembert albert xlm-roberta xlnet".split()
+    paths = [folder / f"sentence_{kind}_config.json" for kind in kinds]
+    path = next((path for path in paths if path.exists()), paths[0])
+    return read(path, "sentence_bert_config.json")
 
 
 def mark_names(folder: str | os.PathLike) -> dict[str, str]:
@@ -207,7 +214,7 @@ def limits(folder: str | os.PathLike) -> Limits:
       UserError: a length that is no number.
     """
     there = transformer(folder)
-    told = read(there / "sentence_bert_config.json", "sentence_bert_config.json")
+    told = _sentence_config(there)
     own = read(there / "tokenizer_config.json", "tokenizer_config.json")
     either = told.get("max_seq_length") or own.get("model_max_length") or 0
     lengths = told.get("query_length") or either, told.get("document_length") or either

@@ -5,6 +5,7 @@ an id, and a "%" that could be taken for it, is written as in a URL ("Blue%20Wha
 and read back as it was.
 """
 
+import codecs
 import gzip
 import os
 import re
@@ -54,6 +55,18 @@ def write(run: Run, path: str | os.PathLike, *, tag: str = "rlm_jax") -> None:
         ) from error
 
 
+def check_place(path: str | os.PathLike) -> None:
+    """Before the work: whether a file can be written there.
+
+    Raises:
+      UserError: it is a folder, or a folder of its path is none or may not be written.
+    """
+    path = Path(path)
+    there = next(p for p in (*path.absolute().parents,) if os.path.lexists(p))
+    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"No file can be written at {path}: choose another place.")
+
+
 def read(path: str | os.PathLike) -> dict[str, dict[str, float]]:
     """Reads a run in TREC's format, plain or .gz; ranks and tag are not kept.
 
@@ -67,9 +80,9 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, float]]:
     try:
         with _open(path, path, "rb") as file:
             for number, raw in enumerate(file, 1):
-                line = raw.decode("utf-8")
-                line = line.removeprefix(characters.MARK) if number == 1 else line
-                if fields := line.split():
+                raw = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+                # White space of ASCII alone parts columns; ids may hold any other.
+                if fields := [field.decode("utf-8") for field in raw.split()]:
                     question, _, passage, _, score, _ = fields
                     found = run.setdefault(_read(question), {})
                     found[_read(passage)] = float(score)

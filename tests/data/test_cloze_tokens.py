@@ -1,7 +1,10 @@
 """Questions with blanks in tokens: masks, cuts, whole words, what cannot be written."""
 
+import json
+
 import numpy as np
 import pytest
+import tokenizers as hugging_face
 
 from rlm_jax.data import cloze_questions, passages, text_encoding
 from rlm_jax.data.cloze_tokens import ClozeTokenizer
@@ -19,10 +22,6 @@ def tokenizer() -> ClozeTokenizer:
 @pytest.fixture(scope="module")
 def roberta(golden_folder) -> ClozeTokenizer:
     """Byte-level BPE, as RoBERTa's; trained here, on the same words."""
-    import json
-
-    import tokenizers as hugging_face
-
     library = hugging_face.ByteLevelBPETokenizer()
     library.train_from_iterator(
         TEXTS * 9, vocab_size=330, min_frequency=2, show_progress=False,
@@ -89,6 +88,50 @@ def test_words_and_what_goes_on(either):
     assert either.inside[ids[1:]].all() and len(ids) > 1
     dot = either.phrase(".")
     assert either.punctuation[dot].all() and not either.inside[dot].any()
+
+
+WORLD = ["el café está frío", "काल कुल किला", "Über größe straße", "日本語", "ça “va”"]
+
+
+@pytest.fixture(scope="module", params=["bytes", "pieces"])
+def of_the_world(request) -> ClozeTokenizer:
+    """Both kinds, trained on scripts with accents, vowel signs and no blanks."""
+    if request.param == "pieces":
+        return ClozeTokenizer(text_encoding.train(WORLD * 9, vocab_size=200))
+    library = hugging_face.ByteLevelBPETokenizer()
+    library.train_from_iterator(
+        WORLD * 9, vocab_size=290, min_frequency=2, show_progress=False,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+    )  # fmt: skip
+    content = json.loads(library.to_str())
+    content["post_processor"] = {
+        "type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0],
+        "trim_offsets": True, "add_prefix_space": False,
+    }  # fmt: skip
+    return ClozeTokenizer(text_encoding.parse(content))
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [("café", 1), ("frío", 1), ("किला", 1), ("größe", 1), ("ça", 1), ("日本語", 3)],
+)
+def test_words_of_every_script(of_the_world, word, words):
+    """An accent or a vowel sign goes on a word and is no punctuation."""
+    ids = of_the_world.text.encode([f"x {word}"], max_length=40)[0][1:-1]
+    ids = ids[1:]  # of x, a token of its own
+    begins = int((~of_the_world.inside[ids]).sum())
+    # Bytes of a character that no token holds whole do not tell what they begin.
+    assert begins == words or (words > 1 and begins < len(ids))
+    written = [i for i in ids if of_the_world.text.decode([i]).strip()]  # no blank
+    assert written and not of_the_world.punctuation[written].any()
+
+
+def test_quotes_of_bytes_are_punctuation(of_the_world):
+    ids = of_the_world.text.encode(["ça “"], max_length=40)[0][1:-1]
+    last = of_the_world.text.decode(ids[-1:])
+    if "“" in last:  # one token
+        assert of_the_world.punctuation[ids[-1]]
+        assert not of_the_world.inside[ids[-1]]
 
 
 def test_an_answer_that_cannot_be_written(tokenizer):

@@ -69,6 +69,39 @@ def test_sentences():
     assert salient_spans.sentences("  ") == []
 
 
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ("then Beyonce\u0301 Knowles sang.", ["Beyonce\u0301 Knowles"]),  # decomposed
+        ("Ве́ра и Анна пели.", ["Ве́ра", "Анна"]),  # an accent over a letter
+        ("由Google于1998年9月4日创立。", ["Google", "1998", "9", "4"]),
+        ("東京は23区から成る。", ["23"]),
+        ("in ปี 2015ที่ went Ελένη", ["2015", "Ελένη"]),
+        ("the film cost ৫০০ and २५ in all", ["৫০০", "२५"]),
+    ],
+)
+def test_spans_of_every_script(rules, text, spans):
+    assert told(salient_spans.salient(text, rules), text) == spans
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("Он ушёл. Она осталась. и всё.", 2),  # a small letter begins none
+        ("È finita. Élan vital. Ça va?", 3),
+        ("蓝鲸很大。它「游泳。」它吃！真的？", 4),
+        ("यह एक है। वह दो है। अंत", 3),
+        ("هل ذهب؟ نعم. لا", 3),
+        ("One. two. three", 1),
+        ("Ends here.\nεδώ. Εκεί", 3),
+    ],
+)
+def test_sentences_of_every_script(text, number):
+    found = told(salient_spans.sentences(text), text)
+    assert len(found) == number
+    assert "".join(found).replace(" ", "") == "".join(text.split())
+
+
 # --- the inverse cloze task ----------------------------------------------------------
 
 BLOCK = Passage("p", "Title", "One is here. Two is there. Three is away.")

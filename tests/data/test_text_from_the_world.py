@@ -220,6 +220,14 @@ def test_ids_of_run_files(tmp_path, id_):
         assert len(row.split()) == 6
 
 
+@pytest.mark.parametrize("id_", ["a\xa0b", "a\u3000b", "a\u2028b", "a\x85b", "é\u2009"])
+def test_run_files_of_other_programs(tmp_path, id_):
+    """Blanks and tabs part the columns; other white space may stand in an id."""
+    line = f"{id_} Q0\t{id_}  1 2.5 other\n"
+    (tmp_path / "r.trec").write_bytes(line.encode())
+    assert run_files.read(tmp_path / "r.trec") == {id_: {id_: 2.5}}
+
+
 def test_closed_sets_of_other_editors(tmp_path):
     folder = tmp_path / "subj"
     folder.mkdir()
@@ -305,6 +313,22 @@ def test_names_are_resolved(tmp_path, monkeypatch, name, resolved):
     monkeypatch.chdir(tmp_path)
     assert names.resolved(name) == resolved.format(tmp_path)
     assert names.resolved(names.resolved(name)) == names.resolved(name)
+
+
+@pytest.mark.parametrize(
+    "folder", ["notes#one", "c++", "a#test", "a=b", "x:y", "50%", "a b+c d", "ж"]
+)
+def test_paths_may_hold_what_parts_names(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    for i in range(3):
+        (tmp_path / folder / f"{i}.txt").write_text(f"text {i}\n")
+    name = f"corpus:text:{tmp_path / folder}"
+    for given in (name, f"{name}#test", f"{name}#test+{name}#validation"):
+        assert names.resolved(given) == given
+    cache = tmp_path / "cache"
+    assert len(passages.load(name, cache_dir=cache, progress=False)) == 1
+    other = passages.load(f"{name}#test", cache_dir=cache, progress=False)
+    assert len(other) == 1
 
 
 @pytest.mark.parametrize(

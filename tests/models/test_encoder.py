@@ -57,6 +57,31 @@ def test_padding_changes_nothing(first_position, pooling):
     )
 
 
+@pytest.mark.parametrize(
+    ("ids", "positions"),
+    [
+        ([5, 6, 7, 8, 9], [2, 3, 4, 5, 6]),
+        ([5, 1, 7, 8, 9], [2, 1, 3, 4, 5]),  # the mark of padding as a text has it
+        ([1, 1, 7, 1, 9], [1, 1, 2, 1, 3]),
+        ([5, 6, 7, 8, 1], [2, 3, 4, 5, 1]),
+        ([1, 1, 1, 1, 1], [1, 1, 1, 1, 1]),
+        ([0, 1, 2, 1, 3], [2, 1, 3, 1, 4]),
+    ],
+)
+def test_robertas_positions_count_ids_that_are_not_padding(ids, positions):
+    """As an encoder that counts from 0 does whose rows stand in that order."""
+    config = changed(first_position=2, pad_id=1)
+    params = initial(config)
+    plain = {**params, "positions": params["positions"][np.array(positions)]}
+    row = {"ids": np.array([ids], np.int32), "mask": np.ones((1, 5), np.int32)}
+    np.testing.assert_allclose(
+        embedder(config).embed(params, row),
+        embedder(changed(max_length=5)).embed(plain, row),
+        rtol=1e-6,
+        atol=1e-6,
+    )
+
+
 def test_mean_pooling_is_the_mean_over_tokens():
     params, some = initial(CONFIG), batch()
     hidden = np.asarray(Encoder(CONFIG).apply({"params": params}, **some))

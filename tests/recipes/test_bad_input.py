@@ -1,6 +1,7 @@
 """What a user can get wrong ends in one line, and what was whole stays whole."""
 
 import fcntl
+import json
 import os
 import pathlib
 import shutil
@@ -9,8 +10,9 @@ import sys
 
 import pytest
 
-from experiments import demo, knn_lm, lm, options, trime
+from experiments import continuous_cache, demo, knn_lm, lm, options, trime
 from rlm_jax.errors import UserError
+from rlm_jax.recipes import language_model
 from tests.recipes import shrunken
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -80,6 +82,63 @@ def split_texts(folder: pathlib.Path, **texts: str) -> str:
 
 
 SOME = "the cat sat on the mat .\n" * 40
+
+
+@pytest.mark.parametrize("launcher", [lm, trime])
+@pytest.mark.parametrize(
+    ("short", "given", "message"),
+    [
+        ("train", "a b\n", "train: The split has 5 tokens, too few for one batch"),
+        ("valid", "a b\n", "validation: The split has 5 tokens, too few for one"),
+        ("valid", "\n \n", "valid.txt has no text in it"),
+        ("test", "\u2028\n", "test.txt has no text in it"),
+        ("train", "\n", "train.txt has no text in it"),
+    ],
+)
+def test_a_split_that_is_too_short_is_told_before_the_first_step(
+    launcher, short, given, message, cache, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(language_model.fit, "train", None)
+    texts = {"train": SOME, "valid": SOME, "test": SOME, short: given}
+    config = shrunken.shrink(launcher.tiny(), split_texts(tmp_path / "text", **texts))
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match=message):
+            launcher.run(config, tmp_path / "run", dry_run=dry_run)
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("launcher", [trime, continuous_cache, knn_lm])
+def test_a_split_to_tune_on_that_has_no_words(
+    launcher, demonstration, tmp_path, monkeypatch
+):
+    """Where nothing is trained, validation is needed all the same."""
+    monkeypatch.setattr(language_model.fit, "train", None)
+    monkeypatch.setattr(language_model.perplexity, "score_stream", None)
+    for name, text in (("train", SOME), ("valid", " \n"), ("test", SOME)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": text}))
+    config = shrunken.shrink(launcher.tiny(), f"jsonl:{tmp_path}")
+    taken = "continue_from" if launcher is trime else "params_from"
+    setattr(config, taken, str(demonstration / "lm"))
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match="The validation split of .* 0 words"):
+            launcher.run(config, tmp_path / "run", dry_run=dry_run)
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "grid", "told"),
+    [
+        (1.0, (1.0, 2.0, 3.0), True),
+        (3.0, (1.0, 2.0, 3.0), True),
+        (2.0, (1.0, 2.0, 3.0), False),
+        (1.0, (1.0,), False),
+        (16, (64, 16), True),
+        (0.3, (0.5, 0.3, 0.1), False),
+    ],
+)
+def test_a_value_at_the_end_of_its_grid_is_told(value, grid, told, capsys):
+    language_model.note_grid_end("tune.weights", value, grid)
+    assert ("tune.weights is" in capsys.readouterr().err) == told
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from experiments import bm25, search
+from experiments import bm25, dpr, fid, search
 from rlm_jax.data.collections import CollectionConfig
 from rlm_jax.errors import UserError
 from rlm_jax.recipes.retrievers.ranking_report import JudgeConfig
@@ -144,6 +144,62 @@ def test_what_the_judging_would_refuse_is_refused_first(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "asked", "message"),
+    [
+        ("questions", ASKED, "2 questions of .*, train, with a passage, too few"),
+        ("validation", ASKED, "2 questions of .*, validation, with a passage, too few"),
+        ("questions", [{**x, "passage_id": "none"} for x in ASKED], "[Pp]assage"),
+        ("validation", None, "There is no file"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_questions_to_learn_from_are_counted_first(
+    tmp_path, monkeypatch, field, asked, message, dry_run
+):
+    monkeypatch.setattr("rlm_jax.recipes.retrievers.dpr.hard_negatives", None)
+    monkeypatch.setattr("rlm_jax.recipes.retrievers.dpr.dpr", None)
+    name = f"jsonl:{tmp_path}/none.jsonl"
+    if asked is not None:
+        name = write(tmp_path / "asked.jsonl", asked)
+    many = [{**ASKED[i % 2], "id": f"m{i}"} for i in range(40)]
+    config = dpr.tiny()
+    config.collection.passages = config.pairs.passages = write(
+        tmp_path / "p.jsonl", PASSAGES
+    )
+    config.collection.questions = config.pairs.questions = write(
+        tmp_path / "q.jsonl", many
+    )
+    config.judge.measures = ("recall@1",)
+    config.search.k = 3
+    setattr(config.pairs, field, name)
+    with pytest.raises(UserError, match=message):
+        dpr.run(config, tmp_path / "run", dry_run=dry_run)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "size", "message"),
+    [
+        ([ASKED[0], {**ASKED[1], "answers": []}], 1, "'2' has no answer to learn"),
+        (ASKED, 3, "2 questions to learn from, which make no batch of 3"),
+        ([{**x, "answers": []} for x in ASKED], 1, "has an answer"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_reader_is_told_before_the_search(
+    tmp_path, monkeypatch, asked, size, message, dry_run
+):
+    monkeypatch.setattr("rlm_jax.recipes.readers.fid.reader", None)
+    config = fid.tiny()
+    config.batch_size = size
+    config.data.passages = write(tmp_path / "p.jsonl", PASSAGES)
+    config.data.questions = write(tmp_path / "q.jsonl", asked)
+    with pytest.raises(UserError, match=message):
+        fid.run(config, tmp_path / "run", dry_run=dry_run)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("id_", ["Blue Whale", "a\tb", "蓝 鲸", "x\u2028y", "50% off"])
 def test_ids_may_hold_anything(tmp_path, id_):
     passages = [{**PASSAGES[0], "id": id_}, *PASSAGES[1:]]
@@ -237,6 +293,18 @@ def test_a_run_is_searched_from_another_folder(tmp_path, monkeypatch, capsys, na
 
 
 # --- asking --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "place", ["q.jsonl/found.trec", "q.jsonl/a/b.trec", "run", "", "link/x.trec"]
+)
+def test_a_run_file_that_cannot_be_is_refused_first(tmp_path, monkeypatch, place):
+    run(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    monkeypatch.setattr("rlm_jax.retrievers.published_index.open_run", None)
+    config = search.Config(question="whale", run_file=str(tmp_path / place))
+    with pytest.raises(UserError, match="No file can be written at"):
+        search.run(config, tmp_path / "run")
 
 
 @pytest.fixture

@@ -6,49 +6,83 @@ import shutil
 
 import pytest
 
-from experiments import compare, demo, knn_lm, lm, trime
+from experiments import compare, continuous_cache, demo, knn_lm, lm, trime
 from rlm_jax.errors import UserError
-from rlm_jax.recipes import base_lm, language_model, runs
+from rlm_jax.recipes import base_lm, language_model, memory_generation, runs
 from rlm_jax.report import report
 from rlm_jax.train import checkpoint, dry_run
 from tests.recipes import shrunken
 
 CONTROLS = {
     "lm": set(),
+    "lm_long": set(),
+    "cache": {"off", "shuffled", "foreign"},
     "knn_lm": {"off", "shuffled", "foreign"},
     "trime": {"off", "shuffled", "foreign"},
 }
+SYSTEM = {"lm_long": "lm", "cache": "continuous_cache"}
 PRESETS = [
-    (launcher, name) for launcher in (lm, knn_lm, trime) for name in launcher.PRESETS
+    (launcher, name)
+    for launcher in (lm, continuous_cache, knn_lm, trime)
+    for name in launcher.PRESETS
 ]
 
 
 @pytest.mark.parametrize("system", CONTROLS)
 def test_a_run_reports_finite_figures_and_its_controls(demonstration, system):
     made = report.read(demonstration / system / "report.json")
-    assert made["system"] == system
+    assert made["system"] == SYSTEM.get(system, system)
     assert set(made["controls"]) == CONTROLS[system]
     for figures in (made["metrics"], *made["controls"].values()):
         assert set(figures) == {"perplexity", "word_perplexity", "bits_per_byte"}
         assert all(math.isfinite(x) and x > 0 for x in figures.values())
     assert made["protocol"]["tokens"] == 512
-    trained = 0 if system == "knn_lm" else 2  # kNN-LM takes the plain model's decoder
+    # The cache and kNN-LM take the plain model's decoder.
+    trained = 0 if system in ("cache", "knn_lm") else 2
     assert checkpoint.latest_step(demonstration / system / "checkpoints") == trained
 
 
-def test_a_memory_of_repeated_sentences_helps(demonstration):
-    made = report.read(demonstration / "trime" / "report.json")
-    for control in CONTROLS["trime"]:
+@pytest.mark.parametrize("system", ["cache", "trime"])
+def test_a_memory_of_repeated_sentences_helps(demonstration, system):
+    made = report.read(demonstration / system / "report.json")
+    for control in CONTROLS[system]:
         figures = made["controls"][control]
         assert made["metrics"]["perplexity"] < figures["perplexity"]
 
 
 def test_all_runs_start_from_one_warm_up(demonstration):
     assert checkpoint.latest_step(demonstration / "warmup" / "checkpoints") == 1
-    for system in ("lm", "trime"):
+    for system in ("lm", "lm_long", "trime"):
         lines = (demonstration / system / "metrics.jsonl").read_text().splitlines()
         assert {json.loads(line)["step"] for line in lines} == {2}
     assert not (demonstration / "knn_lm" / "metrics.jsonl").exists()
+
+
+def test_equal_context_and_equal_budgets(demonstration, corpus):
+    """A plain model sees as many tokens as TRIME's memory, and so does the cache."""
+    of = {n: report.read(demonstration / n / "report.json")["protocol"]
+          for n in CONTROLS}  # fmt: skip
+    seen = of["trime"]["memory_size"] + shrunken.shrink(trime.tiny(), "").memory.segment
+    assert of["lm_long"]["window"] == seen
+    context = of["lm_long"]["window"] - of["lm_long"]["stride"]
+    assert context == of["cache"]["memory_size"]
+    assert of["cache"]["memory_size"] == of["trime"]["memory_size"]
+    config = demo.tiny()
+    its = {n: made for n, (_, made) in demo.systems(config, demonstration).items()}
+    trained = {
+        n: config.warmup_steps * config.data.batch_size * config.data.length
+        + (x.train.steps - config.warmup_steps) * x.data.batch_size * x.data.length
+        for n, x in its.items()
+    }
+    assert trained["lm_long"] == pytest.approx(trained["trime"], rel=2e-3)
+    assert trained["lm"] == trained["trime"]
+
+
+def test_a_cache_can_continue_texts(demonstration):
+    memory = memory_generation.load(demonstration / "cache")
+    told = report.read(demonstration / "cache" / "report.json")["protocol"]
+    assert memory.cache == told["weight"] and memory.store is None
+    assert memory.past == (128, 32, told["memory_temperature"])
 
 
 def test_the_demonstration_leaves_its_table_and_plots(demonstration):
@@ -85,8 +119,8 @@ def many_words(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("text") / "words"
     folder.mkdir()
     words = " ".join(f"w{i}" for i in range(61_000))
-    for name, text in (("train", f"{words}\n{words}\n"), ("valid", words[:9000])):
-        (folder / f"{name}.txt").write_text(text)
+    for name in ("train", "valid"):  # both hold a batch of each preset
+        (folder / f"{name}.txt").write_text(f"{words}\n{words}\n")
     (folder / "test.txt").write_text(words[:9000])
     return f"text:{folder}"
 

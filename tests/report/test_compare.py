@@ -48,6 +48,14 @@ def test_equal_systems_are_told_apart(tmp_path, capsys):
     assert [f"lm ({given[0]})", f"lm ({given[1]})", "mine"] == words[2:5]
 
 
+@pytest.mark.parametrize("name", ["lr=0.1", "a=b=c", "=x", "x=", "a b=ж"])
+def test_a_workdir_may_hold_an_equals_sign(tmp_path, name, capsys):
+    given = run(tmp_path / name)
+    compare.main([given, run(tmp_path / "other", "trime"), f"mine={given}"])
+    shown = first_words(capsys.readouterr().out)
+    assert {"lm", "trime", "mine"} <= set(shown)
+
+
 @pytest.mark.parametrize(
     "other",
     [

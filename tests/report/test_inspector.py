@@ -103,6 +103,14 @@ def test_bars_stay_inside_the_page():
     assert len(widths) == 5 and all(0 <= width <= 100 for width in widths)
 
 
+def test_a_narrow_screen_has_rules_of_its_own():
+    source = inspector.page([position()], title="t")
+    assert 'content="width=device-width, initial-scale=1"' in source
+    narrow = source.partition("@media (max-width: 40rem) {")[2]
+    for rule in ("flex-wrap: wrap", "table, tbody, tr, td { display: block"):
+        assert rule in narrow
+
+
 def test_write(tmp_path):
     path = tmp_path / "neighbours.html"
     inspector.write(path, [position()], title="t")

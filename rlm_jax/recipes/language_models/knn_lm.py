@@ -11,7 +11,7 @@ import numpy as np
 from rlm_jax.errors import UserError
 from rlm_jax.evaluate import knn
 from rlm_jax.evaluate.token_search import by_control
-from rlm_jax.methods import knn_lm, lm
+from rlm_jax.methods import knn_lm
 from rlm_jax.recipes import base_lm, inspection, language_model, reporting, runs
 from rlm_jax.recipes.language_models import token_search
 from rlm_jax.recipes.runs import Run, recipe
@@ -57,13 +57,11 @@ class Config(language_model.Experiment):
 def run(config: Config, here: Run):
     """Train, build the datastore, tune on validation, evaluate on test, report."""
     phases = runs.Phases()
-    given = None
     with phases("data"):
-        if config.params_from:
-            dtype = config.method.decoder.dtype
-            given = base_lm.to_take(config.params_from, config.data, dtype)
-        source = config.params_from or config.continue_from
-        start = base_lm.start(config, here, given, source)
+        start = base_lm.start_plain(config, here)
+        if config.tune.tokens:
+            corpus = start.config.data.corpus
+            language_model.check_split(start.text, "validation", corpus)
     text = start.text
     same = (*language_model.SAME, "datastore", "params_from")
     config = start.claim(here, same=same)
@@ -71,15 +69,7 @@ def run(config: Config, here: Run):
     if here.dry_run:
         return language_model.describe(method, config, text)
     with phases("train"):
-        if given is not None and given.decoding is not None:
-            params = given.decoding.params
-        else:
-            plain = lm.lm(lm.LMConfig(config.method.decoder))
-            steps = config.train.steps
-            params = language_model.train(plain, config, text, here, steps=steps)
-    runs.leave_to_first()
-    if given is None:
-        base_lm.publish(here, config.method.decoder, params, text.tokenizer)
+        params = base_lm.trained_or_given(start, config, here)
     searched = token_search.build_and_open(
         method, params, config, config.datastore, text, here, phases,
         k=config.method.k, metric=config.method.metric,

@@ -53,6 +53,7 @@ def run(config: Config, here: Run):
     phases = runs.Phases()
     with phases("data"):
         start = base_lm.start(config, here, None, config.continue_from)
+        language_model.check_split(start.text, "validation", start.config.data.corpus)
     text = start.text
     same = (*language_model.SAME, "warmup_steps", "warmup_order")
     config = start.claim(here, same=same)
@@ -173,14 +174,19 @@ def _calibrate(config: Config, validation, memory, found, temperature) -> knn.Mi
     outside = token_memory.external_log_sums(
         found, validation.stream.targets, temperature=temperature
     )
-    return knn.tune(
+    temperatures, weights = config.memory.knn_temperatures, config.memory.knn_weights
+    chosen = knn.tune(
         token_memory.joint_log_probs(validation.stream, inside, outside),
         found,
         validation.stream.targets,
         ks=(found.values.shape[1],),
-        temperatures=config.memory.knn_temperatures,
-        weights=config.memory.knn_weights,
+        temperatures=temperatures,
+        weights=weights,
     )
+    note = language_model.note_grid_end
+    note("memory.knn_temperatures", chosen.temperature, temperatures)
+    note("memory.knn_weights", chosen.weight, weights)
+    return chosen
 
 
 def _interpolated(log_probs, neighbours, targets, mixture: knn.Mixture | None):

@@ -111,6 +111,7 @@ def run(config: Config, here: Run):
             split: question_answering.load(config.data, split)
             for split in dict.fromkeys((TRAIN, VALIDATION, config.split))
         }
+        question_answering.check_learnable(splits[TRAIN], config.batch_size)
         initial = reader.start(
             config.method,
             config.init_from,

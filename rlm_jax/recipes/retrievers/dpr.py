@@ -17,6 +17,7 @@ from rlm_jax.data import collections, contrastive, questions
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.questions import Answerable
 from rlm_jax.data.text_encoding import TextTokenizer
+from rlm_jax.errors import UserError
 from rlm_jax.evaluate.answers import has_answer
 from rlm_jax.method import Batches, Method, Params
 from rlm_jax.methods import dpr
@@ -72,7 +73,10 @@ def run(config: Config, here: Run):
         collection = collections.load(config.collection)
         ranking_report.check(config.judge, config.search.k, collection)
         config, tokenizer, initial = _encoder(config, here.workdir)
-        asked = _questions(config.pairs.questions, "train", config.pairs.passages)
+        asked = _questions(config, config.pairs.questions, "train")
+        held_out = None
+        if config.pairs.validation:
+            held_out = _questions(config, config.pairs.validation, "validation")
     identity = encoder_towers.identity(tokenizer, initial)
     runs.claim(here, config, asked.fingerprint, same=SAME, identity=identity)
     if not here.dry_run:
@@ -85,7 +89,10 @@ def run(config: Config, here: Run):
         negatives = np.full((len(asked.texts), config.pairs.mined), -1, np.int32)
         training = _batches(config, asked, tokenizer, negatives)
         return dry_run.describe(method, training, config)
-    params, curves = _rounds(config, here, method, asked, tokenizer, initial, phases)
+    validation = held_out and _batches(config, held_out, tokenizer, None)
+    params, curves = _rounds(
+        config, here, method, asked, validation, tokenizer, initial, phases
+    )
     runs.leave_to_first()
     towers = {
         ranking_report.REAL: _towers(config.method, params, tokenizer),
@@ -115,8 +122,13 @@ def _encoder(
     return dataclasses.replace(config, method=method), tokenizer, initial
 
 
-def _questions(name: str, split: str, passages: str) -> Answerable:
-    """The questions of a split that have a passage; the others are told."""
+def _questions(config: Config, name: str, split: str) -> Answerable:
+    """The questions of a split that have a passage; the others are told.
+
+    Raises:
+      UserError: there are too few for a batch.
+    """
+    passages = config.pairs.passages
     asked = questions.answerable(
         questions.load(name, split),
         passages_lib.load(passages) if passages else None,
@@ -124,6 +136,11 @@ def _questions(name: str, split: str, passages: str) -> Answerable:
     if asked.num_left_out:
         count = len(asked.texts) + asked.num_left_out
         terminal.say(f"{asked.num_left_out:,} of {count:,} questions have no passage")
+    if len(asked.texts) < config.batch_size:
+        raise UserError(
+            f"There are {len(asked.texts)} questions of {name}, {split}, with a "
+            f"passage, too few for one batch of {config.batch_size}: lower batch_size."
+        )
     return asked
 
 
@@ -132,17 +149,13 @@ def _rounds(
     run: Run,
     method: Method,
     asked: Answerable,
+    validation: Batches | None,
     tokenizer: TextTokenizer,
     initial: Params,
     phases: runs.Phases,
 ) -> tuple[Params, dict[str, pathlib.Path]]:
     """The parameters after the last round, and the workdir of each."""
-    params, curves, validation = initial, {}, None
-    if config.pairs.validation:
-        held_out = _questions(
-            config.pairs.validation, "validation", config.pairs.passages
-        )
-        validation = _batches(config, held_out, tokenizer, None)
+    params, curves = initial, {}
     for number in range(min(1, config.pairs.rounds), config.pairs.rounds + 1):
         folder = run.workdir / f"round_{number}"
         with phases("mine"):

@@ -43,6 +43,8 @@ class Config:
 @recipe("search")
 def run(config: Config, here: Run) -> None:
     """Answer until there are no more questions."""
+    if config.run_file:
+        run_files.check_place(config.run_file)
     named = _in_file(pathlib.Path(config.questions)) if config.questions else None
     passages, search = published_index.open_run(here.workdir)
     if not config.json:
