@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlm_jax import characters
 from rlm_jax.data.passages import Passages
 from rlm_jax.storage import cache, sealed
 

@@ -71,12 +71,12 @@ def load(workdir: pathlib.Path) -> RunMemory:
             "start it again to go on."
         )
     told = report.read(workdir / "report.json").get("protocol", {})
+    _require(workdir, stored, told)
     if system == "continuous_cache":
         size, temperature = told["memory_size"], told["memory_temperature"]
         past = TokenMemory(size, stored["cache"]["segment"], temperature)
         return RunMemory(past, None, None, told["weight"])
     config = runs.group(workdir, stored, "datastore", searches.DatastoreConfig)
-    _require(workdir, stored, told)
     if system == "knn_lm":
         mixture = knn.Mixture(told["k"], told["temperature"], told["weight"])
         store = _store(workdir, config, mixture.k, told["metric"], mixture.temperature)
@@ -100,6 +100,9 @@ def _require(
 ) -> None:
     """Raises UserError where the run's files lack what its memory needs."""
     of_report = {"k": int, "metric": str, "temperature": float, "weight": float}
+    if stored["system"] == "continuous_cache":
+        runs.require(workdir, stored, {"cache": {"segment": int}})
+        of_report = {"memory_size": int, "memory_temperature": float, "weight": float}
     if stored["system"] == "trime":
         runs.require(workdir, stored, {"memory": {"segment": int, "k": int}})
         of_report = {"memory_size": int, "memory_temperature": float}
