@@ -41,7 +41,7 @@ _FORMAT = "rlm_jax scann 3"
 _KINDS = {
     **dict.fromkeys(("metric", "kept", "datastore"), str),
     **dict.fromkeys(("dim", "num_entries", "num_leaves", "first"), int),
-    **{"efforts": list[list], "target_recall": float, "seconds": float},
+    **{"efforts": list[list], "target_recall": float | None, "seconds": float},
 }
 _DISTANCES = {"ip": "dot_product", "l2": "squared_l2"}
 

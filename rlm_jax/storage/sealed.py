@@ -47,8 +47,9 @@ def write(
 
 
 def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain JSON fields with their digest."""
-    return {**fields, CHECKSUM: digest(fields)}
+    """Plain JSON fields with their digest, in the place of one they had."""
+    body = {field: x for field, x in fields.items() if field != CHECKSUM}
+    return {**body, CHECKSUM: digest(body)}
 
 
 def digest(fields: Mapping[str, Any]) -> str:

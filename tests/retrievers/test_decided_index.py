@@ -121,7 +121,7 @@ def test_a_watcher_tells_what_fails_and_goes_on(tmp_path, capsys):
     (partial / "snapshot/job.json").write_text("[]")
     assert watch.run(watch.Config(), tmp_path, dry_run=True) == 0
     assert watch.run(watch.Config(once=True), tmp_path) == 0
-    assert "is no job for the worker" in capsys.readouterr().err
+    assert "job.json is damaged" in capsys.readouterr().err
     with pytest.raises(UserError, match="no folder"):
         watch.run(watch.Config(), tmp_path / "nowhere")
     with pytest.raises(UserError, match="choose more than 0"):

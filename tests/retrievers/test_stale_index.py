@@ -354,7 +354,7 @@ def test_the_worker_pins_itself(shared, straight, tmp_path, monkeypatch):
     # It is whole: another worker that comes late has nothing to do.
     encode_snapshot.run(partial)
     (tmp_path / "step_8/snapshot/job.json").write_text("[]")
-    with pytest.raises(UserError, match="is no job for the worker"):
+    with pytest.raises(UserError, match="job.json is damaged"):
         encode_snapshot.read(tmp_path / "step_8")
     assert encode_snapshot.main([]) == 2
 
