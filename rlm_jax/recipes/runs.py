@@ -162,6 +162,11 @@ def _lock(workdir: pathlib.Path) -> int:
 
 
 def _unwritable(workdir: pathlib.Path, error: OSError) -> UserError:
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return UserError(
+            f"The workdir {workdir} cannot be a folder, as a file or a link to nothing "
+            "stands in its path; choose another --workdir."
+        )
     return UserError(
         f"The workdir {workdir} cannot be written ({error.strerror}); choose another "
         "--workdir or make room there."

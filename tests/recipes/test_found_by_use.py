@@ -242,6 +242,28 @@ def test_a_workdir_may_be_a_link(tmp_path):
     assert (tmp_path / "real" / "report.json").is_file()
 
 
+@pytest.mark.parametrize("place", ["file", "file/run", "nowhere", "nowhere/a/run"])
+def test_a_workdir_that_cannot_be_a_folder(tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="a file or a link to nothing stands in its"):
+        run(tmp_path, workdir=place)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left <= {"file", "nowhere", "p.jsonl", "q.jsonl", "cache"}
+
+
+@pytest.mark.parametrize("place", ["run/", "a/../run", "link/run", ".", "ж b=#+"])
+def test_workdirs_of_every_spelling(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "a").mkdir()
+    refuse(pathlib.Path(place))
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").is_dir()
+    run(tmp_path, workdir=place)
+    assert (tmp_path / place / "report.json").is_file()
+
+
 def test_a_workdir_is_named_in_utf_8(tmp_path):
     with pytest.raises(UserError, match=r"caf\\xe9 is not named in UTF-8"):
         run(tmp_path, workdir="caf\udce9")
