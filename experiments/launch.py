@@ -66,9 +66,7 @@ def _one_line():
         sys.exit(1)
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            why = "is too long for its file system"
-            if error.errno == errno.ELOOP:
-                why = "is a link that leads to itself"
+            why = "is too long" if error.errno != errno.ELOOP else "is a link to itself"
             terminal.say(f"error: The path {error.filename} {why}; name another.")
             sys.exit(1)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

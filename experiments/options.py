@@ -73,13 +73,7 @@ def parse(
 ) -> list[str]:
     """absl's parser, whose complaints become `UserError`, and the fields' own checks.
 
-    Args:
-      arguments: the command line, the program's name first.
-      config: the preset, before the flags change it.
-      values: where absl keeps what it reads.
-
-    Returns:
-      the program's name, and what is no flag.
+    ``config`` is the preset, before the flags change it in ``values``.
     """
     try:
         rest = values(arguments)

@@ -6,6 +6,7 @@ and read back as it was.
 """
 
 import gzip
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -70,7 +71,7 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, float]]:
                 if fields := line.split():
                     question, _, passage, _, score, _ = fields
                     found = run.setdefault(_read(question), {})
-                    found[_read(passage)] = float(score)
+                    found[_read(passage)] = _score(score)
     except FileNotFoundError as error:
         raise UserError(f"There is no run at {path}: check the path.") from error
     except (ValueError, EOFError, gzip.BadGzipFile) as error:
@@ -82,8 +83,17 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, float]]:
 
 
 def _open(name: Path, path: Path, mode: str) -> IO[bytes]:
+    if mode == "rb":
+        characters.check_file(path)
     opener: Any = gzip.open if name.name.lower().endswith(".gz") else open
     return opener(path, mode)
+
+
+def _score(field: str) -> float:
+    score = float(field)
+    if not math.isfinite(score):
+        raise ValueError(f"the score {field} is not finite")
+    return score
 
 
 def _escaped(text: str) -> str:

@@ -120,7 +120,7 @@ def _drop_after(path: pathlib.Path, start: int) -> None:
 def _parse(line: str) -> dict | None:
     try:
         parsed = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     complete = isinstance(parsed, dict) and isinstance(parsed.get("step"), int)
     return parsed if complete else None

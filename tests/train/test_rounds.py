@@ -328,9 +328,7 @@ def test_what_happens_when(tmp_path, policy):
 def test_what_a_killed_run_needs_is_kept(tmp_path):
     """Every index in use, in the making, or of a round that a checkpoint is inside."""
     kept = []
-    for policy, every in itertools.product(
-        (synchronous, overlapped(2)), (1, 3, 5)
-    ):
+    for policy, every in itertools.product((synchronous, overlapped(2)), (1, 3, 5)):
         turns = policy(14, 4, 2)
         saved = [step for step in range(14) if step and step % every == 0][-2:]
         for at in range(14):
