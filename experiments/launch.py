@@ -65,6 +65,10 @@ def _one_line():
         terminal.say(f"error: {error}")
         sys.exit(1)
     except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            why = "is too long" if error.errno != errno.ELOOP else "is a link to itself"
+            terminal.say(f"error: The path {error.filename} {why}; name another.")
+            sys.exit(1)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f" while writing {error.filename}" if error.filename else ""

@@ -1,6 +1,7 @@
 """The command line of a launcher: what is wrong with it, in words, and its help."""
 
 import dataclasses
+import os
 import pathlib
 import re
 import sys
@@ -13,11 +14,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import field_help
-from rlm_jax.configuration import check_choices
-from rlm_jax.errors import UserError
+from rlm_jax import characters, configuration
+from rlm_jax.errors import UserError, told
 from rlm_jax.storage import sealed
 
-# A field of a few words is parsed as any word; `check_choices` knows those that fit.
+# A field of a few words is parsed as any word; `configuration` knows those that fit.
 config_flags.register_flag_parser_for_type(typing.Literal, flags.ArgumentParser())
 
 _REMEDY = "give a run's config.json, without its line 'checksum' if you edited it"
@@ -41,13 +42,15 @@ def preset(arguments: Sequence[str], presets: Mapping[str, Any]) -> str:
 
 
 def check_fields(arguments: Sequence[str], config: Any) -> None:
-    """Every ``--config.x.y`` names a field.
+    """Every ``--config.x.y`` names a field, and absl reads no files of flags.
 
     Raises:
       UserError: with the fields that there are.
     """
     for argument in arguments:
         flag = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("-") and flag == "flagfile":
+            raise UserError("There is no --flagfile; give --config=FILE, a run's own.")
         path = flag.removeprefix("no").split(".")
         if not argument.startswith("-") or path[0] != "config" or len(path) < 2:
             continue
@@ -67,44 +70,37 @@ def check_fields(arguments: Sequence[str], config: Any) -> None:
             raise UserError(f"{flag} is a group; set one of {', '.join(known)} in it.")
 
 
-def parse(arguments: list[str], config: Any) -> list[str]:
-    """absl's parser, whose complaints become `UserError`."""
+def parse(
+    arguments: list[str], config: Any, values: flags.FlagValues = flags.FLAGS
+) -> list[str]:
+    """absl's parser, whose complaints become `UserError`, and the fields' own checks.
+
+    ``config`` is the preset, before the flags change it in ``values``.
+    """
     try:
-        rest = flags.FLAGS(arguments)
-        _check_tuples("config", flags.FLAGS["config"].value)
-        check_choices(flags.FLAGS["config"].value, "--config")
-        return rest
+        rest = values(arguments)
     except flags.IllegalFlagValueError as error:
-        found = re.match(r"flag --(config[.\w]*)=(.*?): ", str(error), re.DOTALL)
+        found = re.match(r"flag --(config\.[.\w]+)=(.*?): ", str(error), re.DOTALL)
         if found is None:
             raise UserError(f"{' '.join(str(error).split())}.") from error
         name, value = found.groups()
         kind = _type(config, name.split(".")[1:])
         raise UserError(
-            f"--{name}={value} does not fit; give {PLURAL.get(kind, f'a {kind}')}."
+            f"--{name}={value[:100]} does not fit; give "
+            f"{PLURAL.get(kind, f'a {kind}')}."
         ) from error
     except flags.Error as error:
         raise UserError(
             f"{' '.join(str(error).split()).rstrip('.')}; --help lists the options."
         ) from error
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"A --config flag does not fit: {error}.") from error
-
-
-def _check_tuples(name: str, config: Any) -> None:
-    """A tuple's elements, which the parser does not look at."""
-    for field, hint in typing.get_type_hints(type(config)).items():
-        value, kinds = getattr(config, field), typing.get_args(hint)
-        if dataclasses.is_dataclass(value):
-            _check_tuples(f"{name}.{field}", value)
-        elif isinstance(value, tuple) and kinds:
-            fitting = (int, float) if kinds[0] is float else (kinds[0],)
-            for x in value:
-                if not isinstance(x, fitting):
-                    raise UserError(
-                        f"--{name}.{field} holds {x!r}, which does not fit; give "
-                        f"{PLURAL[kinds[0].__name__]} for each element, as (1,2)."
-                    )
+    except (
+        *(AttributeError, LookupError, MemoryError, OSError, RecursionError),
+        *(SyntaxError, TypeError, ValueError),
+    ) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"A --config flag does not fit: {reason}.") from error
+    configuration.check(values["config"].value, "--config")
+    return rest
 
 
 def _type(config: Any, path: Sequence[str]) -> str:
@@ -169,7 +165,7 @@ def with_file(
             rest.append(argument)
     for name in named:
         path = pathlib.Path(name)
-        path = path / "config.json" if path.is_dir() else path
+        path = path / "config.json" if os.path.isdir(path) else path
         try:
             fields = sealed.read(path, {}, remedy=_REMEDY, older=True)
         except OSError as error:
@@ -201,18 +197,18 @@ def _filled(config: Any, fields: Mapping[str, Any], file: str, path: str) -> Any
         if dataclasses.is_dataclass(own):
             if not isinstance(value, dict):
                 raise UserError(
-                    f"--config={file} has {path}{key}={value!r}, which is a group of "
-                    "fields; correct it."
+                    f"--config={file} has {path}{key}={told(value)}, which is a group "
+                    "of fields; correct it."
                 )
             value = _filled(own, value, file, f"{path}{key}.")
         elif isinstance(own, tuple) and isinstance(value, list):
             value = tuple(value)
-        elif isinstance(own, float) and type(value) is int:
+        elif isinstance(own, float) and type(value) is int and abs(value) < 1 << 63:
             value = float(value)
         elif type(value) is not type(own):
             raise UserError(
-                f"--config={file} has {path}{key}={value!r}, which does not fit; give "
-                f"{PLURAL.get(type(own).__name__, f'a {type(own).__name__}')}."
+                f"--config={file} has {path}{key}={told(value)}, which does not fit; "
+                f"give {PLURAL.get(type(own).__name__, f'a {type(own).__name__}')}."
             )
         changes[key] = value
     return dataclasses.replace(config, **changes)

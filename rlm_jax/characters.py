@@ -9,6 +9,8 @@ What each reader and writer decides is decided here; docs/text.md tells it in wo
   becomes U+FFFD.
 * What is written is UTF-8. A path of other bytes stands in JSON so that it is read back
   as it was.
+* What is shown at a terminal or on a page commands neither: escape sequences and marks
+  of direction stand in it as they are spelled.
 * Words are runs of letters, marks and digits, whatever the script; where a script puts
   no blanks between words, each of its characters is one.
 """
@@ -18,6 +20,7 @@ import functools
 import json
 import os
 import re
+import stat
 import sys
 import unicodedata
 from pathlib import Path
@@ -28,6 +31,10 @@ from rlm_jax.errors import UserError
 MARK = "\ufeff"  # the byte order mark, which editors put at the start of a file
 _OTHER_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 _HALF = re.compile("[\ud800-\udfff]")
+# Control characters but tabs and line feeds, and those that turn the direction of text.
+_COMMANDS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 # What stands between words in some scripts stands inside them in others: joiners.
 _JOINERS = "\u200c\u200d"
 _SOFT_HYPHEN = "\u00ad"
@@ -72,13 +79,32 @@ def encode(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
+def check_file(path: str | os.PathLike) -> None:
+    """Whether a file can be read to its end: a device or a pipe may have none.
+
+    What is not there, and a folder, is told by whoever opens it.
+
+    Raises:
+      UserError: it is a device, a pipe or a socket.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(
+            f"{shown(str(path))} is a device or a pipe and may never end: give a file."
+        )
+
+
 def read(path: str | os.PathLike) -> str:
     """The text of a file.
 
     Raises:
-      UserError: it is not UTF-8.
+      UserError: it is not UTF-8, or a device or a pipe.
       OSError: it cannot be read.
     """
+    check_file(path)
     return decode(Path(path).read_bytes(), f"The file {shown(str(path))}")
 
 
@@ -91,14 +117,26 @@ def read_json(path: str | os.PathLike) -> Any:
     """What a JSON file holds.
 
     Raises:
-      ValueError: it is not UTF-8, or not JSON.
+      ValueError: it is not UTF-8, or not JSON, or a device.
       OSError: it cannot be read.
     """
     try:
         text = read(path)
     except UserError as error:
         raise ValueError(str(error)) from error
-    return json.loads(text)
+    return from_json(text)
+
+
+def from_json(text: str) -> Any:
+    """What JSON says.
+
+    Raises:
+      ValueError: it is not JSON, or nested more deeply than Python goes.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -122,6 +160,18 @@ def half_character(value: Any) -> str | None:
     """The first half of a surrogate pair in plain JSON, keys included, or None."""
     found = _HALF.search(json.dumps(value, ensure_ascii=False, default=str))
     return None if found is None else ascii(found[0]).strip("'")
+
+
+def visible(text: str) -> str:
+    """A text whose control characters and marks of direction are seen, not obeyed.
+
+    They stand as JSON spells them (``\\u001b``), so JSON stays the same JSON. Tabs and
+    the ends of lines stay.
+    """
+    if _COMMANDS.search(text) is None:
+        return text
+    text = text.replace("\r\n", "\n")
+    return _COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def shown(text: str) -> str:

@@ -1,7 +1,8 @@
 """What is told on the terminal while a run goes on: lines and progress bars.
 
 Whatever its encoding is, nothing that is told ends the run: characters that it lacks
-are written otherwise.
+are written otherwise. Nothing that is told commands it: escape sequences and marks of
+direction, which a text may hold, are shown (`characters.visible`).
 """
 
 import contextlib
@@ -51,7 +52,8 @@ def bar(description: str, unit: str) -> Callable[[Iterable[T]], Iterable[T]]:
     """A progress bar to put around an iterable."""
 
     def wrap(iterable: Iterable[T]) -> Iterable[T]:
-        return tqdm.tqdm(iterable, desc=description, unit=unit, dynamic_ncols=True)
+        shown = _fitting(description, sys.stderr)
+        return tqdm.tqdm(iterable, desc=shown, unit=unit, dynamic_ncols=True)
 
     return wrap
 
@@ -62,7 +64,10 @@ def counter(
 ) -> Iterator[Callable[[int], object]]:
     """A progress bar that is told how many more are done."""
     with tqdm.tqdm(
-        total=total, desc=description, dynamic_ncols=True, disable=disable
+        total=total,
+        desc=_fitting(description, sys.stderr),
+        dynamic_ncols=True,
+        disable=disable,
     ) as shown:
         yield shown.update
 
@@ -118,7 +123,7 @@ def _line() -> str:
 def _fitting(text: str, stream: TextIO) -> str:
     """The text in characters that a stream can write."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    text = characters.shown(text)
+    text = characters.visible(characters.shown(text))
     try:
         text.encode(encoding)
         return text

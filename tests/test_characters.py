@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import pathlib
 import subprocess
 import sys
 import unicodedata
@@ -7,6 +9,7 @@ import unicodedata
 import pytest
 
 from rlm_jax import characters, terminal
+from rlm_jax.data import files
 from rlm_jax.errors import UserError
 
 NFD = "résumé"
@@ -180,3 +183,47 @@ def test_every_terminal_can_be_written_to(monkeypatch, encoding):
     terminal.write_json({"text": "蓝é\udce9"})
     line = out.getvalue().decode(encoding).splitlines()[-1]
     assert json.loads(line)["text"][:2] == "蓝é"
+
+
+COMMANDS = "\x1b[31m \x9b2J \x7f \r \x08 \u202e \u2066 \u200f \u061c"
+SPELLED = r"\u001b[31m \u009b2J \u007f \u000d \u0008 \u202e \u2066 \u200f \u061c"
+
+
+def test_what_commands_a_terminal_is_shown(monkeypatch, capsys):
+    """Escape sequences and marks of direction of a text that was found, or a path."""
+    assert characters.visible(COMMANDS) == SPELLED
+    plain = "tabs\tand lines\n stay, and 蓝 עברית می\u200cخواهم"
+    assert characters.visible(plain) == plain
+    assert characters.visible("a\r\nb") == "a\nb"
+    terminal.write(f"{COMMANDS}\n")
+    terminal.say(COMMANDS)
+    terminal.write_json({"text": COMMANDS})
+    list(terminal.bar(COMMANDS, "it")([1]))
+    with terminal.counter(COMMANDS, 1) as count:
+        count(1)
+    shown = capsys.readouterr()
+    first, line = shown.out.splitlines()
+    assert first == SPELLED and json.loads(line) == {"text": COMMANDS}
+    assert shown.err.count(SPELLED) >= 3
+    obeyed = {c for c in COMMANDS if not c.isprintable()} - {"\r"}  # a bar's own
+    assert not obeyed & set(shown.out + shown.err.replace("\x1b[A", ""))
+
+
+def test_json_that_is_nested_too_deeply(tmp_path):
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        characters.read_json(path)
+
+
+def test_devices_and_pipes_are_no_files(tmp_path):
+    """They may never end: neither is waited for."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in ("/dev/zero", pipe):
+        with pytest.raises(UserError, match="is a device or a pipe and may never end"):
+            characters.read(path)
+        with pytest.raises(UserError, match="is a device or a pipe"):
+            list(files.lines(pathlib.Path(path)))
+    characters.check_file(tmp_path)
+    characters.check_file(tmp_path / "nowhere")

@@ -53,28 +53,72 @@ def changed(config: Any, path: tuple[str, ...], value: Any) -> Any:
 
 def bad_values(holder: Any, name: str) -> list[Any]:
     """Values of the field's type that it cannot have."""
-    hint, value = typing.get_type_hints(type(holder))[name], getattr(holder, name)
+    hint = typing.get_type_hints(type(holder))[name]
     if typing.get_origin(hint) is typing.Literal:
-        return ["no such word"]
-    if name in getattr(type(holder), "ANY_NUMBER", ()):
-        return [float("nan")]
-    if isinstance(value, bool):
-        return []
-    if isinstance(value, int):
-        return [-1, *([0] if needs_more(holder, name) else [])]
-    if isinstance(value, float):
-        more = [0.0] if needs_more(holder, name) else []
-        more += [1.5] if name in configuration.SHARES else []
-        return [-0.5, float("nan"), float("inf"), *more]
-    kinds = typing.get_args(hint)
-    if isinstance(value, tuple) and kinds and kinds[0] in (int, float):
-        return [(kinds[0](-1),)]
-    return []
+        return ["no such word", None, []]
+    if typing.get_origin(hint) is tuple:
+        (kind, _) = typing.get_args(hint)
+        return [None, 1, "1", *((x,) for x in bad_elements(holder, name, kind))]
+    return [None, (), *bad_elements(holder, name, hint)]
+
+
+def bad_elements(holder: Any, name: str, kind: type) -> list[Any]:
+    """Of a field that has one value, or several of them."""
+    if kind is bool:
+        return [1, "true"]
+    if kind is str:
+        return [3, "a\0b", *([] if name in configuration.TEXTS else ["x" * 300])]
+    most = configuration.LIMITS.get(name, configuration.MOST)
+    other: list[Any] = ["1", True, *([0.5, 2**63, most + 1] if kind is int else [])]
+    other += [] if kind is int else [float("nan"), float("inf"), 1e39, 10**400]
+    if name in own(holder, "ANY_NUMBER"):
+        return other
+    least = [-1] if kind is int else [-0.5]
+    least += [kind(0)] if needs_more(holder, name) else []
+    least += [1e-320] if needs_more(holder, name) and kind is float else []
+    shares = name in configuration.SHARES or name in own(holder, "SHARES")
+    shares = shares or name in configuration.BELOW_ONE
+    other += [1.5] if kind is float and shares else []
+    other += [1.0] if name in configuration.BELOW_ONE else []
+    return [*other, *least]
+
+
+def own(holder: Any, which: str) -> tuple[str, ...]:
+    return getattr(type(holder), which, ())
 
 
 def needs_more(holder: Any, name: str) -> bool:
-    may = getattr(type(holder), "MAY_BE_ZERO", ())
-    return name in configuration.POSITIVE and name not in may
+    positive = name in configuration.POSITIVE or name in own(holder, "POSITIVE")
+    return positive and name not in own(holder, "MAY_BE_ZERO")
+
+
+def test_every_field_has_a_kind_that_is_checked():
+    """A type that `configuration` does not know would be checked for nothing."""
+    kinds = (int, float, bool, str)
+    for launcher in WITH_PRESETS:
+        config = next(iter(presets(launcher).values()))()
+        for path in places(config):
+            hint = typing.get_type_hints(type(at(config, path[:-1])))[path[-1]]
+            arguments = typing.get_args(hint)
+            several = typing.get_origin(hint) is tuple and arguments[1:] == (...,)
+            literal = typing.get_origin(hint) is typing.Literal
+            assert literal or (arguments[0] if several else hint) in kinds, path
+
+
+def test_what_a_class_says_of_its_fields_is_of_fields_it_has():
+    for launcher in WITH_PRESETS:
+        config = next(iter(presets(launcher).values()))()
+        for holder in holders(config):
+            known = {field.name for field in dataclasses.fields(holder)}
+            for which in ("ANY_NUMBER", "MAY_BE_ZERO", "POSITIVE", "SHARES"):
+                assert set(own(holder, which)) <= known, (type(holder), which)
+
+
+def holders(config: Any) -> Iterator[Any]:
+    yield config
+    for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(getattr(config, field.name)):
+            yield from holders(getattr(config, field.name))
 
 
 @pytest.mark.parametrize("launcher", WITH_PRESETS)
@@ -112,6 +156,25 @@ def test_bad_values_of_every_field_are_refused_first(launcher):
         ("replug", "ensemble.temperatures", (), "ensemble.temperatures is empty"),
         ("contriever", "crops.smallest", 0.9, "crops.smallest"),
         ("generate", "top_p", 1.5, "top_p is 1.5"),
+        # Found by trial.
+        ("lm", "evaluate.max_tokens", -1, "max_tokens is -1; choose 0 or more"),
+        ("knn_lm", "method.temperature", 0.0, "temperature is 0.0; choose a number ab"),
+        ("lm", "method.decoder.dropout", 1.5, "dropout is 1.5; choose a number from 0"),
+        ("lm", "method.decoder.dropout", 1.0, "dropout is 1.0; .* from 0 to below 1"),
+        ("lm", "optim.b1", 2.0, "b1 is 2.0; choose a number from 0 to below 1"),
+        ("lm", "optim.learning_rate", float("nan"), "learning_rate is nan; give a fin"),
+        ("lm", "optim.learning_rate", 1e-320, "for in float32 it is 0"),
+        ("lm", "train.seed", -1, "train.seed is -1; choose 0 or more"),
+        ("lm", "train.seed", 2**63, "train.seed is .*; choose at most 2,147,483,647"),
+        ("lm", "evaluate.window", 10**9, "window is 1000000000; choose at most 1,048,"),
+        ("lm", "data.length", 10**9, "data.length is 1000000000; choose at most"),
+        ("lm", "method.decoder.num_layers", 10**9, "num_layers is .*; choose at most"),
+        ("trime", "memory.size", 10**9, "memory.size is 1000000000; choose at most"),
+        ("knn_lm", "method.weight", 1.5, "weight is 1.5; choose a number from 0 to 1"),
+        ("lm", "init_from", "x" * 5000, "init_from is .*; no file has a name of more"),
+        ("lm", "data.corpus", "text:a\0b", "corpus is .*; remove the character NUL"),
+        ("lm", "train.steps", "3", "train.steps is '3', which does not fit; give a wh"),
+        ("lm", "train.tensorboard", 1, "tensorboard is 1, which does not fit; give tr"),
     ],
 )
 def test_what_holds_of_fields_together(launcher, path, value, message):

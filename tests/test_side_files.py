@@ -283,15 +283,37 @@ def test_texts_are_lowered_where_the_folder_says_so(tmp_path):
     assert ids(tmp_path, "Fox") == [ID["fox"]]
 
 
+VALUES = (1, 0.5, True, "a text", [], {})
+
+
+def value_of(key):
+    fits = keys.KINDS[key][1] if key in keys.KINDS else lambda value: True
+    return next(value for value in VALUES if fits(value))
+
+
+@pytest.mark.parametrize("key", keys.KINDS)
+def test_a_value_of_another_kind_is_refused(key):
+    """Where a file has it, and null says nothing."""
+    wanted, fits = keys.KINDS[key]
+    kind = next(name for name, known in keys.FILES.items() if key in known.reads)
+    wrong = [value for value in (*VALUES, -1, 2**31, float("nan")) if not fits(value)]
+    assert len(wrong) >= 4
+    for value in wrong:
+        with pytest.raises(UserError, match=f"it says {key}=.*does not fit: give"):
+            keys.check({key: value}, kind, "it")
+    assert keys.check({key: None}, kind, "it") == {}
+
+
 @pytest.mark.parametrize("kind", keys.FILES)
 def test_every_key_is_read_refused_or_listed(kind, capsys):
     known = keys.FILES[kind]
     groups = [known.reads, frozenset(known.only), known.idle]
     assert not any(a & b for i, a in enumerate(groups) for b in groups[i + 1 :])
-    content = {key: f"its {key}" for key in known.reads}
+    content = {key: value_of(key) for key in known.reads}
+    read = dict(content)
     content |= {key: values[0] for key, values in known.only.items()}
     content |= dict.fromkeys(known.idle, 1)
-    assert keys.check(content, kind, "it") == {k: f"its {k}" for k in known.reads}
+    assert keys.check(content, kind, "it") == read
     assert capsys.readouterr().err == ""
     for key in known.only:
         with pytest.raises(UserError, match=f"it says {key}='other'; only"):

@@ -150,13 +150,23 @@ def _words(path: Path, labels: tuple[str, ...]) -> dict[str, list[str]]:
 
 
 def _csv(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    for number, record in enumerate(csv.DictReader(_lines(path)), 2):
+    for number, record in enumerate(_records(path), 2):
         if any(record.get(name) is None for name in columns):
             raise files.bad_record(path, number, f"columns {', '.join(columns)}")
         yield record
 
 
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        yield from csv.DictReader(_lines(path))
+    except csv.Error as error:
+        raise UserError(
+            f"{path} is not CSV ({error}); give the closed set's own file."
+        ) from error
+
+
 def _lines(path: Path) -> list[str]:
+    characters.check_file(path)
     try:
         # The released files of reviews hold single bytes of other encodings.
         text = path.read_bytes().decode("utf-8", "replace")

@@ -10,6 +10,7 @@ import codecs
 import gzip
 import hashlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ def digest(path: Path) -> str:
     Raises:
       UserError: there is no such file, it is empty, or it may not be read.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"There is no file {path}: check the path.")
     if path.stat().st_size == 0:
         raise UserError(f"The file {path} is empty: give a file with text.")
@@ -50,9 +51,9 @@ def digest(path: Path) -> str:
 def either(path: Path) -> Path:
     """The file `path`, or where only that exists its compressed copy ``path.gz``."""
     compressed = path.with_name(path.name + ".gz")
-    if path.is_file():
+    if os.path.isfile(path):
         return path
-    beside = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    beside = sorted(path.parent.iterdir()) if os.path.isdir(path.parent) else []
     for wanted in (path, compressed):
         for file in beside:
             if file.name.lower() == wanted.name.lower() and file.is_file():
@@ -167,6 +168,8 @@ def json_array(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             begin = position
             try:
                 element, position = decoder.raw_decode(buffer, position)
+            except RecursionError as error:
+                raise _bad_element(path, number + 1) from error
             except ValueError:
                 break  # an element that goes on in the next chunk, or a broken one
             number += 1
@@ -240,6 +243,7 @@ def compressed(path: Path) -> bool:
 
 
 def _open(path: Path) -> IO[bytes]:
+    characters.check_file(path)
     # The annotation of gzip.open knows less than it returns.
     return gzip.open(path) if compressed(path) else open(path, "rb")  # type: ignore[return-value]
 

@@ -101,7 +101,8 @@ def _facts(path: Path, paths: list[Path]) -> Iterator[_Fact]:
             relation, subject, object_ = (record.get(name) for name in names)
             sentences = record.get("masked_sentences")
             if not (
-                relation in TEMPLATES
+                isinstance(relation, str)
+                and relation in TEMPLATES
                 and isinstance(subject, str)
                 and isinstance(object_, str)
                 and isinstance(sentences, list)

@@ -84,7 +84,7 @@ def resolved_fields(fields: Any, name: str = "") -> Any:
     if isinstance(fields, list | tuple) and name in FIELDS:
         return [resolved_fields(value, name) for value in fields]
     if isinstance(fields, str) and fields and name in FOLDERS:
-        if Path(fields).is_dir():
+        if os.path.isdir(fields):
             return os.path.abspath(fields)
     if isinstance(fields, str) and name in FIELDS:
         return resolved(fields)
@@ -101,12 +101,14 @@ def spelling(name: str, kinds: Sequence[str]) -> str:
     """
     path = Path(os.path.expanduser(name))
     lower = path.name.lower().removesuffix(".gz")
-    if not path.exists() and not lower.endswith(
+    if not os.path.exists(path) and not lower.endswith(
         (".txt", ".jsonl", ".json", ".tsv", ".csv")
     ):
         return ""
     kind = "text" if "text" in kinds else f"{CORPUS}:text" if CORPUS in kinds else ""
-    inside = [x.name.lower() for x in path.iterdir()] if path.is_dir() else [lower]
+    inside = (
+        [x.name.lower() for x in path.iterdir()] if os.path.isdir(path) else [lower]
+    )
     inside = [x.removesuffix(".gz") for x in inside]
     if "beir" in kinds and "corpus.jsonl" in inside:
         kind = "beir"

@@ -51,7 +51,7 @@ def beir(folder: Path) -> tuple[Any, Iterator[Passage]]:
 
 def jsonl(path: Path) -> tuple[Any, Iterator[Passage]]:
     """A file of JSON lines, or the files of a folder in the order of their names."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return files.digest(path), _jsonl_passages(path, "")
     paths, _ = files.listed(path, ".jsonl")
     if not paths:

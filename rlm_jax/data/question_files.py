@@ -6,6 +6,8 @@ A reader returns what tells its content apart, and a function that streams the r
 import ast
 import hashlib
 import math
+import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +17,15 @@ from rlm_jax.data.passage_files import Passage
 from rlm_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
+# The first lines that name the columns of a file of judgements; a file may have none.
+_HEADERS = [
+    [question, passage, grade]
+    for question in ("query-id", "query_id", "qid", "question-id", "question_id")
+    for passage in ("corpus-id", "corpus_id", "docid", "doc-id", "doc_id", "passage_id")
+    for grade in ("score", "grade", "label", "relevance", "rel")
+]
+_GRADE = re.compile(r"[+-]?[0-9]{1,18}")
+_LARGEST_GRADE = 10_000  # trec_eval keeps a count for each grade up to the largest
 BLANK = "[MASK]"  # in a question that is a statement, the place of the answer
 
 
@@ -71,7 +82,7 @@ def beir(folder: Path, split: str) -> Reader:
     """The questions of queries.jsonl[.gz] that qrels/SPLIT.tsv[.gz] judges."""
     queries = files.either(folder / "queries.jsonl")
     judgements = folder / "qrels"
-    listed = files.listed(judgements, ".tsv")[0] if judgements.is_dir() else []
+    listed = files.listed(judgements, ".tsv")[0] if os.path.isdir(judgements) else []
     names = {files.stem(path, ".tsv"): path for path in listed}
     wanted = "dev" if split == "validation" and split not in names else split
     if wanted not in names:
@@ -102,16 +113,25 @@ def beir(folder: Path, split: str) -> Reader:
 
 
 def _judgements(path: Path) -> dict[str, dict[str, int]]:
+    """Question -> passage -> grade. The same judgement twice counts once."""
     grades: dict[str, dict[str, int]] = {}
     for number, row in files.rows(path):
-        try:
-            question, passage, grade = row
-            grades.setdefault(question, {})[passage] = int(grade)
-        except ValueError as error:
-            if number > 1:  # the header
-                wanted = "a question's id, a passage's id and a grade, by tabs"
-                raise files.bad_record(path, number, wanted) from error
-    grades.pop("query-id", None)
+        if number == 1 and [field.strip().lower() for field in row] in _HEADERS:
+            continue
+        if len(row) != 3 or _GRADE.fullmatch(row[2].strip(" ")) is None:
+            wanted = "a question's id, a passage's id and a whole grade, by tabs"
+            raise files.bad_record(path, number, wanted)
+        question, passage, grade = row[0], row[1], int(row[2].strip(" "))
+        if abs(grade) > _LARGEST_GRADE:
+            wanted = f"a grade from -{_LARGEST_GRADE:,} to {_LARGEST_GRADE:,}"
+            raise files.bad_record(path, number, wanted)
+        judged = grades.setdefault(question, {})
+        if judged.setdefault(passage, grade) != grade:
+            raise UserError(
+                f"Line {number} of {path} judges the passage {passage!r} for the "
+                f"question {question!r} with the grade {grade}, and an earlier line "
+                f"with {judged[passage]}: remove one of them."
+            )
     return grades
 
 
@@ -210,7 +230,7 @@ def _score(context: Any, rank: int) -> float:
     score = context.get("score") if isinstance(context, dict) else None
     try:
         value = 1 / rank if score is None else float(score)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
         raise _Malformed(f"the score {score!r} is no finite number")

@@ -6,6 +6,7 @@ it. A text of fewer than three documents gives its last lines away.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlm_jax import characters
 from rlm_jax.data import files
 from rlm_jax.errors import UserError
 from rlm_jax.storage import cache
@@ -113,7 +115,7 @@ def split_of(stem: str) -> str | None:
 
 
 def _find(path: Path, suffix: str) -> _Found:
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"There is no corpus at {path}: check the path.")
     if path.is_file():
         if split_of(files.stem(path, suffix)) == "train":
@@ -121,6 +123,7 @@ def _find(path: Path, suffix: str) -> _Found:
             if siblings.get("train") == [path]:
                 return _Found(siblings, len(siblings) > 1, skipped)
         return _Found({"train": [path]}, False, {})
+    characters.check_file(path)
     texts, skipped = files.listed(path, suffix)
     others = [f for f in texts if split_of(files.stem(f, suffix)) is None]
     about = [f for f in others if f.name.lower().startswith(_ABOUT)]

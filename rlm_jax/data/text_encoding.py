@@ -18,6 +18,7 @@ import numpy as np
 import tokenizers as hugging_face
 
 from rlm_jax import characters
+from rlm_jax.configuration import VOCABULARY
 from rlm_jax.data import token_cuts
 from rlm_jax.errors import UserError
 from rlm_jax.side_files import folders
@@ -174,7 +175,7 @@ def load(folder: str | os.PathLike) -> TextTokenizer:
     names = folders.mark_names(folder)
     try:
         if (folder / FILE).exists():
-            content = json.loads(characters.read(folder / FILE))
+            content = characters.from_json(characters.read(folder / FILE))
             library = hugging_face.Tokenizer.from_str(json.dumps(content))
             told = _with_settings(content, settings)
             if told != content:
@@ -198,6 +199,7 @@ def load(folder: str | os.PathLike) -> TextTokenizer:
             first = hugging_face.normalizers.Lowercase()
             parts = [first] if normaliser is None else [first, normaliser]
             library.normalizer = hugging_face.normalizers.Sequence(parts)
+        library.encode("\u2603")  # what it does not know it can say
     except UserError:
         raise
     except Exception as error:  # the tokenizers library raises bare Exception
@@ -361,6 +363,21 @@ def _word_piece(
     return tokenizer
 
 
+def size_of(vocabulary: Mapping[str, int]) -> int:
+    """One more than the largest id, of which a model's tables have a row each.
+
+    Raises:
+      UserError: there is no id, or one that no model has room for.
+    """
+    largest = max(vocabulary.values(), default=-1)
+    if not 0 <= largest < VOCABULARY:
+        raise UserError(
+            f"A vocabulary has {len(vocabulary):,} tokens and the largest id "
+            f"{largest:,}; give one with ids from 0 to {VOCABULARY - 1:,}."
+        )
+    return largest + 1
+
+
 def _wrap(library: Any, where: Any, names: Mapping[str, str]) -> TextTokenizer:
     library.no_padding()
     library.no_truncation()
@@ -375,7 +392,7 @@ def _wrap(library: Any, where: Any, names: Mapping[str, str]) -> TextTokenizer:
             )
         marks[f"{mark}_id"] = ids[0]
     return TextTokenizer(
-        vocab_size=library.get_vocab_size(with_added_tokens=True),
+        vocab_size=size_of(library.get_vocab(with_added_tokens=True)),
         content=library.to_str(),
         _tokenizer=library,
         **marks,

@@ -270,6 +270,7 @@ def _hugging_face(kind: str, content: dict) -> Tokenizer:
     model.no_truncation()  # which files of encoders often ask for,
     model.no_padding()  # and a stream of tokens has no use for
     model.encode_special_tokens = True  # text is text, even where it reads "</s>"
+    model.encode("\u2603", add_special_tokens=False)  # what it does not know it can say
     vocabulary = model.get_vocab(with_added_tokens=True)
     end = next((vocabulary[t] for t in _KNOWN_ENDS if t in vocabulary), None)
 
@@ -280,7 +281,8 @@ def _hugging_face(kind: str, content: dict) -> Tokenizer:
         return model.decode(np.asarray(ids).tolist(), skip_special_tokens=True)
 
     # Ids may have gaps, and a model's tables are as long as the largest one.
-    return Tokenizer(kind, max(vocabulary.values()) + 1, encode, decode, end, content)
+    size = text_encoding.size_of(vocabulary)
+    return Tokenizer(kind, size, encode, decode, end, content)
 
 
 def read_hugging_face(path: Path) -> Tokenizer:
@@ -290,7 +292,7 @@ def read_hugging_face(path: Path) -> Tokenizer:
       UserError: the file is missing or cannot be read.
     """
     try:
-        return _hugging_face("hf", json.loads(characters.read(path)))
+        return _hugging_face("hf", characters.from_json(characters.read(path)))
     except FileNotFoundError as error:
         raise UserError(
             f"There is no tokenizer file at {path}: give hf:PATH/tokenizer.json."

@@ -17,7 +17,7 @@ Relevance = Mapping[str, Mapping[str, int]]
 
 MEASURES = ("ndcg@10", "recall@5", "recall@100", "mrr@10")
 
-_NAME = re.compile(r"(ndcg|recall|mrr|map|precision|success)(?:@([1-9]\d*))?")
+_NAME = re.compile(r"(ndcg|recall|mrr|map|precision|success)(?:@([1-9][0-9]{0,8}))?")
 
 
 class Evaluation(NamedTuple):

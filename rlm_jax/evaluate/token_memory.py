@@ -59,6 +59,7 @@ def stream_log_sums(
     n, width = stream.keys.shape
     rng = np.random.default_rng(seed)
     size, segment, temperature = memory
+    size = min(size, n)  # there is nothing before the stream
     scale = jnp.float32(trime.scale(width, temperature))
     out = LogSums(np.empty(n, np.float32), np.empty(n, np.float32))
     for start in range(0, n, segment):

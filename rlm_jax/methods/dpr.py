@@ -13,7 +13,7 @@ gradient that ``remote_gradients`` gives here, which matters to clipping.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ from rlm_jax.ops import Array, collectives, contrastive, losses
 @dataclasses.dataclass
 class DPRConfig:
     """Two encoders, or one for both, and what counts as a negative."""
+
+    POSITIVE: ClassVar = ("scale",)
 
     encoder: EncoderConfig = dataclasses.field(
         default_factory=lambda: EncoderConfig(pooling="cls")

@@ -12,6 +12,7 @@ its encoder has a projection and a LayerNorm of every token before the mean
 """
 
 import dataclasses
+from typing import ClassVar
 
 from rlm_jax.errors import UserError
 from rlm_jax.method import Method
@@ -23,6 +24,8 @@ from rlm_jax.ops import distillation
 @dataclasses.dataclass
 class FiDKDConfig:
     """One encoder for questions and passages, and the two temperatures."""
+
+    MAY_BE_ZERO: ClassVar = ("temperature",)
 
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     # 0: sqrt(d), the paper's. Vectors of length 1 need a smaller one, as 0.05.

@@ -13,7 +13,7 @@ The search runs on the host, between the language model's scores and the mixture
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 from jaxtyping import Float, Float32, Int
@@ -29,6 +29,8 @@ from rlm_jax.ops import Array, mixtures
 @dataclasses.dataclass
 class KnnLMConfig:
     """A decoder, and how its neighbours' distribution is formed and mixed in."""
+
+    SHARES: ClassVar = ("weight",)
 
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     k: int = 1024  # neighbours of a token

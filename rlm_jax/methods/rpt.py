@@ -25,7 +25,7 @@ RETRO; with "none" the decoder is trained alone on the same rows.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,8 @@ from rlm_jax.ops.self_retrieval import Chosen, Rule
 class AuxiliaryConfig:
     """The ranking loss and its schedules, in steps."""
 
+    POSITIVE: ClassVar = ("warmup_steps", "margin_steps")
+
     scale: float = 1.0  # a, once it has warmed up
     warmup_steps: int = 100  # in which it rises from 0
     threshold: float = 0.0  # a positive candidate's target is above it
@@ -58,6 +60,8 @@ class AuxiliaryConfig:
 @dataclasses.dataclass
 class SamplingConfig:
     """How often a batch reads what was predicted, along half a cosine."""
+
+    POSITIVE: ClassVar = ("steps",)
 
     min_probability: float = 0.1  # of the maximum, at first
     max_probability: float = 0.9  # in the end

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from rlm_jax.configuration import check_choices
+from rlm_jax.configuration import check_fields
 from rlm_jax.errors import UserError
 from rlm_jax.models import layers
 
@@ -42,15 +42,8 @@ class DecoderConfig:
 
 def check(config: DecoderConfig) -> None:
     """Raises UserError where sizes or choices do not fit together."""
-    check_choices(config)
+    check_fields(config)
     c = config
-    sizes = ("num_layers", "width", "num_heads", "feed_forward_width")
-    for name in (*sizes, "adaptive_factor", "max_length"):
-        if getattr(c, name) < 1:
-            raise UserError(f"{name} is {getattr(c, name)}; choose 1 or more.")
-    for name in ("num_kv_heads", "head_width", "norm_epsilon", "attention_window"):
-        if getattr(c, name) < 0:
-            raise UserError(f"{name} is {getattr(c, name)}; choose 0 or more.")
     head_width = c.head_width or c.width // c.num_heads
     if c.vocab_size < 1:
         raise UserError("vocab_size is 0; set it to the tokenizer's.")

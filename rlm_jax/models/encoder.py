@@ -6,14 +6,14 @@ the parameters is ours; `rlm_jax.pretrained` reads and writes published ones.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Float32, Int, PRNGKeyArray
 
-from rlm_jax.configuration import check_choices
+from rlm_jax.configuration import check_fields
 from rlm_jax.errors import UserError
 from rlm_jax.models import layers
 from rlm_jax.ops import Array
@@ -25,6 +25,8 @@ _init = nn.initializers.normal(0.02)
 @dataclasses.dataclass
 class EncoderConfig:
     """Sizes of an encoder, and how it makes one vector of a text."""
+
+    POSITIVE: ClassVar = ("norm_epsilon",)
 
     vocab_size: int = 0  # 0: taken from the tokenizer
     num_layers: int = 6  # blocks
@@ -47,12 +49,8 @@ class EncoderConfig:
 
 def check(config: EncoderConfig) -> None:
     """Raises UserError where sizes or choices do not fit together."""
-    check_choices(config)
+    check_fields(config)
     c = config
-    sizes = ("num_layers", "width", "num_heads", "feed_forward_width", "max_length")
-    for name in (*sizes, "num_types"):
-        if getattr(c, name) < 1:
-            raise UserError(f"{name} is {getattr(c, name)}; choose 1 or more.")
     if c.vocab_size < 1:
         raise UserError("vocab_size is 0; set it to the tokenizer's.")
     if c.width % c.num_heads:
@@ -60,8 +58,6 @@ def check(config: EncoderConfig) -> None:
             f"width {c.width} does not divide into {c.num_heads} heads; choose a "
             "multiple of num_heads."
         )
-    if c.projection < 0:
-        raise UserError(f"projection is {c.projection}; choose a width, or 0 for none.")
     if c.projection_norm and not c.projection:
         raise UserError(
             "projection_norm needs a projection; choose its width, or no norm."

@@ -7,7 +7,7 @@ keys are turned by them.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,8 @@ from rlm_jax.ops import Array, chunks
 @dataclasses.dataclass
 class NeighbourEncoderConfig:
     """Sizes of the encoder of neighbours; the rest is the decoder's choice."""
+
+    MAY_BE_ZERO: ClassVar = ("width", "num_heads", "feed_forward_width")
 
     num_layers: int = 2  # blocks
     width: int = 0  # 0: the decoder's

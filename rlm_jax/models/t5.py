@@ -7,14 +7,14 @@ attention in every j-th layer, and fewer heads of keys and values.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int32, Shaped
 
-from rlm_jax.configuration import check_choices
+from rlm_jax.configuration import check_fields
 from rlm_jax.errors import UserError
 from rlm_jax.models import layers, t5_layers
 from rlm_jax.models.layers import KeysValues
@@ -25,6 +25,8 @@ from rlm_jax.ops import Array
 @dataclasses.dataclass
 class T5Config:
     """Sizes and choices; the default is T5 v1.0 small, `v1_1` its successor."""
+
+    POSITIVE: ClassVar = ("head_width", "norm_epsilon")
 
     vocab_size: int = 0  # 0: taken from the tokenizer
     width: int = 512  # of the hidden states
@@ -56,12 +58,8 @@ def v1_1(**changes: Any) -> T5Config:
 
 def check(config: T5Config) -> None:
     """Raises UserError where sizes or choices do not fit together."""
-    check_choices(config)
+    check_fields(config)
     c = config
-    sizes = ("width", "num_layers", "num_decoder_layers", "num_heads", "head_width")
-    for name in (*sizes, "feed_forward_width", "cross_attention_every"):
-        if getattr(c, name) < 1:
-            raise UserError(f"{name} is {getattr(c, name)}; choose 1 or more.")
     if c.vocab_size < 1:
         raise UserError("vocab_size is 0; set it to the tokenizer's.")
     if c.num_buckets < 4 or c.num_buckets % 2:
@@ -74,17 +72,13 @@ def check(config: T5Config) -> None:
             "hold one distance each; choose one above "
             f"{c.num_buckets // 2}, or fewer buckets."
         )
-    if c.norm_epsilon <= 0:
-        raise UserError(f"norm_epsilon is {c.norm_epsilon}; choose one above 0.")
-    if not 0 <= c.dropout < 1:
-        raise UserError(f"dropout is {c.dropout}; choose it in [0, 1).")
     if c.dtype == "float16":
         raise UserError(
             "T5's residual stream overflows in float16; choose the dtype bfloat16 or "
             "float32."
         )
     for name in ("pad_id", "end_id", "start_id"):
-        if not 0 <= getattr(c, name) < c.vocab_size:
+        if getattr(c, name) >= c.vocab_size:
             raise UserError(
                 f"{name} is {getattr(c, name)}; choose an id of the vocabulary, 0 to "
                 f"{c.vocab_size - 1}."

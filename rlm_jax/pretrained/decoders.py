@@ -82,7 +82,7 @@ def load_decoder(
         raise UserError(
             f"The config.json in {folder} lacks {error}; copy or download it again."
         ) from error
-    check(config)
+    folders.check_config(check, config, folder)
     arrays: Mapping[str, np.ndarray]
     if file:
         arrays = gguf_layout.Arrays(file, published)
@@ -195,6 +195,7 @@ def _llama_config(
     # of a file with both transformers, too, takes the former's scaling.
     rope = published.get("rope_parameters") or {}
     base = rope.get("rope_theta") or published.get("rope_theta") or 10000.0
+    keys.check_kind("rope_theta", base, Path(folder, "config.json"))
     rope = published.get("rope_scaling") or rope
     num_heads, width = published["num_attention_heads"], published["hidden_size"]
     head_width = published.get("head_dim") or width // num_heads

@@ -60,6 +60,7 @@ def load_encoder(
     told = _pooling(whole, published)
     told = (told or dict(otherwise)) | changes
     config = dataclasses.replace(_config(published, folder), **told)
+    folders.check_config(check, config, folder)
     arrays = _read_arrays(folder)
     prefix = _prefix(arrays, folder)
     entries = _encoder_entries(config, prefix)
@@ -132,6 +133,7 @@ def load_masked_lm(folder: str | os.PathLike) -> tuple[EncoderConfig, Params]:
       UserError: as `load_encoder`, or there is no such head.
     """
     config = _config(folders.read_config(folder), folder)
+    folders.check_config(check, config, folder)
     arrays = _read_arrays(folder)
     prefix = _prefix(arrays, folder)
     entries = [

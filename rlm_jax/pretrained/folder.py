@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlm_jax import characters
 from rlm_jax.errors import UserError
 from rlm_jax.side_files.keys import read_json
 from rlm_jax.storage import atomic
@@ -62,7 +63,7 @@ def concatenated(path: str, *names: str, widths: Sequence[int] = ()) -> Entry:
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """The folder's config.json.
+    """The folder's config.json; a key that is null says nothing, and is left out.
 
     Raises:
       UserError: there is no such folder or file, or it is not a JSON object.
@@ -73,7 +74,26 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
             f"There is no model at {folder} (no config.json); name a folder with "
             f"config.json and {WEIGHTS}."
         )
-    return config
+    if not isinstance(config, dict):
+        raise UserError(
+            f"{Path(folder) / 'config.json'} is no JSON object; copy or download it "
+            "again."
+        )
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def check_config(
+    check: Callable[[Any], None], config: Any, folder: str | os.PathLike
+) -> None:
+    """Checks the configuration that a folder's config.json gives.
+
+    Raises:
+      UserError: what ``check`` says, and of which file.
+    """
+    try:
+        check(config)
+    except UserError as error:
+        raise UserError(f"The config.json in {folder} does not do: {error}") from error
 
 
 def read_arrays(folder: str | os.PathLike) -> Arrays:
@@ -115,6 +135,7 @@ def read_arrays(folder: str | os.PathLike) -> Arrays:
 def _read_file(path: Path) -> Arrays:
     from safetensors import SafetensorError, safe_open
 
+    characters.check_file(path)
     try:
         arrays = {}
         # In NumPy there is no bfloat16; JAX's own type reads it.
@@ -122,9 +143,10 @@ def _read_file(path: Path) -> Arrays:
             for name in file.keys():  # noqa: SIM118, not a mapping
                 x = np.asarray(file.get_tensor(name))
                 whole = np.issubdtype(x.dtype, np.integer) or x.dtype == np.bool_
-                arrays[name] = x if whole else x.astype(np.float32)
+                with np.errstate(over="ignore"):  # what is not finite is told later
+                    arrays[name] = x if whole else x.astype(np.float32)
         return arrays
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, LookupError) as error:
         raise UserError(
             f"The weights {path} cannot be read ({error}); copy or download them again."
         ) from error
@@ -181,7 +203,8 @@ def to_params(
       where: the folder, for messages.
 
     Raises:
-      UserError: an array is missing, has another shape, or nobody knows it.
+      UserError: an array is missing, has another shape, holds what is not finite, or
+        nobody knows it.
     """
     params: dict[str, Any] = {}
     known = {name for entry in entries for name in entry.names}
@@ -198,7 +221,9 @@ def to_params(
                     f"The weights in {where} lack {name!r}; its config.json does not "
                     "fit them, or they are of another model."
                 )
-        x = np.asarray(entry.join([arrays[n] for n in entry.names]), np.float32)
+        x = _joined(entry, [arrays[n] for n in entry.names], where)
+        if not np.isfinite(x).all():
+            raise _not_finite(arrays, entry.names, where)
         *parents, last = entry.path.split("/")
         wanted, holder = shapes, params
         for parent in parents:
@@ -211,6 +236,29 @@ def to_params(
             )
         holder[last] = x
     return params
+
+
+def _joined(
+    entry: Entry, arrays: Sequence[np.ndarray], where: str | os.PathLike
+) -> np.ndarray:
+    try:
+        return np.asarray(entry.join(arrays), np.float32)
+    except ValueError as error:  # axes or lengths that do not go together
+        shapes = " and ".join(str(list(x.shape)) for x in arrays)
+        raise UserError(
+            f"{' and '.join(entry.names)} in {where} have the shapes {shapes}, which "
+            "its config.json does not say; the two do not belong together."
+        ) from error
+
+
+def _not_finite(
+    arrays: Mapping[str, np.ndarray], names: Sequence[str], where: str | os.PathLike
+) -> UserError:
+    wrong = [name for name in names if not np.isfinite(arrays[name]).all()]
+    return UserError(
+        f"{wrong[0]} in {where} holds NaN or infinity; copy or download the weights "
+        "again, or take those of an earlier step."
+    )
 
 
 def from_params(params: Any, entries: Sequence[Entry]) -> Arrays:

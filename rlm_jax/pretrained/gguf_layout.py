@@ -1,5 +1,6 @@
 """A GGUF file of Llama or Qwen2 as if it were a folder in Hugging Face's layout."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -44,7 +45,7 @@ def published(file: GGUF) -> dict[str, Any]:
 
     def number(name: str, default: float | None = None) -> float:
         value = file.fields.get(f"{kind}.{name}", default)
-        if not isinstance(value, int | float) or value <= 0:
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
             raise UserError(
                 f"{file.path} says {kind}.{name}={value!r} where a number above 0 is "
                 "needed; download it again, or take another file of the model."

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from rlm_jax.errors import UserError
 from rlm_jax.pretrained import folder as folders
@@ -41,16 +42,27 @@ def load_reader(folder: str | os.PathLike) -> tuple[dict[str, Any], Params]:
       UserError: there is no reader of ours, or a file is damaged.
     """
     published = folders.read_config(folder)
-    if published.get("model_type") != KIND or "reader" not in published:
+    if published.get("model_type") != KIND or not isinstance(
+        published.get("reader"), dict
+    ):
         raise UserError(
             f"The model in {folder} is a {published.get('model_type')!r}; only readers "
             "that were trained here can be loaded as one."
         )
     params: dict[str, Any] = {}
     for name, x in folders.read_arrays(folder).items():
+        if not np.isfinite(x).all():
+            raise UserError(
+                f"{name} in {folder} holds NaN or infinity; copy the reader again."
+            )
         *parents, last = name.split("/")
         holder = params
         for parent in parents:
             holder = holder.setdefault(parent, {})
+            if not isinstance(holder, dict):
+                raise UserError(
+                    f"The weights in {folder} hold {name!r} inside another array; copy "
+                    "the reader again."
+                )
         holder[last] = x
     return published["reader"], params

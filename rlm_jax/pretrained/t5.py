@@ -68,7 +68,7 @@ def load_t5(folder: str | os.PathLike, **changes: Any) -> tuple[T5Config, Params
         config = dataclasses.replace(config, **changes)
     except TypeError as error:
         raise UserError(f"T5Config has no such field: {error}.") from error
-    check(config)
+    folders.check_config(check, config, folder)
     arrays = _joined_copies(arrays, config, folder)
     shapes = jax.eval_shape(seq2seq(config).init, jax.random.key(0))
     params = folders.to_params(

@@ -9,7 +9,7 @@ Prompts are asked for, or come through a pipe, one a line, until an empty one;
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -54,6 +54,8 @@ class DocumentsConfig:
 @dataclasses.dataclass
 class Config:
     """What continues which prompt, and how."""
+
+    MAY_BE_ZERO: ClassVar = ("temperature",)
 
     model: str = ""  # workdir of a run, folder in Hugging Face's layout, GGUF file
     prompt: str = ""  # empty: prompts are asked for

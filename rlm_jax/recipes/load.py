@@ -39,7 +39,7 @@ def load(name: str | os.PathLike, *, dtype: str = "float32") -> Loaded:
     if gguf_files.is_gguf(name):
         return base_lm.load(os.fspath(name), DataConfig(), dtype=dtype)
     folder = hub.folder_of(name)
-    if (folder / published_index.FILE).is_file():
+    if os.path.isfile(folder / published_index.FILE):
         return published_index.open_run(folder)
     config = runs.stored(folder)
     if not config:

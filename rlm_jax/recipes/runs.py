@@ -123,7 +123,7 @@ def _alone(workdir: pathlib.Path):
 
 def _missing(workdir: pathlib.Path) -> list[pathlib.Path]:
     """The folders that are made for the workdir, innermost first."""
-    return [p for p in (workdir, *workdir.parents) if not p.is_dir()]
+    return [p for p in (workdir, *workdir.parents) if not os.path.isdir(p)]
 
 
 def _leave(

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rlm_jax import characters
 from rlm_jax.report.plot_style import GREY, INK, PALETTE, canvas
 
 _CONTEXT = 78  # characters of a context, at most
@@ -52,11 +53,13 @@ def draw(
                 axes.text(
                     39, at, f"{found.score:.3f}", va="center", fontsize=7, color=GREY
                 )
-                source = f"{_short(found.context, _CONTEXT)}   [{found.passage}]"
+                where = _short(found.passage, _CONTEXT)
+                source = f"{_short(found.context, _CONTEXT)}   [{where}]"
                 axes.text(44, at, source, va="center", fontsize=6.5, color=INK)
                 at += 1
-        axes.set_title(question)
+        axes.set_title(characters.visible(question))
 
 
 def _short(text: str, limit: int) -> str:
+    text = characters.visible(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"

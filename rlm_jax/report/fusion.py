@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rlm_jax import characters
 from rlm_jax.report.plot_style import GREY, INK, PALETTE, canvas
 
 _SHOWN = 64  # tokens of a row, at most
@@ -55,7 +56,7 @@ def draw(
                     axes.text(
                         (i + 0.46) * cell,
                         at + (0.4 if named % 2 else 0.53),
-                        token,
+                        characters.visible(token),
                         ha="center",
                         va="top",
                         fontsize=6,
@@ -77,12 +78,12 @@ def draw(
         axes.text(
             87,
             (rows - 1) / 2 + 0.1,
-            f"decoder\n{answer or '(nothing)'}",
+            f"decoder\n{characters.visible(answer) or '(nothing)'}",
             va="center",
             fontsize=9,
             color=INK,
         )
-        axes.set_title(question)
+        axes.set_title(characters.visible(question))
 
 
 def _box(x: float, y: float, width: float, height: float, strength: float):

@@ -57,19 +57,19 @@ def page(positions: Sequence[Position], *, title: str, caption: str = "") -> str
     cards = "\n".join(
         _card(number, position) for number, position in enumerate(positions, 1)
     )
-    caption = f"<p class=caption>{html.escape(caption)}</p>" if caption else ""
+    caption = f"<p class=caption>{_escaped(caption)}</p>" if caption else ""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
+<title>{_escaped(title)}</title>
 <style>
 {style}</style>
 </head>
 <body>
 <header>
-<h1>{html.escape(title)}</h1>
+<h1>{_escaped(title)}</h1>
 {caption}
 <p class=key><b class=target>target</b> the token to predict
 <b class=hit>value</b> a neighbour that votes for it
@@ -125,7 +125,7 @@ def _card(number: int, position: Position) -> str:
         rows = "<tr><td colspan=4 class=none>no neighbours</td></tr>"
     return f"""<section id="position-{number}">
 <h2><a href="#position-{number}">{number}</a>
-<small>{html.escape(position.source)}</small><em class={gain[0]}>{gain[1]}</em></h2>
+<small>{_escaped(position.source)}</small><em class={gain[0]}>{gain[1]}</em></h2>
 <p class=text>{_visible(position.context)}<b class=target>{_token(position.target)}</b>
 </p>
 <dl>
@@ -145,7 +145,7 @@ def _row(rank: int, neighbour: Neighbour, target: str) -> str:
     if neighbour.value is not None:
         kind = "hit" if neighbour.value == target else "miss"
         value = f"<b class={kind}>{_token(neighbour.value)}</b>"
-    source = html.escape(neighbour.source)
+    source = _escaped(neighbour.source)
     source = f"<small>{source}</small>" if source else ""
     width = 100 * min(max(neighbour.weight, 0.0), 1.0)
     return (
@@ -175,12 +175,17 @@ def _probability(p: float) -> str:
     return f"{100 * p:.2f}%" if p >= 1e-4 or p == 0 else f"{100 * p:.1e}%"
 
 
+def _escaped(text: str) -> str:
+    """Text of HTML that commands neither the page nor its direction."""
+    return html.escape(characters.visible(text))
+
+
 def _visible(text: str) -> str:
     """Escaped text; line breaks stay, as a mark that can be seen."""
-    return html.escape(text).replace("\n", "<s>↵</s>\n")
+    return _escaped(text).replace("\n", "<s>↵</s>\n")
 
 
 def _token(text: str) -> str:
     """Escaped token in which blanks can be seen; an empty one is the empty set."""
-    marked = html.escape(text).replace("\n", "↵").replace("\t", "⇥")
+    marked = _escaped(text).replace("\n", "↵").replace("\t", "⇥")
     return marked.replace(" ", "·") or "∅"

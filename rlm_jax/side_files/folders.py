@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlm_jax import characters
+from rlm_jax import characters, errors
 from rlm_jax.errors import UserError
 from rlm_jax.side_files.keys import check, read, read_json
 
@@ -39,6 +39,7 @@ def end_ids(folder: str | os.PathLike) -> tuple[int, ...]:
         config = characters.read_json(folder / "config.json")
     except (OSError, ValueError):
         config = {}
+    config = config if isinstance(config, dict) else {}
     own = _ids(config.get("eos_token_id"), folder / "config.json")
     told = _ids(generation.get("eos_token_id"), folder / "generation_config.json")
     ids = told or own
@@ -48,9 +49,10 @@ def end_ids(folder: str | os.PathLike) -> tuple[int, ...]:
 
 def _ids(value: Any, path: Path) -> list[int]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(i) is int and i >= 0 for i in ids):
+    if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
         raise UserError(
-            f"{path} says eos_token_id={value!r}, which is no id; correct it."
+            f"{path} says eos_token_id={errors.told(value)}, which is no id; correct "
+            "it."
         )
     return ids
 
@@ -68,8 +70,6 @@ def tokenizer_settings(folder: str | os.PathLike) -> dict[str, Any]:
         "add_prefix_space",
     ):
         value = told.get(name)
-        if value not in (None, True, False):
-            raise UserError(f"{path} says {name}={value!r}; give true or false.")
         if value is not None:
             found[name] = value
     return found
@@ -239,14 +239,13 @@ def added_tokens(folder: str | os.PathLike) -> list[tuple[int, str, dict[str, An
     told = read(folder / "tokenizer_config.json", "tokenizer_config.json")
     map_ = read(folder / "special_tokens_map.json", "special_tokens_map.json")
     marks = set(mark_names(folder).values())
-    for value in (told, map_):
-        extra = value.get("additional_special_tokens") or []
-        extra = [*extra, *(value.get("extra_special_tokens") or [])]
-        marks |= {x["content"] if isinstance(x, dict) else str(x) for x in extra}
-    path = folder / "added_tokens.json"
-    simple = read_json(path) or {}
+    simple = read_json(folder / "added_tokens.json") or {}
     found: dict[int, tuple[str, dict[str, Any]]] = {}
     try:
+        for value in (told, map_):
+            extra = value.get("additional_special_tokens") or []
+            extra = [*extra, *(value.get("extra_special_tokens") or [])]
+            marks |= {x["content"] if isinstance(x, dict) else str(x) for x in extra}
         for token, id_ in simple.items():
             special = token in marks
             found[int(id_)] = token, {"special": special, "normalized": not special}

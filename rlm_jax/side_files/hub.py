@@ -24,7 +24,7 @@ def folder_of(name: str | os.PathLike) -> Path:
         network.
     """
     folder = Path(name)
-    if folder.exists() or _ID.fullmatch(os.fspath(name)) is None:
+    if os.path.exists(folder) or _ID.fullmatch(os.fspath(name)) is None:
         return folder
     try:
         import huggingface_hub

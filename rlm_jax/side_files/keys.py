@@ -3,16 +3,18 @@
 `read` is the one function that opens such a file. `FILES` says of each kind which keys
 mean something to us (``reads``), which have one value that we compute (``only``: any
 other is refused), and which change no number (``idle``). A key that stands in none of
-them is told to the user by its name.
+them is told to the user by its name. A key that is read has a value of its kind
+(`KINDS`) wherever it stands.
 """
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlm_jax import characters, terminal
-from rlm_jax.errors import UserError
+from rlm_jax.errors import UserError, told
 
 
 class Keys(NamedTuple):
@@ -199,6 +201,63 @@ FILES: dict[str, Keys] = {
 }
 
 
+_MOST = 2**31 - 1  # ids and sizes are int32
+
+
+def _whole(least: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value <= _MOST
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def _any_of(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds)
+
+
+_SIZES = (
+    "vocab_size num_hidden_layers hidden_size num_attention_heads intermediate_size "
+    "max_position_embeddings type_vocab_size n_embd n_layer n_head n_positions d_model "
+    "d_kv d_ff num_layers num_heads relative_attention_num_buckets "
+    "relative_attention_max_distance cross_attention_every"
+)
+_COUNTS = (
+    "n_inner num_key_value_heads head_dim num_decoder_layers decoder_kv_heads "
+    "projection_dim pad_token_id decoder_start_token_id"
+)
+_NUMBERS = (
+    "layer_norm_eps layer_norm_epsilon rms_norm_eps hidden_dropout_prob dropout_rate "
+    "rope_theta partial_rotary_factor"
+)
+_FLAGS = (
+    "scale_attn_weights scale_attn_by_inverse_layer_idx add_cross_attention mlp_bias "
+    "tie_word_embeddings attention_bias use_sliding_window legacy_cross_bias "
+    "scale_decoder_outputs do_lower_case strip_accents tokenize_chinese_chars "
+    "add_prefix_space"
+)
+_WORDS = (
+    "model_type hidden_act position_embedding_type activation_function type path "
+    "feed_forward_proj similarity_fn_name default_prompt_name"
+)
+
+KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    key: (wanted, fits)
+    for names, wanted, fits in (
+        (_SIZES, "a whole number of 1 or more", _whole(1)),
+        (_COUNTS, "a whole number of 0 or more", _whole(0)),
+        (_NUMBERS, "a finite number of 0 or more", _number),
+        (_FLAGS, "true or false", _any_of(bool)),
+        (_WORDS, "a text", _any_of(str)),
+        ("rope_scaling rope_parameters prompts", "a JSON object", _any_of(dict)),
+        ("additional_special_tokens", "a list", _any_of(list)),
+        ("extra_special_tokens", "a list or a JSON object", _any_of(list, dict)),
+    )
+    for key in names.split()
+}
+"""Key -> what its value is, in words and as a test; null says nothing, as no key."""
+
+
 def read(path: str | os.PathLike, kind: str) -> dict[str, Any]:
     """The keys of a side file that mean something to us; none where there is no file.
 
@@ -231,19 +290,23 @@ def read_json(path: Path) -> Any:
 
 
 def check(content: Any, kind: str, where: str | os.PathLike) -> dict[str, Any]:
-    """`read` of what a file holds; ``where`` names it."""
+    """`read` of what a file holds, without what is null; ``where`` names it."""
     if not isinstance(content, dict):
         raise UserError(f"{where} is no JSON object; copy or download it again.")
+    if half := characters.half_character(content):
+        raise UserError(f"{where} holds half a character ({half}); correct it.")
     keys, found, unknown = FILES[kind], {}, []
     for key, value in content.items():
         if key in keys.reads:
-            found[key] = value
+            if value is not None:
+                check_kind(key, value, where)
+                found[key] = value
         elif key in keys.only:
             if value not in keys.only[key]:
                 allowed = " or ".join(map(repr, keys.only[key]))
                 raise UserError(
-                    f"{where} says {key}={value!r}; only models with {key}={allowed} "
-                    "can be loaded."
+                    f"{where} says {key}={told(value)}; only models with "
+                    f"{key}={allowed} can be loaded."
                 )
         elif key not in keys.idle:
             unknown.append(key)
@@ -252,3 +315,12 @@ def check(content: Any, kind: str, where: str | os.PathLike) -> dict[str, Any]:
             f"note: {where} has keys that mean nothing here: {', '.join(unknown)}"
         )
     return found
+
+
+def check_kind(key: str, value: Any, where: str | os.PathLike) -> None:
+    """Raises UserError where a value is not of its key's kind; ``where`` names it."""
+    wanted, fits = KINDS.get(key, ("", lambda value: True))
+    if not fits(value):
+        raise UserError(
+            f"{where} says {key}={told(value)}, which does not fit: give {wanted}."
+        )

@@ -77,7 +77,7 @@ def read(path: str | os.PathLike) -> GGUF:
       UserError: there is no such file, or it is not a whole GGUF file.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(
             f"There is no file {path}; check the path, or see docs/models.md for how "
             "to get one."
@@ -85,7 +85,10 @@ def read(path: str | os.PathLike) -> GGUF:
     try:
         data = np.memmap(path, mode="r")
         fields, tensors = _read(data)
-    except (LookupError, OSError, RecursionError, ValueError, struct.error) as error:
+    except (
+        *(ArithmeticError, LookupError, MemoryError, OSError, RecursionError),
+        *(ValueError, struct.error),
+    ) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(
             f"{path} is not a whole GGUF file ({reason}); download it again."

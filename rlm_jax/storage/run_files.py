@@ -7,6 +7,7 @@ and read back as it was.
 
 import codecs
 import gzip
+import math
 import os
 import re
 import zlib
@@ -85,7 +86,7 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, float]]:
                 if fields := [field.decode("utf-8") for field in raw.split()]:
                     question, _, passage, _, score, _ = fields
                     found = run.setdefault(_read(question), {})
-                    found[_read(passage)] = float(score)
+                    found[_read(passage)] = _score(score)
     except FileNotFoundError as error:
         raise UserError(f"There is no run at {path}: check the path.") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -107,8 +108,17 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, float]]:
 
 
 def _open(name: Path, path: Path, mode: str) -> IO[bytes]:
+    if mode == "rb":
+        characters.check_file(path)
     opener: Any = gzip.open if name.name.lower().endswith(".gz") else open
     return opener(path, mode)
+
+
+def _score(field: str) -> float:
+    score = float(field)
+    if not math.isfinite(score):
+        raise ValueError(f"the score {field} is not finite")
+    return score
 
 
 def _escaped(text: str) -> str:

@@ -88,6 +88,35 @@ def test_beir_judgements_need_their_questions(tmp_path, beir):
         load(beir, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("q1\ta\n", r"Line 1 of .*is not a question's id"),  # no header either
+        ("q1\ta\tone\n", r"Line 1 of .*a whole grade"),
+        ("query-id\tcorpus-id\n", r"Line 1 of .*a whole grade"),
+        ("q1\ta\t1\nquery-id\tcorpus-id\tscore\n", "Line 2 of"),
+        ("q1\ta\t1.5\n", "Line 1 of .*a whole grade"),
+        (f"q1\ta\t{10**20}\n", "Line 1 of"),
+        ("q1\ta\t10001\n", "Line 1 of .*is not a grade from -10,000 to 10,000"),
+        ("q1\ta\t1\nq1\tb\t1\nq1\ta\t0\n",
+         "Line 3 of .* judges the passage 'a' for the question 'q1' with the grade 0, "
+         "and an earlier line with 1"),
+    ],
+)  # fmt: skip
+def test_judgements_that_are_damaged(tmp_path, beir, content, message):
+    write(tmp_path / "b/qrels/train.tsv", content)
+    with pytest.raises(UserError, match=message) as error:
+        load(beir, tmp_path)
+    assert "train.tsv" in str(error.value)
+
+
+def test_judgements_of_many_forms(tmp_path, beir):
+    """With a header or without; the same judgement twice counts once."""
+    for header in ("", "query-id\tcorpus-id\tscore\n", "QID\tdocid\tLabel\n"):
+        write(tmp_path / "b/qrels/train.tsv", f"{header}q1\ta\t-1\nq1\tb\t3\nq1\tb\t3")
+        assert load(beir, tmp_path).relevance == {"q1": {"a": -1, "b": 3}}
+
+
 @pytest.mark.parametrize("indent", [None, 4])
 @pytest.mark.parametrize("chunk", [1, 1 << 22])
 def test_dpr_training_file(tmp_path, monkeypatch, indent, chunk):

@@ -144,6 +144,32 @@ def test_file_that_is_no_tokenizer(tmp_path, content, corpus):
         tokenizers.build(f"hf:{path}", corpus, vocab_size=0)
 
 
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        ({"a": 0, "<unk>": 2**31}, "largest id 2,147,483,648; .* 0 to 16,777,215"),
+        ({"a": 0, "<unk>": 2**24}, "largest id 16,777,216"),
+        ({"a": 0}, "not a readable .*UNK"),  # and no way to say what it does not know
+    ],
+)
+def test_ids_that_no_model_has_room_for(tmp_path, bpe, vocabulary, message):
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"added_tokens": [], "model": model}))
+    with pytest.raises(UserError, match=message) as error:
+        tokenizers.read_hugging_face(path)
+    assert str(path) in str(error.value)
+
+
+def test_an_encoders_ids_may_have_gaps(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: i for i, word in enumerate(words)} | {"a": 40}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"added_tokens": [], "model": model}))
+    assert text_encoding.load(tmp_path).vocab_size == 41
+
+
 def test_truncated_and_missing_file(tmp_path, bpe):
     path = tmp_path / "tokenizer.json"
     bpe.save(path)

@@ -58,6 +58,7 @@ MEMORIES = [
     TokenMemory(100, 1),
     TokenMemory(4, 13, 0.5),
     TokenMemory(2, 50),
+    TokenMemory(10**9, 4),  # beyond the stream, which it holds whole
 ]
 
 

@@ -314,3 +314,69 @@ def test_a_projection_has_no_place_in_the_layout(tmp_path):
         pretrained.save_encoder(
             tmp_path, dataclasses.replace(config, projection=4), params
         )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_named(folder, value):
+    arrays = load_file(folder / "model.safetensors")
+    name = "encoder.layer.0.attention.self.key.weight"
+    arrays[name][0, 0] = value
+    save_file(arrays, folder / "model.safetensors")
+    with pytest.raises(UserError, match=f"{name} in .* holds NaN or infinity") as error:
+        pretrained.load_encoder(folder)
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"hidden_size": "8"},
+            "hidden_size='8', which does not fit: give a whole numb",
+        ),
+        ({"hidden_size": 8.5}, "hidden_size=8.5"),
+        ({"num_hidden_layers": True}, "num_hidden_layers=True"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0, .*of 1 or more"),
+        ({"vocab_size": 2**63}, "vocab_size=9223372036854775808"),
+        ({"pad_token_id": -1}, "pad_token_id=-1, .*of 0 or more"),
+        ({"pad_token_id": [0]}, r"pad_token_id=\[0\]"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps=nan, .*a finite number"),
+        ({"layer_norm_eps": "tiny"}, "layer_norm_eps='tiny'"),
+        ({"model_type": ["bert"]}, r"\['bert'\]"),
+        ({"hidden_dropout_prob": 1.5}, "dropout is 1.5; choose a number from 0 to bel"),
+        (
+            {"num_hidden_layers": 10**9},
+            "num_layers is 1000000000; choose at most 1,000",
+        ),
+        ({"num_attention_heads": 3}, "does not divide into 3 heads"),
+        ({"hidden_size": None}, "lacks 'hidden_size'"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named_with_its_file(folder, config, words):
+    change_config(folder, **config)
+    with pytest.raises(UserError, match=words) as error:
+        pretrained.load_encoder(folder)
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["[1]", "3", "[" * 100_000])
+def test_a_config_that_is_no_object_is_named(folder, content):
+    (folder / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json"):
+        pretrained.load_encoder(folder)
+
+
+def test_a_device_among_the_files_is_not_waited_for(folder):
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).rename(folder / "away")
+        (folder / name).symlink_to("/dev/zero")
+        with pytest.raises(UserError, match="is a device or a pipe"):
+            pretrained.load_encoder(folder)
+        (folder / name).unlink()
+        (folder / "away").rename(folder / name)
+
+
+def test_a_name_that_is_too_long():
+    for name in ("x" * 5000, "x/" * 2500, "a\0b"):
+        with pytest.raises(UserError):
+            pretrained.load_encoder(name)

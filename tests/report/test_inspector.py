@@ -62,6 +62,17 @@ def test_everything_is_shown_and_nothing_is_run():
     assert "retrieval helped +1.39 nats" in text
 
 
+def test_what_turns_the_text_of_a_page_is_shown():
+    command = "\x1b[2J \u202egnp.exe \u2067 \u200f \x9b"
+    near = Neighbour(command, command, 1.0, 0.5, command)
+    there = position(context=command, target=command, source=command, neighbours=[near])
+    page = inspector.page([there], title=command, caption=command)
+    assert not {c for c in page if not c.isprintable()} - {"\n"}
+    # Title twice, caption, and twice of the position and of its neighbour three each.
+    assert page.count(r"\u202egnp.exe") == 9
+    assert page.count(r"\u001b[2J") == 9
+
+
 def test_the_page_needs_no_other_file():
     page = Page(inspector.page([position()], title="t"))
     assert {"link", "img", "iframe"}.isdisjoint(page.tags)

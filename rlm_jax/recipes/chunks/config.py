@@ -1,6 +1,7 @@
 """The configuration of RETRO's recipe, and what does not fit together in it."""
 
 import dataclasses
+from typing import ClassVar
 
 from rlm_jax.data.texts import DataConfig
 from rlm_jax.errors import UserError
@@ -16,6 +17,8 @@ from rlm_jax.train.optim import OptimConfig
 @dataclasses.dataclass
 class Config:
     """A run of RETRO."""
+
+    MAY_BE_ZERO: ClassVar = ("temperature",)
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     method: retro.RetroConfig = dataclasses.field(default_factory=retro.RetroConfig)

@@ -27,6 +27,8 @@ class DocumentsConfig:
 class Config:
     """A run of RPT."""
 
+    MAY_BE_ZERO: ClassVar = ("temperature",)
+
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     documents: DocumentsConfig = dataclasses.field(default_factory=DocumentsConfig)
     method: rpt.RPTConfig = dataclasses.field(default_factory=rpt.RPTConfig)
