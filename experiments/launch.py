@@ -5,13 +5,13 @@ import errno
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import options
-from rlm_jax import processes, terminal
+from rlm_jax import peers, processes, terminal
 from rlm_jax.errors import UserError
 
 
@@ -40,7 +40,7 @@ def main(
         workdir = pathlib.Path(flags.FLAGS.workdir)
         run(config.value, workdir, preset=preset, dry_run=flags.FLAGS.dry_run)
 
-    with _one_line():
+    with one_line():
         preset = options.preset(sys.argv[1:], presets)
         sys.argv[1:], default = options.with_file(
             sys.argv[1:], presets[preset](), getattr(run, "system", "")
@@ -51,28 +51,57 @@ def main(
         flags.DEFINE_bool("dry_run", False, "Build everything, show it, do not train.")
         config = config_flags.DEFINE_config_dataclass("config", default)
     app.run(
-        _one_line()(start),
-        flags_parser=_one_line()(lambda argv: options.parse(argv, default)),
+        one_line()(start),
+        flags_parser=one_line()(lambda argv: options.parse(argv, default)),
     )
 
 
 @contextlib.contextmanager
-def _one_line():
+def one_line():
     """What the user can mend is told in one line; all else keeps its traceback."""
     try:
         yield
     except UserError as error:
-        terminal.say(f"error: {error}")
-        sys.exit(1)
+        _end(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            why = "is too long for its file system"
+            if error.errno == errno.ELOOP:
+                why = "is a link that leads to itself"
+            _end(f"The path {error.filename} {why}; name another.")
+        if error.errno not in _MENDED_OUTSIDE:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
-        terminal.say(
-            f"error: The disk is full{where}; make room and start again, which goes on "
-            "from what is whole."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            told = f"The disk is full{where}; make room"
+        else:
+            told = f"{error.filename or 'A file'}: {error.strerror}; mend that"
+        _end(f"{told} and start again, which goes on from what is whole.")
+    except MemoryError:
+        _end(
+            "There is too little memory; free some, or choose smaller batches, and "
+            "start again, which goes on from what is whole."
         )
-        sys.exit(1)
     except KeyboardInterrupt:
         terminal.say("interrupted; start again to go on from the last checkpoint")
         sys.exit(130)
+    except Exception:
+        peers.give_way()
+        raise
+
+
+_MENDED_OUTSIDE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM),
+)
+"""What the system refuses, whatever the program is; all else is a bug."""
+
+
+def _end(told: str) -> NoReturn:
+    """Tells why, and ends with status 1."""
+    if peers.peers().several:
+        # At once: JAX would wait at its exit for processes that wait for this one.
+        peers.peers().fail()
+        peers.end(told=told)
+    terminal.say(f"error: {told}")
+    sys.exit(1)

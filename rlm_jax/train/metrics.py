@@ -10,6 +10,7 @@ import jax
 from rlm_jax import characters
 from rlm_jax.errors import UserError
 from rlm_jax.storage import atomic
+from rlm_jax.train.tensorboard import Events
 
 HostSums = dict[str, tuple[float, float]]
 """`Sums` on the host, in float64."""
@@ -70,11 +71,13 @@ class Writer:
             _drop_after(path, start)
             # Line buffering: a kill loses no line that was written.
             self._file = path.open("a", buffering=1, encoding="utf-8")
+            self._tensorboard = None
+            if tensorboard:
+                self._tensorboard = Events(path.parent / "tensorboard", start=start)
         except OSError as error:
             raise UserError(
                 f"{path} cannot be written ({error.strerror}); choose another workdir."
             ) from error
-        self._tensorboard = _tensorboard(path.parent, start) if tensorboard else None
 
     def write(self, step: int, figures: Mapping[str, float], *, split: str) -> None:
         """One line: step, split ("train", "validation"), and the figures."""
@@ -84,14 +87,14 @@ class Writer:
         line = json.dumps({"step": step, "split": split, **finite})
         try:
             self._file.write(line + "\n")
+            if self._tensorboard is not None:
+                told = {f"{split}/{name}": x for name, x in figures.items()}
+                self._tensorboard.write(step, told)
         except OSError as error:
             raise UserError(
                 f"{self._file.name} cannot be written ({error.strerror}); make room "
                 "there and start again, which resumes from the last checkpoint."
             ) from error
-        if self._tensorboard is not None:
-            for name, x in figures.items():
-                self._tensorboard.add_scalar(f"{split}/{name}", x, step)
 
     def close(self) -> None:
         """Flushes and closes."""
@@ -124,14 +127,3 @@ def _parse(line: str) -> dict | None:
         return None
     complete = isinstance(parsed, dict) and isinstance(parsed.get("step"), int)
     return parsed if complete else None
-
-
-def _tensorboard(folder: pathlib.Path, start: int):
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise UserError(
-            "TensorBoard output needs tensorboardX; install it or set tensorboard to "
-            "false."
-        ) from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
