@@ -6,6 +6,7 @@ a word, its process was killed or has failed, and the others would wait for it i
 """
 
 import atexit
+import contextlib
 import functools
 import os
 import secrets
@@ -79,16 +80,15 @@ class Peers:
         """Says goodbye: from now on each process may end when it will."""
         self._parted = True
         for connection in self._connections:
-            try:
+            with contextlib.suppress(OSError):
                 connection.sendall(_GOODBYE)
-            except OSError:
-                continue
 
     def fail(self) -> None:
         """Leaves without a word, so that the others end too."""
         self._parted = True
         for connection in self._connections:
-            connection.close()
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     @property
     def several(self) -> bool:
@@ -110,9 +110,10 @@ class Peers:
         ).start()
 
     def _listen_to(self, connection: socket.socket) -> None:
-        if _exactly(connection, 1) == _GOODBYE or self._parted:
-            return
-        end()
+        with connection:
+            last = _exactly(connection, 1)
+        if last != _GOODBYE and not self._parted:
+            end()
 
 
 @functools.cache
@@ -144,9 +145,7 @@ def give_way() -> None:
 def _exactly(connection: socket.socket, size: int) -> bytes:
     """So many bytes, or fewer where the connection ends."""
     read = b""
-    try:
+    with contextlib.suppress(OSError):
         while len(read) < size and (more := connection.recv(size - len(read))):
             read += more
-    except OSError:
-        pass
     return read

@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "terminal": {"characters"},
     "side_files": {"characters", "terminal", "errors"},
     "peers": {"terminal", "errors"},
+    "failures": {"peers", "terminal", "errors"},
     "processes": {"peers", "errors"},
     "storage": {"characters", "errors"},
     "ops": set(),

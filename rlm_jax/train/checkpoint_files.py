@@ -1,10 +1,14 @@
 """A checkpoint's folder: its names, its files, and the thread that writes it."""
 
 import contextlib
+import gc
 import logging
 import pathlib
 import shutil
+import sys
 import threading
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 
 from rlm_jax.errors import UserError
@@ -91,14 +95,31 @@ def logged(directory: pathlib.Path) -> Iterator[None]:
     handler.setLevel(logging.WARNING)
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger.propagate, list(logger.handlers)) for logger in loggers]
+    hook = sys.unraisablehook
     for logger in loggers:
         logger.propagate, logger.handlers = False, [handler]
     try:
         yield
+    except Exception as error:
+        # What was half made complains when it goes, which is now.
+        sys.unraisablehook = lambda _: None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _forget(error)
+        raise
     finally:
+        sys.unraisablehook = hook
         for logger, (propagate, handlers) in zip(loggers, before, strict=True):
             logger.propagate, logger.handlers = propagate, handlers
         handler.close()
+
+
+def _forget(error: BaseException | None) -> None:
+    """Empties the frames that an error, and what it came from, holds on to."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
 
 
 class _Handler(logging.FileHandler):

@@ -24,8 +24,8 @@ from tests.faults.names import KINDS, SEVERAL, SYSTEMS
 from tests.faults.server import Server
 
 TRIES = {
-    "kill": 20, "terminate": 6, "damage": 20, "full": 4, "read_only": 2, "handles": 3,
-    "memory": 2, "processes": 5,
+    "kill": 20, "terminate": 4, "damage": 20, "full": 3, "read_only": 2, "handles": 2,
+    "memory": 2, "processes": 4,
 }  # fmt: skip
 """How often each kind of fault is tried on each system in a whole campaign."""
 

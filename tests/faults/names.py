@@ -5,7 +5,7 @@ SYSTEMS = (
     *("reranker", "fid", "atlas", "realm", "npm"),
 )
 
-SEVERAL = ("lm", "trime", "dpr", "atlas")
+SEVERAL = ("lm", "atlas")
 """Those that are tried in two processes: a step knows nothing of a system."""
 
 KINDS = {

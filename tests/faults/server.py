@@ -153,8 +153,8 @@ def main(data: pathlib.Path) -> None:
     import matplotlib.pyplot  # noqa: F401
     import tensorflow_datasets  # noqa: F401
 
-    from experiments import launch
     from rlm_jax import processes
+    from rlm_jax.failures import one_line
     from tests.faults import systems
 
     if not data.exists():
@@ -172,7 +172,7 @@ def main(data: pathlib.Path) -> None:
             print(json.dumps({"pid": pid}), flush=True)
             continue
         _become(request)
-        with launch.one_line():
+        with one_line():
             processes.initialise()
             system = systems.SYSTEMS[request["system"]]
             system.run(system.config(data), pathlib.Path(request["workdir"]))
