@@ -1,6 +1,7 @@
 """A checkpoint's folder: its names, its files, and the thread that writes it."""
 
 import contextlib
+import functools
 import gc
 import logging
 import pathlib
@@ -10,6 +11,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rlm_jax.errors import UserError
 from rlm_jax.storage import atomic, checked_files
@@ -95,7 +97,8 @@ def logged(directory: pathlib.Path) -> Iterator[None]:
     handler.setLevel(logging.WARNING)
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger.propagate, list(logger.handlers)) for logger in loggers]
-    hook = sys.unraisablehook
+    hooks = sys.unraisablehook, sys.excepthook
+    sys.excepthook = functools.partial(_tell, sys.excepthook)
     for logger in loggers:
         logger.propagate, logger.handlers = False, [handler]
     try:
@@ -107,11 +110,23 @@ def logged(directory: pathlib.Path) -> Iterator[None]:
             warnings.simplefilter("ignore")
             _forget(error)
         raise
+    else:
+        sys.excepthook = hooks[1]
     finally:
-        sys.unraisablehook = hook
+        sys.unraisablehook = hooks[0]
         for logger, (propagate, handlers) in zip(loggers, before, strict=True):
             logger.propagate, logger.handlers = propagate, handlers
         handler.close()
+
+
+def _tell(before: Callable[..., None], kind: type, error: Any, trace: Any) -> None:
+    """What ``sys.excepthook`` told before, but for TensorStore's late answers.
+
+    Orbax closes its event loop at the first array that cannot be written, and answers
+    for the others find none, perhaps some time after it has failed.
+    """
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        before(kind, error, trace)
 
 
 def _forget(error: BaseException | None) -> None:

@@ -9,8 +9,12 @@ from typing import Any
 
 from tests.faults.server import Ended
 
-VOLATILE = ("seconds", "targets_per_second", "commit")
-"""Fields of reports and logs that differ from run to run: times, and the code's."""
+VOLATILE = ("seconds", "targets_per_second", "padding", "commit")
+"""Fields of reports and logs that differ from run to run.
+
+They are what the last start took (in seconds, in padding of what it encoded itself),
+and the commit.
+"""
 
 
 def of(workdir: pathlib.Path) -> dict[str, str]:

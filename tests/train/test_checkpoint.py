@@ -260,8 +260,10 @@ def test_a_save_that_fails_ends_in_a_sentence_alone(tmp_path, capfd, fault):
     checkpoints = checkpoint.Checkpoints(folder)
     try:
         if fault == "a full disk":
-            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limit[1]))
-        checkpoints.save(1, state_of(0, 1))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+        # Of many arrays, whose answers come late.
+        moving = {str(i): np.full(9000, i, np.float32) for i in range(50)}
+        checkpoints.save(1, state_of(0, 1)._replace(moving=moving))
         with pytest.raises(UserError, match="^No checkpoint could be written to .*too"):
             checkpoints.wait()
     finally:
