@@ -13,7 +13,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-times lint format bench clean
+.PHONY: help install demo test test-all test-times test-faults lint format bench clean
 .DELETE_ON_ERROR:
 
 help:  ## List the targets
@@ -45,6 +45,10 @@ test-times: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax-times
 test-times: $(VENV)/.installed-test  ## Processor seconds of each test file (FILES=...)
 	rm -rf $(JAX_COMPILATION_CACHE_DIR)
 	$(PY) -m pytest -q -p tests.times -p no:xdist -m "not slow and not torch and not gpu" $(FILES)
+
+# Stopped, it goes on where it was; FAULTS="--systems lm --tries 2" tries less.
+test-faults: $(VENV)/.installed-test  ## Kill, damage and starve every system (90 minutes)
+	$(PY) -m tests.faults $(FAULTS)
 
 lint: $(VENV)/.installed-lint  ## Check style and types
 	$(PY) -m ruff check $(wildcard $(SOURCES))

@@ -1,7 +1,5 @@
 """The command line of a launcher: flags, a recipe's run, and errors in one line."""
 
-import contextlib
-import errno
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
@@ -13,6 +11,7 @@ from ml_collections import config_flags
 from experiments import options
 from rlm_jax import processes, terminal
 from rlm_jax.errors import UserError
+from rlm_jax.failures import one_line
 
 
 def main(
@@ -40,7 +39,7 @@ def main(
         workdir = pathlib.Path(flags.FLAGS.workdir)
         run(config.value, workdir, preset=preset, dry_run=flags.FLAGS.dry_run)
 
-    with _one_line():
+    with one_line():
         preset = options.preset(sys.argv[1:], presets)
         sys.argv[1:], default = options.with_file(
             sys.argv[1:], presets[preset](), getattr(run, "system", "")
@@ -51,32 +50,6 @@ def main(
         flags.DEFINE_bool("dry_run", False, "Build everything, show it, do not train.")
         config = config_flags.DEFINE_config_dataclass("config", default)
     app.run(
-        _one_line()(start),
-        flags_parser=_one_line()(lambda argv: options.parse(argv, default)),
+        one_line()(start),
+        flags_parser=one_line()(lambda argv: options.parse(argv, default)),
     )
-
-
-@contextlib.contextmanager
-def _one_line():
-    """What the user can mend is told in one line; all else keeps its traceback."""
-    try:
-        yield
-    except UserError as error:
-        terminal.say(f"error: {error}")
-        sys.exit(1)
-    except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            why = "is too long" if error.errno != errno.ELOOP else "is a link to itself"
-            terminal.say(f"error: The path {error.filename} {why}; name another.")
-            sys.exit(1)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        terminal.say(
-            f"error: The disk is full{where}; make room and start again, which goes on "
-            "from what is whole."
-        )
-        sys.exit(1)
-    except KeyboardInterrupt:
-        terminal.say("interrupted; start again to go on from the last checkpoint")
-        sys.exit(130)

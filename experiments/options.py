@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import field_help
-from rlm_jax import characters, configuration
+from rlm_jax import configuration
 from rlm_jax.errors import UserError, told
 from rlm_jax.storage import sealed
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rlm_jax import peers
 from rlm_jax.errors import UserError
 
 Tree = TypeVar("Tree")
@@ -58,6 +59,21 @@ def initialise(
             "number of processes and this process's number; give all three or none."
         )
     jax.distributed.initialize(coordinator, num_processes, process_id)
+    if several() and coordinator is not None:
+        _connect(coordinator.rpartition(":")[0])
+
+
+def _connect(host: str) -> None:
+    """From now on a process ends soon after any other that fails or is killed."""
+    connections = peers.peers()
+    server, token = connections.listen() if is_first() else (None, bytes(16))
+    port = server.getsockname()[1] if server else 0
+    told = np.frombuffer(token + port.to_bytes(4), np.uint8)
+    told = bytes(np.asarray(multihost_utils.broadcast_one_to_all(told)))
+    if server:
+        connections.accept(server, token, jax.process_count() - 1)
+    else:
+        connections.call(host, int.from_bytes(told[16:]), told[:16])
 
 
 def is_first() -> bool:
@@ -107,6 +123,7 @@ def leave() -> None:
     All processes call it, since one that ends before the others takes them along.
     """
     if several():
+        peers.peers().part()
         jax.distributed.shutdown()
 
 

@@ -1,9 +1,11 @@
-"""Checkpoints of training: asynchronous, atomic, checked byte by byte (Orbax).
+"""Checkpoints of training: written in the background, whole or absent, checked.
 
-A checkpoint of step s is the folder ``directory/s``: Orbax writes beside it and then
-renames, so a folder with that name is complete. Parameters lie apart from the rest, so
-that another run can start from them without knowing the optimiser. A third item lists
-every array's shape, dtype and CRC-32: Orbax itself may miss a flipped byte.
+A checkpoint of step s is the folder ``directory/s``. Orbax writes it under another
+name. It gets its own when every array has been read back from the disk as it was given,
+and only then do older checkpoints go. Parameters lie apart from the rest, so that
+another run can start from them without knowing the optimiser. A third item lists every
+array's shape, dtype and CRC-32, and a manifest every file: Orbax itself may miss a
+flipped byte.
 """
 
 import contextlib
@@ -19,9 +21,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rlm_jax import characters
+from rlm_jax import characters, processes
 from rlm_jax.errors import UserError
 from rlm_jax.method import Params
+from rlm_jax.storage import atomic
+from rlm_jax.train import checkpoint_files
+from rlm_jax.train.checkpoint_files import Background
 from rlm_jax.train.step import State
 
 
@@ -29,11 +34,13 @@ class Checkpoints:
     """The checkpoints of one run, in one folder.
 
     With several processes every process makes one, on a shared file system, and calls
-    its functions together with the others.
+    its functions together with the others; the first one writes.
     """
 
     def __init__(self, directory: str | pathlib.Path, *, keep: int = 3):
         """Opens the folder, which is made if absent; the last ``keep`` steps stay.
+
+        What a save that was killed has left goes.
 
         Raises:
           UserError: If the folder cannot be made or read.
@@ -41,16 +48,19 @@ class Checkpoints:
         self.directory = pathlib.Path(directory).absolute()
         if keep < 1:
             raise UserError(f"keep={keep} keeps no checkpoint; choose 1 or more.")
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True
-        )
-        with _writing(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._keep = keep
+        self._background = Background()
+
+        def tidy() -> None:
+            with _writing(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                checkpoint_files.remove_unfinished(self.directory)
+
+        processes.by_first(tidy, f"write {self.directory}")
 
     def latest(self) -> int | None:
         """The last complete step, or None where there is none."""
-        return self._manager.latest_step()
+        return max(steps(self.directory), default=None)
 
     def save(self, step: int, state: State) -> None:
         """Copies the state to the host, then writes it in the background.
@@ -62,22 +72,16 @@ class Checkpoints:
         Raises:
           UserError: If this or the earlier save cannot be written (as on a full disk).
         """
-        if step in self._manager.all_steps():
-            return
-        snapshot = jax.tree.map(lambda x: np.array(x), state)
-        rest = _by_path(snapshot._replace(params=None))
         self.wait()
-        self._check_room(snapshot)
-        with _writing(self.directory):
-            self._manager.save(
-                step,
-                force=True,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(snapshot.params),
-                    rest=ocp.args.StandardSave(rest),
-                    arrays=ocp.args.JsonSave(_sealed(_describe(snapshot, True))),
-                ),
-            )
+
+        def begin() -> None:
+            if step in steps(self.directory):
+                return
+            snapshot = jax.tree.map(lambda x: np.array(x), state)
+            self._check_room(snapshot)
+            self._background.start(lambda: self._write(step, snapshot))
+
+        processes.by_first(begin, f"write {self.directory}")
 
     def restore(self, abstract_state: State, step: int | None = None) -> State:
         """The state of a step (the latest if None), as NumPy arrays.
@@ -90,27 +94,21 @@ class Checkpoints:
           UserError: If there is no such step, it is damaged, or it holds a state of
             other shapes.
         """
-        step = _existing(self._manager.all_steps(), self.directory, step)
-        with _reading(self.directory / str(step)):
-            read = self._manager.restore(
-                step, args=ocp.args.Composite(arrays=ocp.args.JsonRestore())
-            )
-            arrays = _unsealed(read["arrays"])
+        self.wait()
+        step = _existing(steps(self.directory), self.directory, step)
+        folder = self.directory / str(step)
+        with _reading(folder):
+            checkpoint_files.verify(folder)
+            arrays = _unsealed(characters.read_json(folder / ARRAYS))
         self._check_shapes(step, arrays, _describe(abstract_state))
         target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_state)
         paths = _by_path(target._replace(params=None))
-        with _reading(self.directory / str(step)):
-            read = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(target.params),
-                    rest=ocp.args.StandardRestore(paths),
-                ),
-            )
+        with _reading(folder):
+            params = _read(folder / "params", target.params)
+            found = _read(folder / "rest", paths)
             treedef = jax.tree.structure(target._replace(params=None))
-            rest = jax.tree.unflatten(treedef, [read["rest"][path] for path in paths])
-            state = rest._replace(params=read["params"])
-            state = jax.tree.map(np.asarray, state)
+            rest = jax.tree.unflatten(treedef, [found[path] for path in paths])
+            state = rest._replace(params=params)
             _check_sums(_by_path(state), arrays)
         return state
 
@@ -118,15 +116,42 @@ class Checkpoints:
         """Returns when everything saved so far is complete on disk.
 
         Raises:
-          UserError: If it could not be written.
+          UserError: If it could not be written, in all processes.
         """
-        with _writing(self.directory):
-            self._manager.wait_until_finished()
+        processes.by_first(self._background.wait, f"write {self.directory}")
 
     def close(self) -> None:
-        """Waits, and ends the background threads."""
-        self.wait()
-        self._manager.close()
+        """Waits for what this process is writing.
+
+        Raises:
+          UserError: If it could not be written.
+        """
+        self._background.wait()
+
+    def _write(self, step: int, snapshot: State) -> None:
+        """Writes a step, reads it back, gives it its name, and lets older ones go."""
+        folder = self.directory / str(step)
+        with _writing(self.directory), checkpoint_files.logged(self.directory):
+            written = checkpoint_files.unfinished(folder)
+            arrays = _describe(snapshot, True)
+            _save(written / "params", snapshot.params)
+            _save(written / "rest", _by_path(snapshot._replace(params=None)))
+            (written / ARRAYS).parent.mkdir()
+            atomic.write_json(written / ARRAYS, _sealed(arrays))
+            checkpoint_files.list_files(written)
+            try:
+                _verify(written, arrays)
+            except Exception as error:
+                shutil.rmtree(written, ignore_errors=True)
+                raise UserError(
+                    f"The checkpoint {folder} is not on the disk as it was written "
+                    f"({_reason(error)}) and was removed; check the disk and start "
+                    "again, which resumes from the last complete step."
+                ) from error
+            written.rename(folder)
+            atomic.sync(self.directory)
+            for old in steps(self.directory)[: -self._keep]:
+                checkpoint_files.remove(self.directory / str(old))
 
     def _check_room(self, snapshot):
         """A full disk is better found here than by a background thread, half-way."""
@@ -170,16 +195,9 @@ def load_params(directory: str | pathlib.Path, step: int | None = None) -> Param
     """
     folder = _folder_of(pathlib.Path(directory).absolute(), step)
     with _reading(folder):
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            arrays = _unsealed(reader.restore(folder / "arrays"))
-        with ocp.StandardCheckpointer() as reader:
-            params = reader.restore(folder / "params")
-        params = jax.tree.map(np.asarray, params)
-        prefix = "params/"
-        saved = {path: x for path, x in arrays.items() if path.startswith(prefix)}
-        found = {prefix + path: x for path, x in _by_path(params).items()}
-        _check_sums(found, saved)
-    return params
+        checkpoint_files.verify(folder)
+        arrays = _unsealed(characters.read_json(folder / ARRAYS))
+        return _read_params(folder, arrays)
 
 
 def copy_latest(
@@ -246,6 +264,49 @@ def _existing(steps: Iterable[int], directory: pathlib.Path, step: int | None) -
             f"{steps}; name one of them or the folder of another run."
         )
     return steps[-1] if step is None else step
+
+
+ARRAYS = "arrays/metadata"
+"""Where the list of arrays is kept: Orbax's place for a JSON item."""
+
+
+def _orbax() -> ocp.Checkpointer:
+    """Orbax, which waits for no other process: all that it does here is done alone."""
+    here = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(here, {here})
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+def _save(item: pathlib.Path, tree: Any) -> None:
+    """Writes an item of a checkpoint."""
+    with _orbax() as writer:
+        writer.save(item, args=ocp.args.StandardSave(tree))
+
+
+def _read(item: pathlib.Path, target: Any = None) -> Any:
+    """An item of a checkpoint, as NumPy arrays."""
+    with _orbax() as reader:
+        read = reader.restore(item, args=ocp.args.StandardRestore(target))
+    return jax.tree.map(np.asarray, read)
+
+
+def _read_params(folder: pathlib.Path, arrays: Mapping[str, Any]) -> Params:
+    """The parameters, which agree with what is known of the arrays."""
+    params, prefix = _read(folder / "params"), "params/"
+    saved = {path: x for path, x in arrays.items() if path.startswith(prefix)}
+    _check_sums({prefix + path: x for path, x in _by_path(params).items()}, saved)
+    return params
+
+
+def _verify(folder: pathlib.Path, arrays: dict[str, Any]) -> None:
+    """What is on the disk is what was to be written."""
+    checkpoint_files.verify(folder)
+    if _unsealed(characters.read_json(folder / ARRAYS)) != arrays:
+        raise ValueError("its list of arrays is another")
+    _read_params(folder, arrays)
+    rest = {path: x for path, x in arrays.items() if not path.startswith("params/")}
+    _check_sums(_read(folder / "rest"), rest)
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

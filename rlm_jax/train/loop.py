@@ -180,6 +180,7 @@ def train(
                     by = "Ctrl-C" if stopping == signal.SIGINT else "SIGTERM"
                     terminal.say(f"stopped by {by}; step {done + 1} is saved")
                 raise SystemExit(128 + stopping)
+        checkpoints.wait()
     return state
 
 

@@ -10,6 +10,7 @@ import jax
 from rlm_jax import characters
 from rlm_jax.errors import UserError
 from rlm_jax.storage import atomic, sealed
+from rlm_jax.train.tensorboard import Events
 
 HostSums = dict[str, tuple[float, float]]
 """`Sums` on the host, in float64."""
@@ -72,11 +73,13 @@ class Writer:
             _drop_after(path, start)
             # Line buffering: a kill loses no line that was written.
             self._file = path.open("a", buffering=1, encoding="utf-8")
+            self._tensorboard = None
+            if tensorboard:
+                self._tensorboard = Events(path.parent / "tensorboard", start=start)
         except OSError as error:
             raise UserError(
                 f"{path} cannot be written ({error.strerror}); choose another workdir."
             ) from error
-        self._tensorboard = _tensorboard(path.parent, start) if tensorboard else None
 
     def write(self, step: int, figures: Mapping[str, float], *, split: str) -> None:
         """One line: step, split ("train", "validation"), and the figures."""
@@ -86,14 +89,14 @@ class Writer:
         line = json.dumps({"step": step, "split": split, **finite})
         try:
             self._file.write(line + "\n")
+            if self._tensorboard is not None:
+                told = {f"{split}/{name}": x for name, x in figures.items()}
+                self._tensorboard.write(step, told)
         except OSError as error:
             raise UserError(
                 f"{self._file.name} cannot be written ({error.strerror}); make room "
                 "there and start again, which resumes from the last checkpoint."
             ) from error
-        if self._tensorboard is not None:
-            for name, x in figures.items():
-                self._tensorboard.add_scalar(f"{split}/{name}", x, step)
 
     def close(self) -> None:
         """Flushes and closes."""
@@ -143,14 +146,3 @@ def _no_figure(record: dict) -> str | None:
     """Where a line holds what is no figure; null is one that was not finite."""
     figures = {n: x for n, x in record.items() if n not in _LINE and x is not None}
     return sealed.misfit(figures, dict.fromkeys(figures, float))
-
-
-def _tensorboard(folder: pathlib.Path, start: int):
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise UserError(
-            "TensorBoard output needs tensorboardX; install it or set tensorboard to "
-            "false."
-        ) from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)

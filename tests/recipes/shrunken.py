@@ -12,12 +12,15 @@ import numpy as np
 
 from rlm_jax.data.passages import Passages
 from rlm_jax.data.question_answering import AnsweringConfig
+from rlm_jax.data.trex import TEMPLATES
 from rlm_jax.models.encoder import EncoderConfig, embedder
 from rlm_jax.retrievers import encoder_towers
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.storage import sealed
 
 NOUNS = ("cat", "dog", "house", "river", "stone", "bird", "lamp", "road")
+VERBS = ("sees", "likes", "finds", "holds", "leaves")
+CITIES = ("rome", "oslo", "paris", "lima", "cairo", "delhi", "tunis", "quito")
 PLACES = ("oslo", "bergen", "turku", "riga")
 SENTENCES = ("the cat sat on the mat .", "a dog ran to the red house .", "so it goes .")
 
@@ -54,6 +57,40 @@ def write_questions(folder: pathlib.Path) -> AnsweringConfig:
     return AnsweringConfig(
         f"jsonl:{folder}/passages.jsonl", f"jsonl:{folder}/{{split}}.jsonl"
     )
+
+
+def write_collection(folder: pathlib.Path) -> str:
+    """40 passages in BEIR's layout, a question about each, in two splits; its name."""
+    (folder / "qrels").mkdir(parents=True)
+    passages, questions = [], []
+    for i, (noun, verb) in enumerate((n, v) for n in NOUNS for v in VERBS):
+        text = f"The {noun} {verb} the {NOUNS[(i + 3) % 8]} ."
+        passages.append({"_id": f"p{i}", "title": noun, "text": text})
+        questions.append({"_id": f"q{i}", "text": f"which {noun} {verb} ?"})
+    for name, records in (("corpus", passages), ("queries", questions)):
+        lines = "".join(json.dumps(r) + "\n" for r in records)
+        (folder / f"{name}.jsonl").write_text(lines)
+    for split, chosen in (("train", range(0, 40, 2)), ("test", range(1, 40, 2))):
+        lines = "".join(f"q{i}\tp{i}\t1\n" for i in chosen)
+        head = "query-id\tcorpus-id\tscore\n"
+        (folder / "qrels" / f"{split}.tsv").write_text(head + lines)
+    return f"beir:{folder}"
+
+
+def write_facts(folder: pathlib.Path) -> None:
+    """120 people and where they were born, as T-REx has them."""
+    records = [
+        {
+            "predicate_id": "P19", "sub_uri": f"Q{i}", "sub_label": f"person{i % 40}",
+            "obj_label": CITIES[i % 8], "obj_surface": CITIES[i % 8],
+            "masked_sentence": f"person{i % 40} number {i} was born in [MASK] .",
+        }
+        for i in range(120)
+    ]  # fmt: skip
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "P19.jsonl").write_text(lines)
+    relation = {"relation": "P19", "template": "[X] was born in [Y] ."}
+    (folder / TEMPLATES).write_text(json.dumps(relation))
 
 
 def change(config: Any, changes: Mapping[str, Any]) -> None:

@@ -9,33 +9,21 @@ import pytest
 import rlm_jax
 from experiments import ask, memory, npm
 from rlm_jax.data.phrase_masking import MaskingConfig
-from rlm_jax.data.trex import TEMPLATES
 from rlm_jax.errors import UserError
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.report import report
 from rlm_jax.retrievers import token_memory
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.train import checkpoint
-
-CITIES = ("rome", "oslo", "paris", "lima", "cairo", "delhi", "tunis", "quito")
+from tests.recipes import shrunken
+from tests.recipes.shrunken import CITIES
 
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory, cache) -> pathlib.Path:
     """120 people and where they were born, as T-REx has them."""
     folder = tmp_path_factory.mktemp("lama")
-    records = [
-        {
-            "predicate_id": "P19", "sub_uri": f"Q{i}", "sub_label": f"person{i % 40}",
-            "obj_label": CITIES[i % 8], "obj_surface": CITIES[i % 8],
-            "masked_sentence": f"person{i % 40} number {i} was born in [MASK] .",
-        }
-        for i in range(120)
-    ]  # fmt: skip
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    (folder / "P19.jsonl").write_text(lines)
-    relation = {"relation": "P19", "template": "[X] was born in [Y] ."}
-    (folder / TEMPLATES).write_text(json.dumps(relation))
+    shrunken.write_facts(folder)
     return folder
 
 

@@ -20,9 +20,8 @@ from rlm_jax.report import report
 from rlm_jax.retrievers import encoder_towers, published_index
 from rlm_jax.storage import run_files
 from rlm_jax.train import checkpoint
+from tests.recipes import shrunken
 
-NOUNS = ("cat", "dog", "house", "river", "stone", "bird", "lamp", "road")
-VERBS = ("sees", "likes", "finds", "holds", "leaves")
 ENCODER = EncoderConfig(
     num_layers=1, width=16, num_heads=2, feed_forward_width=24, max_length=32,
     normalise=True, dropout=0.0,
@@ -32,21 +31,7 @@ ENCODER = EncoderConfig(
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory, cache) -> str:
     """40 passages in BEIR's layout, a question about each, in two splits."""
-    folder = tmp_path_factory.mktemp("beir") / "toy"
-    (folder / "qrels").mkdir(parents=True)
-    passages, questions = [], []
-    for i, (noun, verb) in enumerate((n, v) for n in NOUNS for v in VERBS):
-        text = f"The {noun} {verb} the {NOUNS[(i + 3) % 8]} ."
-        passages.append({"_id": f"p{i}", "title": noun, "text": text})
-        questions.append({"_id": f"q{i}", "text": f"which {noun} {verb} ?"})
-    for name, records in (("corpus", passages), ("queries", questions)):
-        lines = "".join(json.dumps(r) + "\n" for r in records)
-        (folder / f"{name}.jsonl").write_text(lines)
-    for split, chosen in (("train", range(0, 40, 2)), ("test", range(1, 40, 2))):
-        lines = "".join(f"q{i}\tp{i}\t1\n" for i in chosen)
-        head = "query-id\tcorpus-id\tscore\n"
-        (folder / "qrels" / f"{split}.tsv").write_text(head + lines)
-    return f"beir:{folder}"
+    return shrunken.write_collection(tmp_path_factory.mktemp("beir") / "toy")
 
 
 def shrink(config, collection: str):

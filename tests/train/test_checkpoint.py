@@ -1,6 +1,8 @@
 """Checkpoints: what comes back, and what is said when it cannot."""
 
+import resource
 import shutil
+import threading
 from typing import Any, NamedTuple
 
 import chex
@@ -129,16 +131,20 @@ def test_keeps_the_last(tmp_path):
 
 
 def test_a_save_that_was_killed_is_not_seen(saved):
-    shutil.copytree(saved / "10", saved / "15.orbax-checkpoint-tmp")
+    for left in ("15.writing", "15.orbax-checkpoint-tmp", "3.going"):
+        shutil.copytree(saved / "10", saved / left)
+    assert checkpoint.steps(saved) == [5, 10]
     checkpoints = checkpoint.Checkpoints(saved)
     assert checkpoints.latest() == 10
     checkpoints.close()
+    assert sorted(path.name for path in saved.iterdir()) == ["10", "5"]
 
 
-@pytest.mark.parametrize("item", ["params", "rest", "arrays"])
+@pytest.mark.parametrize("item", ["params", "rest", "arrays", ""])
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "gone"])
 def test_damage_is_named_with_its_remedy(saved, item, damage):
-    path = largest_file(saved / "10" / item)
+    folder = saved / "10" / item
+    path = largest_file(folder) if item else folder / "manifest.json"
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     elif damage == "flipped":
@@ -146,7 +152,11 @@ def test_damage_is_named_with_its_remedy(saved, item, damage):
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
     else:
-        shutil.rmtree(saved / "10" / item)
+        if not item:  # as a checkpoint of an older version is
+            path.unlink()
+            assert reopen_and_restore(saved) is not None
+        shutil.rmtree(folder)
+        folder.mkdir()
     with pytest.raises(UserError, match="(?s)checkpoints/10 is damaged.*delete this"):
         reopen_and_restore(saved)
     shutil.rmtree(saved / "10")
@@ -203,12 +213,65 @@ def test_full_disk_is_found_before_writing(saved, monkeypatch):
 def test_what_the_system_refuses_while_writing(saved, monkeypatch):
     checkpoints = checkpoint.Checkpoints(saved)
 
-    def refuse():
+    def refuse(item, tree):
         raise ValueError("Writing: Failed to write: Disk quota [os_error_code='122']")
 
-    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", refuse)
+    monkeypatch.setattr(checkpoint, "_save", refuse)
+    checkpoints.save(15, state_of(0, 15))
     with pytest.raises(UserError, match=r"written to .* \(Disk quota\); make room"):
         checkpoints.wait()
+    checkpoints.close()
+    assert checkpoint.steps(saved) == [5, 10]
+
+
+def test_older_checkpoints_stay_until_the_new_one_is_read_back(saved, monkeypatch):
+    """A byte that the disk turns while a step is written costs that step alone."""
+    checkpoints = checkpoint.Checkpoints(saved, keep=1)
+    save = checkpoint._save
+
+    def turn(item, tree):
+        save(item, tree)
+        path = largest_file(item)
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    monkeypatch.setattr(checkpoint, "_save", turn)
+    checkpoints.save(15, state_of(15, 15))
+    with pytest.raises(UserError, match="15 is not on the disk as it was written"):
+        checkpoints.wait()
+    assert sorted(path.name for path in saved.iterdir()) == ["10", "5"]
+    monkeypatch.setattr(checkpoint, "_save", save)
+    checkpoints.save(15, state_of(15, 15))
+    checkpoints.close()
+    assert [path.name for path in saved.iterdir()] == ["15"]
+    chex.assert_trees_all_equal(reopen_and_restore(saved), state_of(15, 15))
+
+
+@pytest.mark.parametrize("fault", ["a long path", "a full disk"])
+def test_a_save_that_fails_ends_in_a_sentence_alone(tmp_path, capfd, fault):
+    """Orbax's own threads waited for one another, and told of every array."""
+    folder, limit = tmp_path, resource.getrlimit(resource.RLIMIT_FSIZE)
+    if fault == "a long path":
+        while len(str(folder)) < 4035 - 201:
+            folder /= "a" * 200
+        folder /= "b" * (4035 - len(str(folder)) - 1)
+    threads = set(threading.enumerate())
+    checkpoints = checkpoint.Checkpoints(folder)
+    try:
+        if fault == "a full disk":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+        # Of many arrays, whose answers come late.
+        moving = {str(i): np.full(9000, i, np.float32) for i in range(50)}
+        checkpoints.save(1, state_of(0, 1)._replace(moving=moving))
+        with pytest.raises(UserError, match="^No checkpoint could be written to .*too"):
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    checkpoints.close()
+    assert [x for x in threading.enumerate() if x not in threads and not x.daemon] == []
+    assert capfd.readouterr().err == ""
+    assert checkpoint.steps(folder) == []
 
 
 def test_an_optimiser_without_state(tmp_path):

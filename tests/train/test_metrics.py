@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +74,21 @@ def test_tensorboard_gets_the_same(tmp_path):
     writer.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"train/loss" in events.read_bytes()
+
+
+def test_a_full_disk_ends_tensorboard_in_a_sentence(tmp_path):
+    """Its thread died, and the run waited for ever for room in a queue."""
+    pytest.importorskip("tensorboardX")
+    writer = metrics.Writer(tmp_path, start=0, tensorboard=True)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+        with pytest.raises(UserError, match="cannot be written .*; make room"):
+            for step in range(100):
+                writer.write(step, {"a" * 100: 1.0}, split="train")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    writer.close()
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):

@@ -1,0 +1,182 @@
+"""A checkpoint's folder: its names, its files, and the thread that writes it."""
+
+import contextlib
+import functools
+import gc
+import logging
+import pathlib
+import shutil
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rlm_jax.errors import UserError
+from rlm_jax.storage import atomic, checked_files
+
+FORMAT = "rlm_jax checkpoint 1"
+
+_WRITING, _GOING = ".writing", ".going"
+
+LOG = "checkpoints.log"
+"""What the libraries below say while they write, beside the folder of checkpoints."""
+
+_LOGGERS = ("absl", "asyncio", "orbax", "jax")
+
+
+def unfinished(folder: pathlib.Path) -> pathlib.Path:
+    """Another name for a step's folder, empty, until it is whole."""
+    written = folder.with_name(folder.name + _WRITING)
+    shutil.rmtree(written, ignore_errors=True)
+    written.mkdir()
+    return written
+
+
+def remove(folder: pathlib.Path) -> None:
+    """Removes a step's folder, which loses its name first: no half of one is seen."""
+    going = folder.with_name(folder.name + _GOING)
+    shutil.rmtree(going, ignore_errors=True)
+    folder.rename(going)
+    shutil.rmtree(going)
+
+
+def remove_unfinished(directory: pathlib.Path) -> None:
+    """Removes what was being written or removed when its process was killed."""
+    for path in directory.iterdir():
+        step, dot, _ = path.name.partition(".")
+        if step.isdigit() and dot:
+            shutil.rmtree(path)
+
+
+def list_files(folder: pathlib.Path) -> None:
+    """Writes a manifest of all files of a folder, whose names are on the disk then."""
+    files = {
+        str(path.relative_to(folder)): {
+            "size": path.stat().st_size,
+            "crc32": atomic.crc32(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    checked_files.write_manifest(folder, {"format": FORMAT, "files": files})
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            atomic.sync(path)
+
+
+def verify(folder: pathlib.Path) -> None:
+    """Compares the files of a folder with its manifest, if it is new enough for one.
+
+    Raises:
+      ValueError: a file is missing or another.
+    """
+    if not (folder / checked_files.MANIFEST).exists():
+        return
+    try:
+        files = checked_files.read_manifest(folder, FORMAT)["files"]
+    except UserError as error:
+        raise ValueError("its manifest is damaged") from error
+    for name, told in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"the file {name} is missing")
+        if path.stat().st_size != told["size"] or atomic.crc32(path) != told["crc32"]:
+            raise ValueError(f"the checksum of the file {name} is wrong")
+
+
+@contextlib.contextmanager
+def logged(directory: pathlib.Path) -> Iterator[None]:
+    """Meanwhile what libraries log goes into a file, if there is any, not to stderr.
+
+    Orbax logs each array that it cannot write with a traceback; the user gets one
+    sentence.
+    """
+    handler = _Handler(directory.with_name(LOG), encoding="utf-8", delay=True)
+    handler.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [(logger.propagate, list(logger.handlers)) for logger in loggers]
+    hooks = sys.unraisablehook, sys.excepthook
+    sys.excepthook = functools.partial(_tell, sys.excepthook)
+    for logger in loggers:
+        logger.propagate, logger.handlers = False, [handler]
+    try:
+        yield
+    except Exception as error:
+        # What was half made complains when it goes, which is now.
+        sys.unraisablehook = lambda _: None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _forget(error)
+        raise
+    else:
+        sys.excepthook = hooks[1]
+    finally:
+        sys.unraisablehook = hooks[0]
+        for logger, (propagate, handlers) in zip(loggers, before, strict=True):
+            logger.propagate, logger.handlers = propagate, handlers
+        handler.close()
+
+
+def _tell(before: Callable[..., None], kind: type, error: Any, trace: Any) -> None:
+    """What ``sys.excepthook`` told before, but for TensorStore's late answers.
+
+    Orbax closes its event loop at the first array that cannot be written, and answers
+    for the others find none, perhaps some time after it has failed.
+    """
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        before(kind, error, trace)
+
+
+def _forget(error: BaseException | None) -> None:
+    """Empties the frames that an error, and what it came from, holds on to."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
+
+
+class _Handler(logging.FileHandler):
+    """A log that cannot be written is none: what failed is told anyway."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        del record
+
+
+class Background:
+    """At most one piece of work in a thread, whose failure is told to who waits for it.
+
+    The thread does not outlive the program: what it writes has no name until it is
+    whole.
+    """
+
+    def __init__(self):
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Begins with ``work``, once what was begun before has ended."""
+        self.wait()
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when the work is done; raises once what it raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error

@@ -1,0 +1,201 @@
+"""What every try has: its folders, the straight run beside it, and its chance."""
+
+import json
+import pathlib
+import random
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from tests.faults import ended
+from tests.faults.server import Ended, Process, Server
+
+HANG = 60.0
+"""Seconds, beyond ten times those of the straight run, after which a run hangs."""
+
+LONGEST = 600.0
+"""Seconds that a straight run may take, compilation included."""
+
+GROUPS = {
+    "saving": r"run/(.*/)?checkpoints/\d+(\.writing)?$",
+    "refreshing": r"run/.*(indexes|rounds|refreshes)",
+    "building": r"cache/|run/.*(keys|store|memory|database|neighbours|targets|"
+    r"retrieval|negatives|vectors|encoder|decoder|reader|runs|index|texts)",
+    "training": r"run/(.*/)?metrics\.jsonl$",
+}
+"""What has just appeared (a pattern) when a run is in that phase."""
+
+
+class Straight(NamedTuple):
+    """A run that nothing stopped."""
+
+    folder: pathlib.Path
+    left: dict[str, str]  # as `ended.of`
+    seconds: float
+    appeared: list[tuple[float, str]]  # seconds after the start -> path in the folder
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which a run like it hangs."""
+        return HANG + 10 * self.seconds
+
+
+class Try(NamedTuple):
+    """One try of one kind of fault on one system."""
+
+    server: Server
+    system: str
+    straight: Straight
+    folder: pathlib.Path
+    rng: random.Random
+
+    @property
+    def workdir(self) -> pathlib.Path:
+        return self.folder / "run"
+
+    @property
+    def cache(self) -> pathlib.Path:
+        return self.folder / "cache"
+
+    def clear(self) -> None:
+        """Nothing has been run yet."""
+        for folder in (self.workdir, self.cache):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def begin(self, **options) -> Process:
+        """Begins or goes on with the run."""
+        return self.server.start(self.system, self.workdir, self.cache, **options)
+
+    def run(self, **options) -> Ended:
+        """The same, to its end."""
+        return self.begin(**options).wait(self.straight.patience)
+
+    def finish(self) -> str:
+        """Runs to the end with no fault; what is lost then, or nothing."""
+        last = self.run()
+        if last.status != 0:
+            return f"does not go on: {ended.complaint(last) or _last_line(last)}"
+        return self.compare()
+
+    def compare(self) -> str:
+        """How the finished run differs from the straight one."""
+        try:
+            found = ended.of(self.workdir)
+        except (OSError, ValueError) as error:
+            return f"left {error!r}"
+        other = ended.differences(found, self.straight.left)
+        return f"other {other}" if other else ""
+
+    def moment(self, group: str) -> tuple[str, float]:
+        """A path, and the seconds after it appeared: a moment of this phase."""
+        paths = [p for _, p in self.straight.appeared if re.match(GROUPS[group], p)]
+        if not paths:
+            return "", self.rng.uniform(0, self.straight.seconds)
+        delay = self.rng.choice((0.0, 0.01, 0.1, 0.5))
+        return self.rng.choice(paths), self.rng.random() * delay
+
+    def at(self, process: Process, path: str, delay: float) -> None:
+        """Returns at a moment, or when the process has ended."""
+        deadline = time.monotonic() + self.straight.patience
+        if path and (self.folder / path).exists():
+            # An earlier start came as far: some time after this one.
+            delay = self.rng.uniform(0, self.straight.seconds)
+        while path and not (self.folder / path).exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                return
+            time.sleep(0.001)
+        time.sleep(delay)
+
+
+def groups(straight: Straight) -> list[str]:
+    """The phases that a system has."""
+    names = [path for _, path in straight.appeared]
+    return [g for g, form in GROUPS.items() if any(re.match(form, n) for n in names)]
+
+
+def begin(
+    server: Server, system: str, folder: pathlib.Path, number: int
+) -> list[Process]:
+    """Begins or goes on with a run in so many processes."""
+    if number == 1:
+        return [server.start(system, folder / "run", folder / "cache")]
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number)}
+    return [
+        server.start(
+            system,
+            folder / "run",
+            folder / "cache",
+            environment={**shared, "JAX_PROCESS_ID": str(at)},
+            said=f"said_{at}.txt",
+        )
+        for at in range(number)
+    ]
+
+
+def straight(
+    server: Server, system: str, folder: pathlib.Path, number: int = 1
+) -> Straight:
+    """The uninterrupted run of a system in so many processes, made once and kept."""
+    kept = folder / "straight.json"
+    if not kept.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        # The first run compiles; the second shows how long one takes, and that two
+        # runs leave the same.
+        lefts = []
+        for name in ("warm", "whole"):
+            there = folder / name
+            there.mkdir(parents=True)
+            began, appeared = time.monotonic(), {}
+            processes = begin(server, system, there, number)
+            while any([process.poll() is None for process in processes]):
+                now = time.monotonic() - began
+                for path in _paths(there):
+                    appeared.setdefault(path, now)
+                if now > LONGEST:
+                    break
+                time.sleep(0.01)
+            for said in [process.wait(0) for process in processes]:
+                if said.status != 0:
+                    raise RuntimeError(f"{system} does not run: {said.said[-3000:]}")
+            lefts.append(ended.of(there / "run"))
+        if other := ended.differences(*lefts):
+            raise RuntimeError(f"two runs of {system} differ in {other}")
+        seconds = time.monotonic() - began
+        shutil.rmtree(folder / "warm")
+        whole = {
+            "left": lefts[1],
+            "seconds": seconds,
+            "appeared": [(t, p) for p, t in appeared.items()],
+        }
+        kept.write_text(json.dumps(whole))
+    read = json.loads(kept.read_text())
+    appeared = [(t, p) for t, p in read["appeared"]]
+    return Straight(folder / "whole", read["left"], read["seconds"], appeared)
+
+
+def _paths(folder: pathlib.Path) -> Iterator[str]:
+    """Paths in a folder, without Orbax's own, whose names are drawn by chance."""
+    stack = [folder]
+    while stack:
+        try:
+            inside = list(stack.pop().iterdir())
+        except OSError:
+            continue
+        for path in inside:
+            name = str(path.relative_to(folder))
+            if ".incomplete" in f".{path.name}":  # of TensorFlow Datasets, likewise
+                continue
+            yield name
+            if "checkpoints/" not in name and path.is_dir():
+                stack.append(path)
+
+
+def _last_line(process: Ended) -> str:
+    lines: Sequence[str] = process.said.strip().splitlines() or [""]
+    return f"status {process.status}, {lines[-1][:200]}"
