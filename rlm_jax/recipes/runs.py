@@ -324,12 +324,9 @@ def claim_part(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
 def _fields(run: Run, config: Any, text: str) -> dict[str, Any]:
     """What config.json holds."""
     fields = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {
-        "system": run.system,
-        "fingerprint": text,
-        # The run may be opened from another folder.
-        **names.resolved_fields(fields),
-    }
+    # Resolved: the run may be opened from another folder.
+    resolved = names.resolved_fields(fields)
+    return {"system": run.system, "fingerprint": text, **resolved}
 
 
 def stored(workdir: str | pathlib.Path) -> dict[str, Any]:
