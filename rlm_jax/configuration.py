@@ -158,7 +158,7 @@ def _check_value(owner: type, field: str, full: str, value: Any, hint: Any) -> N
             )
         wrong = ""
         if kind is str:
-            wrong = _wrong_text(field, x)
+            wrong = _wrong_text(field, str(x))
         elif kind is not bool:
             wrong = _wrong_number(owner, field, x, kind)
         if wrong:

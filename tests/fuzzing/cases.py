@@ -124,23 +124,19 @@ def whole(kind: str, folder: pathlib.Path) -> None:
 
 def every(source: Any) -> list[Any]:
     """All documents of all splits, or all records."""
-    if isinstance(source, tuple) and callable(source[-1]):  # of questions
-        return list(source[-1]())
     if hasattr(source, "splits"):
         return [d for split in source.splits for d in source.documents(split)]
-    return list(source[1])
+    # Of questions a function gives them.
+    return list(source[-1]() if callable(source[-1]) else source[-1])
 
 
 def encodes(folder: pathlib.Path) -> None:
-    path = folder / "tokenizer.json"
-    for load in (text_encoding.load, lambda _: tokenizers.read_hugging_face(path)):
-        with contextlib.suppress(UserError):
-            tokenizer = load(folder)
-            if load is text_encoding.load:
-                tokenizer.encode(["a b ☃"], max_length=8)
-                tokenizer.encode(["a b ☃"], ["c a"], max_length=8)
-            else:
-                tokenizer.encode("a b ☃")
+    with contextlib.suppress(UserError):
+        of_text = text_encoding.load(folder)
+        of_text.encode(["a b ☃"], max_length=8)
+        of_text.encode(["a b ☃"], ["c a"], max_length=8)
+    with contextlib.suppress(UserError):
+        tokenizers.read_hugging_face(folder / "tokenizer.json").encode("a b ☃")
 
 
 def of_sides(folder: pathlib.Path) -> None:

@@ -110,5 +110,5 @@ def examples(count: int) -> hypothesis.settings:
         derandomize=True,
         database=None,
         deadline=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
+        suppress_health_check=list(hypothesis.HealthCheck),  # type: ignore
     )
