@@ -86,7 +86,7 @@ def read(path: str | os.PathLike) -> dict[str, dict[str, float]]:
                 if fields := [field.decode("utf-8") for field in raw.split()]:
                     question, _, passage, _, score, _ = fields
                     found = run.setdefault(_read(question), {})
-                    found[_read(passage)] = _score(score)
+                    found[_read(passage)] = _score(score, number, path)
     except FileNotFoundError as error:
         raise UserError(f"There is no run at {path}: check the path.") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -114,10 +114,13 @@ def _open(name: Path, path: Path, mode: str) -> IO[bytes]:
     return opener(path, mode)
 
 
-def _score(field: str) -> float:
+def _score(field: str, number: int, path: Path) -> float:
     score = float(field)
     if not math.isfinite(score):
-        raise ValueError(f"the score {field} is not finite")
+        raise UserError(
+            f"Line {number} of {path} has the score {field}, which is not finite: give "
+            "finite scores."
+        )
     return score
 
 

@@ -4,6 +4,7 @@ A file holds one object. Its field ``checksum`` is the SHA-256 of the other fiel
 JSON with sorted keys. What is read is also held to the types that its reader needs.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -75,13 +76,16 @@ def read(
 
     Raises:
       UserError: the file cannot be read, was changed, or a field is of another type.
-      FileNotFoundError, NotADirectoryError: there is no such file.
+      OSError: there is no such file, nor can there be one of that name.
     """
+    characters.check_file(path)
     try:
         fields = characters.read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
         raise damaged(path, error.strerror or "it cannot be read", remedy) from error
     except (ValueError, RecursionError) as error:
         raise damaged(path, "it is not JSON", remedy) from error

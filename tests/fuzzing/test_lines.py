@@ -13,7 +13,8 @@ import pytest
 from hypothesis import strategies as st
 
 from experiments import __main__ as program
-from experiments import field_help, launch
+from experiments import field_help
+from rlm_jax import failures
 from rlm_jax.errors import UserError
 from tests.fuzzing.lines import presets, read_line
 from tests.fuzzing.mutations import STRANGE, examples
@@ -101,8 +102,8 @@ def test_a_path_that_no_file_system_has_is_told(tmp_path, capsys):
     (tmp_path / "round").symlink_to(tmp_path / "round")
     for path, why in (
         ("x" * 5000, "is too long"),
-        (tmp_path / "round", "is a link to itself"),
+        (tmp_path / "round", "is a link that leads to itself"),
     ):
-        with pytest.raises(SystemExit) as ended, launch._one_line():
+        with pytest.raises(SystemExit) as ended, failures.one_line():
             open(path)
         assert ended.value.code == 1 and why in capsys.readouterr().err

@@ -126,15 +126,20 @@ def test_replug_lsr_trains_and_refreshes(corpus, trained, tmp_path):
     assert all(0 <= x["stale_recall"] <= 1 and x["max_age"] == 0 for x in refreshes)
     indexes = tmp_path / "whole/retriever/indexes"
     assert [x.name for x in indexes.iterdir()] == ["step_2"]
+
+
+@pytest.mark.slow
+def test_replug_lsr_beside_a_worker_and_in_parts(corpus, trained, tmp_path):
+    config = shrink(replug_lsr.tiny(), corpus, str(trained))
+    config.retriever.train.steps = 3
+    made = replug_lsr.run(config, tmp_path / "whole")
+    assert made is not None
     # A worker whose indexes are waited for changes nothing.
     config.retriever.refresh.policy = "overlapped"
     beside = replug_lsr.run(config, tmp_path / "beside")
     assert beside == made | {"seconds": ANY}
-
-
-@pytest.mark.slow
-def test_replug_lsr_goes_on_after_its_first_round(corpus, trained, tmp_path):
-    config = shrink(replug_lsr.tiny(), corpus, str(trained))
+    config.retriever.refresh.policy = "synchronous"
+    # Stopped after the first round and started again it goes on from there.
     config.retriever.train.steps = 1
     replug_lsr.run(config, tmp_path / "parts")
     config.retriever.train.steps = 3
@@ -291,7 +296,7 @@ def test_the_wikitext_preset_fits_another_corpus(
 ):
     config = launcher.wikitext2()
     config.data.corpus, config.documents.passages = corpus, f"corpus:{corpus}"
-    config.data.vocab_size, config.data.batch_size = 300, 4
+    config.data.vocab_size, config.data.batch_size = 300, 1
     config.documents.overlap = 0
     if launcher is replug_lsr:
         config.init_from = ""

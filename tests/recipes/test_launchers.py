@@ -210,6 +210,6 @@ def test_a_run_that_names_itself_is_its_own_model(corpus, cache, tmp_path):
     lm.run(config, tmp_path / "run")
     path = tmp_path / "run" / runs.CONFIG
     stored = json.loads(path.read_text())
-    path.write_text(json.dumps(stored | {"params_from": str(tmp_path / "run")}))
+    shrunken.rewrite(path, stored | {"params_from": str(tmp_path / "run")})
     loaded = base_lm.load(str(tmp_path / "run"), language_model.DataConfig())
     assert loaded.decoding is not None

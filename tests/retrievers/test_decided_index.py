@@ -23,6 +23,7 @@ def decided(folder):
     return {x["step"]: x["keys_step"] for x in records}, records
 
 
+@pytest.mark.slow
 def test_an_index_is_made_once_it_is_too_old(shared):  # noqa: F811
     folder = shared / "bounded"
     stale_run.run(folder, stale_run.CONFIGS["bounded"], shared)

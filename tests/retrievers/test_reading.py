@@ -176,7 +176,7 @@ def test_runs_are_read_by_score(collection, tmp_path, capsys):
     [
         ("q9 Q0 a 1 1.0 t", "Not one of the questions"),
         ("q1 Q0 gone 1 1.0 t", "Not one of the passages"),
-        ("q1 Q0 a 1 nan t", "score of the question 'q1'"),
+        ("q1 Q0 a 1 nan t", "score nan, which is not finite"),
         ("q1 a 1", "Line 1"),
         ("", "is empty"),
         (None, "no file"),
