@@ -22,13 +22,14 @@ class Events:
           OSError: If the file cannot be written.
         """
         try:
-            from tensorboardX import event_file_writer, proto, summary
+            from tensorboardX import event_file_writer, summary
+            from tensorboardX.proto import event_pb2
         except ImportError as error:
             raise UserError(
                 "TensorBoard output needs tensorboardX; install it or set tensorboard "
                 "to false."
             ) from error
-        self._events, self._summary = proto.event_pb2, summary
+        self._events, self._summary = event_pb2, summary
         folder.mkdir(parents=True, exist_ok=True)
         self._file = event_file_writer.EventsWriter(str(folder / "events"))
         begun = self._events.SessionLog(status=self._events.SessionLog.START)
