@@ -270,6 +270,7 @@ def test_second_example_tells_its_lines():
     assert [int(one or another) for one, another in told] == lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", SUITE)
 def test_second_example_passes_the_suite_of_all_methods(searching, monkeypatch, check):
     entry = (searching.MarginalConfig, searching.marginal)

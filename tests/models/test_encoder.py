@@ -122,6 +122,7 @@ def test_dropout_needs_a_key_and_follows_it():
     np.testing.assert_array_equal(embed(params, some), embed(params, some))
 
 
+@pytest.mark.slow
 def test_rematerialised_blocks_have_the_same_gradient():
     some, params = batch(), initial(CONFIG)
 

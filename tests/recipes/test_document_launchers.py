@@ -100,6 +100,7 @@ def test_every_way_of_choosing(corpus, trained, tmp_path, monkeypatch):
     assert off["bits_per_byte"] == pytest.approx(first["bits_per_byte"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_replug_tells_every_k(corpus, trained, tmp_path):
     config = shrink(replug.tiny(), corpus, str(trained))
     made = replug.run(config, tmp_path)

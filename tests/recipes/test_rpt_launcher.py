@@ -149,6 +149,7 @@ def test_targets_are_what_the_reference_says(trained, text, plain):
     assert seen > 5
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_table(trained, text, plain, monkeypatch):
     config = taught(text, plain)
     config.train.steps = 3

@@ -157,6 +157,7 @@ def test_two_processes_share_what_the_first_finds(shared, straight, policy):
     assert list(generations) == ["step_0", "step_4", "step_8"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_made_longer_inside_a_round(shared, tmp_path):
     for steps in (6, 7, 12):
         config = with_refresh("synchronous", (8,), 4, steps=steps)
