@@ -46,6 +46,8 @@ gc.set_threshold(100_000, 50, 100)
 def pytest_configure(config: pytest.Config) -> None:
     del config
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # Where an operation stands in the source is written into each program.
+    jax.config.update("jax_traceback_in_locations_limit", 0)
     # Launchers read flags; a test calls their functions without a command line.
     flags.FLAGS.mark_as_parsed()
 

@@ -197,6 +197,7 @@ def test_parts_add_up_and_gold_has_no_gradient(loss):
     assert max(moved) > 1e-4
 
 
+@pytest.mark.slow
 def test_leaving_one_out_is_not_giving_it():
     _, functions, _, params, batch = small(loss="loop")
     found = jax.jit(functools.partial(reader_scores.left_out, functions))(

@@ -209,7 +209,9 @@ def test_what_is_masked_and_which_neighbour_is_first_do_not_matter():
     assert np.abs(other - found).max() > 1e-2
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", ["gpt2", pytest.param("modern", marks=pytest.mark.slow)]
+)
 def test_the_cache_gives_what_the_whole_row_gives(name):
     """By windows, by single tokens, and past a window whose chunk has no neighbours."""
     params = initialised(name=name)

@@ -265,6 +265,7 @@ def test_a_workdir_belongs_to_its_text(trained, collection, tmp_path):
         dpr.run(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_more_training_is_judged_and_asked_anew(collection, tmp_path):
     config = small_dpr(collection, rounds=0)
     dpr.run(config, tmp_path)

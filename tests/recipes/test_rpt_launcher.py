@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -150,15 +151,17 @@ def test_targets_are_what_the_reference_says(trained, text, plain):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_its_table(trained, text, plain, monkeypatch):
+def test_a_run_goes_on_with_its_table(trained, text, plain, tmp_path, monkeypatch):
+    workdir = tmp_path / "rpt"
+    shutil.copytree(trained, workdir)
     config = taught(text, plain)
     config.train.steps = 3
-    before = (trained / "targets/train/rows").read_bytes()
+    before = (workdir / "targets/train/rows").read_bytes()
     with monkeypatch.context() as patched:
         patched.delattr(chunk_targets, "score")
-        rpt.run(config, trained)
-    assert (trained / "targets/train/rows").read_bytes() == before
-    lines = (trained / "metrics.jsonl").read_text().splitlines()
+        rpt.run(config, workdir)
+    assert (workdir / "targets/train/rows").read_bytes() == before
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(x)["step"] for x in lines if '"train"' in x]
     assert steps == [1, 2, 3]
 
@@ -173,7 +176,6 @@ def test_a_warm_start_begins_with_the_decoder(trained, plain):
 def test_a_long_text_is_continued(trained, text, plain, tmp_path, capsys):
     written = (trained / "report.json").read_bytes()
     config = taught(text, plain)
-    config.train.steps = 3
     path = tmp_path / "prompt.txt"
     path.write_text(" ".join(f"the {noun} saw it 7 ." for noun in NOUNS))
     config.prompt_file, config.new_tokens, config.temperature = str(path), 20, 0.0
