@@ -68,8 +68,8 @@ def tiny() -> Config:
     """The embedded corpus on 2 CPU cores.
 
     Command: python -m experiments.demo --workdir runs/demo
-    Corpus: stdlib, BPE of 4,096. Hardware: 2 CPU cores. Time: under 10 minutes of one
-    core. Figure: see the table it prints.
+    Corpus: stdlib, BPE of 4,096. Hardware: 2 CPU cores. Time: about 10 minutes.
+    Figure: see the table it prints.
     """
     config = Config(**presets.tiny())
     config.train.eval_every = 50

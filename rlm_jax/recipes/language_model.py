@@ -120,6 +120,17 @@ def note_grid_end(name: str, value: float, grid: Sequence[float]) -> None:
         )
 
 
+def memory_size(name: str, size: int, scored: Scored) -> int:
+    """Tokens that a memory of the past holds: no more than there are, which is told."""
+    most = len(scored.stream.targets)
+    if size > most:
+        terminal.say(
+            f"note: {name}={size:,} is beyond the {most:,} tokens that are evaluated, "
+            "all of which it holds"
+        )
+    return min(size, most)
+
+
 def with_vocabulary(config: Any, text: Text) -> Any:
     """The run's configuration with the size of the vocabulary, which the text tells."""
     size = text.tokenizer.vocab_size

@@ -7,6 +7,8 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
+from typing import Any
 
 import pytest
 
@@ -139,6 +141,14 @@ def test_a_split_to_tune_on_that_has_no_words(
 def test_a_value_at_the_end_of_its_grid_is_told(value, grid, told, capsys):
     language_model.note_grid_end("tune.weights", value, grid)
     assert ("tune.weights is" in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(("size", "held"), [(0, 0), (5, 5), (9, 7)])
+def test_a_memory_holds_no_more_than_there_is(capsys, size, held):
+    scored: Any = types.SimpleNamespace(stream=types.SimpleNamespace(targets=[0] * 7))
+    assert language_model.memory_size("memory.size", size, scored) == held
+    told = "memory.size=9 is beyond the 7 tokens" in capsys.readouterr().err
+    assert told == (size > held)
 
 
 @pytest.mark.parametrize(

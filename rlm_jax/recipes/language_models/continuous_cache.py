@@ -56,10 +56,11 @@ def run(config: Config, here: Run):
             method, params, config, text, "validation", limit=cache.tune_tokens
         )
         test = language_model.score_split(method, params, config, text, "test")
+    size = language_model.memory_size("cache.size", cache.size, test)
     with phases("controls"):
         memory, weight = continuous_cache.tune(
             validation.stream,
-            TokenMemory(cache.size, cache.segment),
+            TokenMemory(size, cache.segment),
             cache.temperatures,
             cache.weights,
         )

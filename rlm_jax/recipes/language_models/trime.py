@@ -3,10 +3,9 @@
 import dataclasses
 from typing import ClassVar
 
-from rlm_jax import terminal
 from rlm_jax.data.texts import Order
 from rlm_jax.evaluate import knn, token_memory
-from rlm_jax.evaluate.perplexity import Scored, StreamScores
+from rlm_jax.evaluate.perplexity import StreamScores
 from rlm_jax.evaluate.token_memory import TokenMemory
 from rlm_jax.evaluate.token_search import by_control
 from rlm_jax.methods import lm, trime
@@ -92,7 +91,8 @@ def evaluate(config: Config, run, phases, text, method, params, searched):
             method, params, config, text, "validation", limit=config.memory.tune_tokens
         )
         test = language_model.score_split(method, params, config, text, "test")
-    memory = TokenMemory(_size(config, test), config.memory.segment)
+    size = language_model.memory_size("memory.size", config.memory.size, test)
+    memory = TokenMemory(size, config.memory.segment)
     if searched is None:
         with phases("controls"):
             memory = token_memory.tune_temperature(
@@ -123,17 +123,6 @@ def evaluate(config: Config, run, phases, text, method, params, searched):
         },
         positions=positions,
     )
-
-
-def _size(config: Config, test: Scored) -> int:
-    """Tokens that the memory holds: no more than there are, which is told."""
-    size, most = config.memory.size, len(test.stream.targets)
-    if size > most:
-        terminal.say(
-            f"note: memory.size={size:,} is beyond the {most:,} tokens that are "
-            "evaluated, all of which it holds"
-        )
-    return min(size, most)
 
 
 def _with_datastore(config: Config, phases, validation, test, memory, searched):
