@@ -30,6 +30,9 @@ CALL = "call:"
 DECODER = "decoder"
 """Folder of a run's decoder in Hugging Face's layout."""
 
+WITH_MEMORY = ("continuous_cache", "knn_lm", "trime")
+"""Systems whose run is more than its decoder: `memory_generation` continues texts."""
+
 
 class Decoding(NamedTuple):
     """A decoder that can be run in every way, not only asked."""
@@ -180,7 +183,7 @@ def _trained(workdir: pathlib.Path, dtype: str, with_memory: bool) -> BaseLM:
             "documents as text; name one of a plain decoder, or continue a text with "
             f"experiments.{system} --config.prompt."
         )
-    if system in ("continuous_cache", "knn_lm", "trime") and not with_memory:
+    if system in WITH_MEMORY and not with_memory:
         terminal.say(
             f"note: of the run of {system} in {workdir} the decoder is taken, without "
             "its memory (experiments.generate --preset memory continues texts with it)"

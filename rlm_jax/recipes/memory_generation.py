@@ -24,13 +24,11 @@ from rlm_jax.evaluate.token_memory import TokenMemory
 from rlm_jax.models import generation
 from rlm_jax.models.decoder import DecoderConfig
 from rlm_jax.models.generation import Sampling
-from rlm_jax.recipes import runs
+from rlm_jax.recipes import base_lm, runs
 from rlm_jax.recipes.language_models import token_search as searches
 from rlm_jax.report import report
 from rlm_jax.retrieval import datastore
 from rlm_jax.storage import sealed
-
-SYSTEMS = ("continuous_cache", "knn_lm", "trime")
 
 
 @dataclasses.dataclass
@@ -58,7 +56,7 @@ def load(workdir: pathlib.Path) -> RunMemory:
     """
     stored = runs.stored(workdir)
     system = stored.get("system")
-    if system not in SYSTEMS:
+    if system not in base_lm.WITH_MEMORY:
         told = f"one of {system}" if system else "a published model"
         raise UserError(
             f"{workdir} has no memory to continue a text with: it is {told}. Name a "
