@@ -10,6 +10,7 @@ flipped byte.
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -43,7 +44,8 @@ class Checkpoints:
         What a save that was killed has left goes.
 
         Raises:
-          UserError: If the folder cannot be made or read.
+          UserError: If the folder cannot be made or read, or its path is so long that
+            a file of a checkpoint could not have its name.
         """
         self.directory = pathlib.Path(directory).absolute()
         if keep < 1:
@@ -54,6 +56,7 @@ class Checkpoints:
         def tidy() -> None:
             with _writing(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
+                checkpoint_files.check_length(self.directory)
                 checkpoint_files.remove_unfinished(self.directory)
 
         processes.by_first(tidy, f"write {self.directory}")
@@ -383,7 +386,7 @@ def _writing(folder: pathlib.Path):
 
 
 def _reason(error: BaseException) -> str:
-    """The heart of the message: Orbax's storage nests path in path before it."""
-    if refused := re.search(r"([^:]+) \[os_error_code", str(error)):
-        return refused[1].strip()
+    """The heart of the message: Orbax's storage nests path in path around it."""
+    if number := re.search(r"os_error_code=\W*(\d+)", str(error)):
+        return os.strerror(int(number[1]))
     return (characters.lines(str(error).strip()) or [type(error).__name__])[0][:200]

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc
 import logging
+import os
 import pathlib
 import shutil
 import sys
@@ -24,6 +25,26 @@ LOG = "checkpoints.log"
 """What the libraries below say while they write, beside the folder of checkpoints."""
 
 _LOGGERS = ("absl", "asyncio", "orbax", "jax")
+
+
+_LONGEST = 128
+"""Characters that a checkpoint's files may add to the path of the folder of steps."""
+
+
+def check_length(directory: pathlib.Path) -> None:
+    """Whether every file of a checkpoint can have its name in a folder of steps.
+
+    Raises:
+      UserError: If the folder's path is too long for that.
+    """
+    longest = os.pathconf(directory, "PC_PATH_MAX") - 1 - _LONGEST
+    length = len(os.fsencode(directory))
+    if length > longest:
+        raise UserError(
+            f"The folder of checkpoints {str(directory)[:60]}... has a path of "
+            f"{length:,} bytes, and the file system permits {longest:,} where "
+            "checkpoints are written; name a shorter one."
+        )
 
 
 def unfinished(folder: pathlib.Path) -> pathlib.Path:
