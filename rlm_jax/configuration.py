@@ -95,26 +95,12 @@ def check(config: Any, name: str = "") -> None:
     _check_own(config)
 
 
-def check_choices(config: Any, name: str = "") -> None:
-    """Each `Literal` field of a dataclass, and of those in it, has one of its words.
+def check_fields(config: Any, name: str = "") -> None:
+    """Each field of a dataclass, and of those in it, has a value of its type and range.
 
     Args:
       config: a dataclass.
       name: what its fields are called by, as ``config`` in ``config.positions``.
-
-    Raises:
-      UserError: it names the first field that does not, and its choices.
-    """
-    for field, hint in _hints(type(config)).items():
-        value, full = getattr(config, field), f"{name}.{field}" if name else field
-        if dataclasses.is_dataclass(value):
-            check_choices(value, full)
-        elif typing.get_origin(hint) is Literal:
-            _check_choice(full, value, typing.get_args(hint))
-
-
-def check_fields(config: Any, name: str = "") -> None:
-    """Each field of a dataclass, and of those in it, has a value of its type and range.
 
     Raises:
       UserError: it names the first that has not, and what fits.

@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import pytest
 
-from rlm_jax.configuration import check_choices
+from rlm_jax.configuration import check_fields
 from rlm_jax.errors import UserError
 from rlm_jax.methods import METHODS, dpr, knn_lm, retro, trime
 from rlm_jax.models import layers
@@ -34,8 +34,8 @@ def outer(shape: typing.Any = "round", colour: typing.Any = "red") -> Outer:
 @pytest.mark.parametrize("shape", ["round", "square"])
 @pytest.mark.parametrize("colour", ["red", "blue"])
 def test_words_that_fit(shape, colour):
-    check_choices(outer(shape, colour))
-    check_choices(outer(shape, colour), "--config")
+    check_fields(outer(shape, colour))
+    check_fields(outer(shape, colour), "--config")
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_words_that_fit(shape, colour):
 )
 def test_words_that_do_not_fit(config, name, message):
     with pytest.raises(UserError, match=message):
-        check_choices(config, name)
+        check_fields(config, name)
 
 
 @pytest.mark.parametrize("system", METHODS)

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rlm_jax.configuration import check_choices
+from rlm_jax.configuration import check_fields
 from rlm_jax.data import contrastive
 from rlm_jax.data.batching import Batch
 from rlm_jax.data.cloze_tokens import ClozeTokenizer
@@ -296,7 +296,7 @@ def documents(titles: Iterator[str], offsets: np.ndarray) -> np.ndarray:
 
 
 def _check(config: MaskingConfig, batch_size: int) -> None:
-    check_choices(config, "masking")
+    check_fields(config, "masking")
     c = config
     if not (
         c.length >= 4 and c.sequences_per_run >= 1 and c.longest >= 1

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from rlm_jax import terminal
-from rlm_jax.configuration import check_choices
+from rlm_jax.configuration import check_fields
 from rlm_jax.data import names
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data import questions as questions_lib
@@ -40,7 +40,7 @@ def load(config: AnsweringConfig, split: str) -> Collection:
       UserError: what `passages.load` and `questions.load` raise, no name, no question
         with an answer, or, of titles, another split or no title.
     """
-    check_choices(config)
+    check_fields(config)
     name = config.questions or config.passages
     if not name:
         raise UserError("There are no questions without a name: set questions.")

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from rlm_jax import terminal
-from rlm_jax.configuration import check_choices
+from rlm_jax.configuration import check_fields
 from rlm_jax.data import batching, corpora, token_store
 from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.method import Batches
@@ -96,7 +96,7 @@ def batches(config: DataConfig, split: token_store.TokenSplit) -> Batches:
         "repeats": lambda: batching.repeats(split, **size),
         "frequent_repeats": lambda: batching.frequent_repeats(split, **size),
     }
-    check_choices(config, "data")
+    check_fields(config, "data")
     return orders[config.order]()
 
 

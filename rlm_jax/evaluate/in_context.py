@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlm_jax.configuration import check_choices
+from rlm_jax.configuration import check_fields
 from rlm_jax.errors import UserError
 from rlm_jax.methods import in_context as ralm
 from rlm_jax.methods import replug
@@ -49,7 +49,7 @@ class Protocol:
                 f"query_length is {self.query_length} and rank_tokens "
                 f"{self.rank_tokens}; choose 1 or more, and 0 or more."
             )
-        check_choices(self)
+        check_fields(self)
         document = self.document_length if self.placement == "overwrite" else 0
         if document + self.last >= self.window:
             raise UserError(

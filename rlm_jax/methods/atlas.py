@@ -21,13 +21,13 @@ passages' moves too; here they are two.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float32, Shaped
 
-from rlm_jax.configuration import check_choices
+from rlm_jax.configuration import check_fields
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Params, Retrieval, Sums
 from rlm_jax.methods import fid, reader_scores
@@ -49,6 +49,8 @@ from rlm_jax.ops import (
 @dataclasses.dataclass
 class AtlasConfig:
     """The reader, the retriever, and what the one learns from the other."""
+
+    POSITIVE: ClassVar = ("weight",)
 
     reader: FiDConfig = dataclasses.field(default_factory=FiDConfig)
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
@@ -86,7 +88,7 @@ def atlas(config: AtlasConfig) -> Method:
     Raises:
       UserError: sizes or choices do not fit together.
     """
-    check_choices(config)  # before the reader is built
+    check_fields(config)  # before the reader is built
     return of_reader(config, fid.reader_of(config.reader))
 
 
@@ -298,16 +300,8 @@ def trainable(config: AtlasConfig) -> Callable[[Params], Any]:
 
 def check(config: AtlasConfig) -> None:
     """Raises UserError where sizes or choices do not fit together."""
-    check_choices(config)
+    check_fields(config)
     c = config
-    temperatures = c.temperature, c.gold_temperature, c.vocabulary_temperature
-    if min(temperatures) <= 0 or c.weight <= 0 or c.chunk < 0:
-        raise UserError(
-            f"Atlas has temperature={c.temperature}, gold_temperature="
-            f"{c.gold_temperature}, vocabulary_temperature={c.vocabulary_temperature}, "
-            f"weight={c.weight} and chunk={c.chunk}; choose temperatures and a weight "
-            "above 0 and a chunk of 0 or more."
-        )
     if (c.loss == "none") != (c.trained == "none"):
         raise UserError(
             f"The retriever's loss is {c.loss} and of it {c.trained} is trained; set "

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool
 
+from rlm_jax.configuration import check_fields
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, MovingState, shared
 from rlm_jax.methods.dpr import contrast_sums
@@ -84,13 +85,7 @@ def moco(config: ContrieverConfig, init, embed, width: int) -> Method:
     The order within a step is that of the released code: the key encoder moves, then
     encodes; the loss sees the queue without this batch; the queue takes its keys.
     """
-    _check(config)
-    if config.queue_size < 1 or not 0 <= config.momentum <= 1:
-        raise UserError(
-            f"Contriever has queue_size={config.queue_size} and momentum="
-            f"{config.momentum}; choose a queue of 1 or more and a momentum from 0 to "
-            "1."
-        )
+    check_fields(config)
 
     def start(params, key):
         queue = jax.random.normal(key, (config.queue_size, width))
@@ -146,7 +141,7 @@ def moco(config: ContrieverConfig, init, embed, width: int) -> Method:
 
 def in_batch(config: InBatchConfig, init, embed) -> Method:
     """`contriever_in_batch` over any encoder, as `moco`."""
-    _check(config)
+    check_fields(config)
 
     def sums(params, batch, dropout, axis):
         queries, keys = (
@@ -189,12 +184,3 @@ def in_batch(config: InBatchConfig, init, embed) -> Method:
 
 def _side(batch: Batch, name: str) -> Batch:
     return {"ids": batch[f"{name}_ids"], "mask": batch[f"{name}_mask"]}
-
-
-def _check(config: ContrieverConfig | InBatchConfig) -> None:
-    if config.temperature <= 0 or not 0 <= config.label_smoothing <= 1 or config.k < 1:
-        raise UserError(
-            f"Contriever has temperature={config.temperature}, label_smoothing="
-            f"{config.label_smoothing} and k={config.k}; choose a temperature above 0, "
-            "a smoothing from 0 to 1 and a k of 1 or more."
-        )

@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float32
 
-from rlm_jax.configuration import check_choices
-from rlm_jax.errors import UserError
+from rlm_jax.configuration import check_fields
 from rlm_jax.method import Batch, Method, Retrieval, Sums
 from rlm_jax.models.encoder import EncoderConfig, embedder, in_chunks
 from rlm_jax.ops import Array, collectives, contrastive, losses
@@ -78,7 +77,7 @@ def dpr(config: DPRConfig) -> Method:
 
 def dual_encoder(config: DPRConfig, init_one, embed) -> Method:
     """`dpr` over any encoder: ``init_one(key)``, ``embed(params, batch, key=None)``."""
-    _check(config)
+    check_fields(config)
     tower = TOWERS[config.towers]
     if config.chunk:
         embed = in_chunks(embed, config.chunk)
@@ -166,12 +165,3 @@ def contrast_sums(
         "accuracy": losses.weighted(contrast.rank == 0, weight),
         "rank": losses.weighted(contrast.rank, weight),
     }
-
-
-def _check(config: DPRConfig) -> None:
-    check_choices(config)
-    if config.scale <= 0 or config.chunk < 0 or config.k < 1:
-        raise UserError(
-            f"DPR has scale={config.scale}, chunk={config.chunk} and k={config.k}; "
-            "choose a scale above 0, a chunk of 0 or more and a k of 1 or more."
-        )

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float32, Int32
 
-from rlm_jax.configuration import check_choices
+from rlm_jax.configuration import check_fields
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Params
 from rlm_jax.models import beam, encoder_decoder, seq2seq
@@ -64,12 +64,7 @@ def fid(config: FiDConfig) -> Method:
 def reader_of(config: FiDConfig) -> Reader:
     """The functions of the reader, for evaluation and for those that ask it."""
     c = config
-    check_choices(c)
-    if c.vectors < 0 or c.chunk < 0 or c.k < 1:
-        raise UserError(
-            f"FiD has vectors={c.vectors}, chunk={c.chunk} and k={c.k}; choose 0 or "
-            "more of the first two and a k of 1 or more."
-        )
+    check_fields(c)
     if c.architecture == "t5":
         model = seq2seq.seq2seq(c.t5)
     else:

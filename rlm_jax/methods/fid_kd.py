@@ -14,7 +14,7 @@ its encoder has a projection and a LayerNorm of every token before the mean
 import dataclasses
 from typing import ClassVar
 
-from rlm_jax.errors import UserError
+from rlm_jax.configuration import check_fields
 from rlm_jax.method import Method
 from rlm_jax.methods.distilled import distilled
 from rlm_jax.models.encoder import EncoderConfig, embedder
@@ -42,13 +42,7 @@ def fid_kd(config: FiDKDConfig) -> Method:
       UserError: a temperature, chunk or k that is out of range.
     """
     c = config
-    if c.temperature < 0 or c.reader_temperature <= 0 or c.chunk < 0 or c.k < 1:
-        raise UserError(
-            f"FiD-KD has temperature={c.temperature}, "
-            f"reader_temperature={c.reader_temperature}, chunk={c.chunk} and k={c.k}; "
-            "choose temperatures above 0 (temperature 0 is the square root of the "
-            "width), a chunk of 0 or more and a k of 1 or more."
-        )
+    check_fields(c)
     width = c.encoder.projection or c.encoder.width
     return distilled(
         *embedder(c.encoder),

@@ -18,8 +18,7 @@ from typing import ClassVar, Literal
 import jax
 from jaxtyping import Float, Float32, Int
 
-from rlm_jax.configuration import check_choices
-from rlm_jax.errors import UserError
+from rlm_jax.configuration import check_fields
 from rlm_jax.method import Method
 from rlm_jax.methods.lm import LMConfig, lm
 from rlm_jax.models.decoder import DecoderConfig
@@ -85,10 +84,5 @@ def knn_lm(config: KnnLMConfig) -> Method:
     Raises:
       UserError: a weight outside [0, 1], or a temperature that is not positive.
     """
-    check_choices(config)
-    if not 0 <= config.weight <= 1 or config.temperature <= 0:
-        raise UserError(
-            f"weight is {config.weight} and temperature {config.temperature}; choose a "
-            "weight from 0 to 1 and a temperature above 0."
-        )
+    check_fields(config)
     return lm(LMConfig(config.decoder))

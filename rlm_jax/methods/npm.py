@@ -24,8 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int32
 
-from rlm_jax.configuration import check_choices
-from rlm_jax.errors import UserError
+from rlm_jax.configuration import check_fields
 from rlm_jax.method import Batch, Method, shared
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.models.token_encoder import token_embedder
@@ -85,12 +84,7 @@ def npm(config: NPMConfig) -> Method:
 
 def masked(config: NPMConfig, init, states) -> Method:
     """`npm` over any encoder: ``states(params, {"ids", "mask"}, key=None)``."""
-    check_choices(config)
-    if config.scale < 0 or config.k < 1:
-        raise UserError(
-            f"NPM has scale={config.scale} and k={config.k}; choose a scale above 0, "
-            "or 0 for 1 / sqrt(D), and a k of 1 or more."
-        )
+    check_fields(config)
 
     def sums(params, batch, keys, axis):
         masked_rows = {"ids": batch["masked_ids"], "mask": batch["masked_mask"]}

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float32, Shaped
 
-from rlm_jax.configuration import check_choices
+from rlm_jax.configuration import check_fields
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Params, Retrieval, Sums
 from rlm_jax.methods.distilled import pair_scores
@@ -191,11 +191,9 @@ MARGINALS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
 
 def check(config: REALMConfig) -> None:
     """Raises UserError where sizes or choices do not fit together."""
-    check_choices(config)
+    check_fields(config)
     c = config
-    if c.temperature <= 0 or c.chunk < 0 or c.k < 2:
+    if c.k < 2:
         raise UserError(
-            f"REALM has temperature={c.temperature}, chunk={c.chunk} and k={c.k}; "
-            "choose a temperature above 0, a chunk of 0 or more and a k of 2 or more, "
-            "of which the null document is one."
+            f"k is {c.k}; choose 2 or more, of which the null document is one."
         )

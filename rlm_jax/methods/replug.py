@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Float32
 
+from rlm_jax.configuration import check_fields
 from rlm_jax.errors import UserError
 from rlm_jax.method import Method
 from rlm_jax.methods.lm import decoder_functions
@@ -83,11 +84,7 @@ def replug(config: REPLUGConfig) -> Method:
     Raises:
       UserError: a temperature that is not positive, or a k below 1.
     """
-    if config.temperature <= 0 or config.k < 1:
-        raise UserError(
-            f"REPLUG has temperature={config.temperature} and k={config.k}; choose a "
-            "temperature above 0 and a k of 1 or more."
-        )
+    check_fields(config)
     init, score = decoder_functions(config.decoder)
     log_probs = continuation_log_probs(config.decoder)
 

@@ -12,7 +12,7 @@ released code of this part does not run; the equations are the paper's.
 
 import dataclasses
 
-from rlm_jax.errors import UserError
+from rlm_jax.configuration import check_fields
 from rlm_jax.method import Method
 from rlm_jax.methods.distilled import distilled
 from rlm_jax.models.encoder import EncoderConfig, embedder
@@ -48,12 +48,7 @@ def replug_lsr(config: REPLUGLSRConfig) -> Method:
 def dual_encoder(config: REPLUGLSRConfig, init, embed) -> Method:
     """`replug_lsr` over any encoder: ``init(key)``, ``embed(params, batch, key=)``."""
     c = config
-    if c.gamma <= 0 or c.beta <= 0 or c.chunk < 0 or c.k < 1:
-        raise UserError(
-            f"REPLUG-LSR has gamma={c.gamma}, beta={c.beta}, chunk={c.chunk} and "
-            f"k={c.k}; choose temperatures above 0, a chunk of 0 or more and a k of 1 "
-            "or more."
-        )
+    check_fields(c)
     return distilled(
         init,
         embed,

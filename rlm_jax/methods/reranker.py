@@ -14,6 +14,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from rlm_jax.configuration import check_fields
 from rlm_jax.errors import UserError
 from rlm_jax.method import Method
 from rlm_jax.models.encoder import EncoderConfig, embedder, in_chunks
@@ -97,14 +98,10 @@ def _best(scores, present):
 
 
 def _check(config: RerankerConfig) -> None:
+    check_fields(config)
     if config.encoder.projection != 1 or config.encoder.normalise:
         raise UserError(
             f"The reranker's encoder has projection={config.encoder.projection} and "
             f"normalise={config.encoder.normalise}; a pair has one score, so choose a "
             "projection of 1 and no normalising."
-        )
-    if config.chunk < 0 or config.k < 1:
-        raise UserError(
-            f"The reranker has chunk={config.chunk} and k={config.k}; choose a chunk "
-            "of 0 or more and a k of 1 or more."
         )

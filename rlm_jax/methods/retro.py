@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlm_jax.configuration import check_choices
+from rlm_jax.configuration import check_fields
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Params, TokenScores
 from rlm_jax.methods.lm import decoder_functions
@@ -79,9 +79,7 @@ def retro(config: RetroConfig) -> Method:
     Raises:
       UserError: sizes or choices do not fit together, or ``trained`` is unknown.
     """
-    check_choices(config)
-    if config.k < 1:
-        raise UserError(f"k is {config.k}; choose 1 or more neighbours of a chunk.")
+    check_fields(config)
     sizes = model_sizes(config)
     check(*sizes)
     model = Retro(*sizes)

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from rlm_jax.configuration import check_choices
+from rlm_jax.configuration import check_fields
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Params, TokenScores
 from rlm_jax.methods.lm import decoder_functions
@@ -182,20 +182,9 @@ def rpt(config: RPTConfig) -> Method:
 
 def model_sizes(config: RPTConfig) -> RptSizes:
     """What `Rpt` is made of, checked."""
-    check_choices(config)
+    check_fields(config)
     total = config.decoder.num_layers
     lower = config.lower_layers or total // 2
-    if config.cca_every < 1:
-        raise UserError(f"cca_every is {config.cca_every}; choose 1 or more.")
-    for name in ("warmup_steps", "margin_steps"):
-        if getattr(config.auxiliary, name) < 1:
-            raise UserError(f"auxiliary.{name} is below 1; choose 1 or more.")
-    low, high = config.sampling.min_probability, config.sampling.max_probability
-    if not (0 <= low <= 1 and 0 <= high <= 1 and config.sampling.steps >= 1):
-        raise UserError(
-            f"sampling goes from {low} to {high} in {config.sampling.steps} steps; "
-            "choose probabilities from 0 to 1 and 1 step or more."
-        )
     sizes = RptSizes(
         chunk_length=config.chunk_length,
         k=config.k,

@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Float32, Int, Int32, PRNGKeyArray
 
-from rlm_jax.configuration import check_choices
-from rlm_jax.errors import UserError
+from rlm_jax.configuration import check_fields
 from rlm_jax.method import Batch, Method, TokenScores
 from rlm_jax.methods.lm import decoder_functions
 from rlm_jax.models.decoder import DecoderConfig
@@ -194,12 +193,7 @@ def trime(config: TrimeConfig) -> Method:
     Raises:
       UserError: an unknown memory, or a probability outside [0, 1].
     """
-    check_choices(config)
-    if not 0 <= config.own_memory_off <= 1:
-        raise UserError(
-            f"own_memory_off is {config.own_memory_off}, a probability; choose one "
-            "from 0 to 1."
-        )
+    check_fields(config)
     init, score = decoder_functions(config.decoder)
     evaluation_memory = long if config.memory == "long" else local
 

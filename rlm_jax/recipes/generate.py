@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from rlm_jax import terminal
-from rlm_jax.configuration import check_choices
+from rlm_jax.configuration import check_fields
 from rlm_jax.data import passages as passages_lib
 from rlm_jax.data.passages import Passages
 from rlm_jax.data.tokenizers import Tokenizer
@@ -164,7 +164,7 @@ def check(config: Config) -> None:
             f"{config.model} tells how likely a text is and has no decoder to continue "
             "one; name the workdir of a run or a folder with model.safetensors."
         )
-    check_choices(config)
+    check_fields(config)
     chosen = config.documents
     counts = {name: getattr(config, name) for name in ("max_new_tokens", "num_samples")}
     for name in ("num", "query_length", "length", "stride"):

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from rlm_jax import pretrained, processes, terminal
-from rlm_jax.configuration import check_choices
+from rlm_jax.configuration import check_fields
 from rlm_jax.data import text_encoding
 from rlm_jax.data.passages import Passage, Passages
 from rlm_jax.data.text_encoding import TextTokenizer
@@ -169,7 +169,7 @@ def passage_rows(
     tokenizer: TextTokenizer, text: TextConfig
 ) -> Callable[[Sequence[Passage]], list[np.ndarray]]:
     """Passages -> the tokens of each, int32 [n], cut at ``passage_length``."""
-    check_choices(text, "text")
+    check_fields(text, "text")
     length = text.passage_length
     if tokenizer.limits.passage:
         length = min(length, tokenizer.limits.passage)

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from rlm_jax import processes, terminal
-from rlm_jax.configuration import check_choices
+from rlm_jax.configuration import check_fields
 from rlm_jax.data.collections import Collection
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
@@ -94,7 +94,7 @@ def read(
         none of these questions or passages, an unknown retriever, a run over other
         passages, or a stored reading that is damaged.
     """
-    check_choices(config)
+    check_fields(config)
     if config.num < 1:
         raise UserError(
             f"A reader of {config.num} passages a question reads nothing; choose 1 or "

@@ -307,8 +307,6 @@ def test_what_the_released_divisor_is():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"temperature": 0.0}, "temperatures and a weight above 0"),
-        ({"chunk": -1}, "chunk of 0 or more"),
         ({"loss": "none"}, "both to none"),
         ({"trained": "none"}, "both to none"),
         ({"trained": "query", "towers": "shared"}, "set towers to separate"),

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from rlm_jax.errors import UserError
 from rlm_jax.methods import knn_lm
 from rlm_jax.methods.knn_lm import KnnLMConfig
 from rlm_jax.models.decoder import modern
@@ -71,9 +70,3 @@ def test_the_method_is_the_plain_language_model():
             jax.jit(getattr(m, name))(params, batch, *options) for m in (method, plain)
         )
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-
-
-@pytest.mark.parametrize("changes", [{"weight": 1.2}, {"temperature": 0.0}])
-def test_numbers_that_make_no_distribution_are_refused(changes):
-    with pytest.raises(UserError, match="a weight from 0 to 1"):
-        knn_lm.knn_lm(KnnLMConfig(**changes))

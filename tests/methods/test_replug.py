@@ -188,12 +188,6 @@ def test_continuations_by_the_batch_and_one_by_one():
     np.testing.assert_allclose(got, separately(config, params, batch), rtol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{"temperature": 0.0}, {"k": 0}])
-def test_impossible_configurations(changes):
-    with pytest.raises(UserError, match="choose a temperature above 0"):
-        replug.replug(replug.REPLUGConfig(decoder(), **changes))
-
-
 def test_a_continuation_longer_than_the_text():
     batch = example() | {"targets": np.zeros((ROWS, LENGTH + 1), np.int32)}
     config = decoder()

@@ -146,8 +146,6 @@ def test_pairs_are_scored_one_by_one():
         pytest.param({"projection": 0}, "projection=0", id="no_score"),
         pytest.param({"projection": 3}, "projection=3", id="many_scores"),
         pytest.param({"normalise": True}, "normalise=True", id="of_length_1"),
-        pytest.param({"chunk": -1}, "chunk=-1", id="chunk"),
-        pytest.param({"k": 0}, "k=0", id="k"),
     ],
 )
 def test_impossible_configurations(changes, named):

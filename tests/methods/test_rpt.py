@@ -182,10 +182,12 @@ def test_a_warm_start_reads_as_it_attends():
     [
         ({"neighbours": "some"}, "neighbours is 'some'"),
         ({"retrieval_window": "later"}, "retrieval_window is 'later'"),
-        ({"cca_every": 0}, "cca_every is 0"),
         ({"lower_layers": 2}, "2 of 2 layers"),
-        ({"sampling": SamplingConfig(0.5, 1.5, 10)}, "from 0.5 to 1.5 in 10"),
-        ({"auxiliary": rpt.AuxiliaryConfig(warmup_steps=0)}, "warmup_steps is below 1"),
+        ({"sampling": SamplingConfig(0.5, 1.5, 10)}, "max_probability is 1.5"),
+        (
+            {"auxiliary": rpt.AuxiliaryConfig(warmup_steps=0)},
+            "warmup_steps is 0",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):

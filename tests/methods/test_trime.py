@@ -180,12 +180,6 @@ def test_an_unknown_memory_is_refused():
         trime.trime(trime.TrimeConfig(memory=memory))
 
 
-@pytest.mark.parametrize("probability", [-0.1, 1.5])
-def test_a_probability_is_one(probability):
-    with pytest.raises(UserError, match=f"own_memory_off is {probability}"):
-        trime.trime(trime.TrimeConfig(own_memory_off=probability))
-
-
 def test_neighbours_of_a_search_against_a_loop():
     """M(t) out of a datastore: absent neighbours count for nothing."""
     random = np.random.default_rng(0)

@@ -87,10 +87,12 @@ def test_full_disk_is_a_user_error(tmp_path, error):
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]
 
 
-def test_cache_folder_that_is_a_file_is_a_user_error(tmp_path):
+@pytest.mark.parametrize("folder", ["file", "/proc/.cache", "n" * 300, "link"])
+def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path, folder):
     (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("link")
     with pytest.raises(UserError, match="RLM_CACHE"):
-        cache.once(tmp_path / "file" / "a", write)
+        cache.once(tmp_path / folder / "kind" / "a", write)
 
 
 def test_root(monkeypatch, tmp_path):

@@ -71,15 +71,6 @@ def check(config: Config) -> None:
             f"data.order is {config.data.order!r}; rows are of whole documents in the "
             "order shuffled, so choose that."
         )
-    for holder, names in (
-        ("targets", ("num", "every", "batch_size", "shard_size")),
-        ("", ("new_tokens",)),
-    ):
-        for name in names:
-            value = getattr(getattr(config, holder) if holder else config, name)
-            if value < 1:
-                where = f"{holder}.{name}" if holder else name
-                raise UserError(f"{where} is {value}; choose 1 or more.")
     if config.targets.num < config.method.k:
         raise UserError(
             f"targets.num is {config.targets.num} and a chunk reads {config.method.k} "
