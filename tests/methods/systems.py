@@ -50,7 +50,7 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "contriever": (
         "contriever",
         {
-            "queue_size": 9,
+            "queue_size": 11,
             "momentum": 0.5,
             "temperature": 0.5,
             "label_smoothing": 0.01,
