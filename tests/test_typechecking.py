@@ -48,11 +48,12 @@ def test_a_module_called_through_linen():
         decoder.apply(params, np.zeros(2, np.int32))
 
 
-def test_a_result_that_is_not_as_annotated():
-    @jaxtyped(typechecker=typechecking.check)
-    def halved(x: Float[Array, "B D"]) -> Float[Array, "D B"]:
-        return jnp.asarray(x)
+@jaxtyped(typechecker=typechecking.check)
+def halved(x: Float[Array, "B D"]) -> Float[Array, "D B"]:
+    return jnp.asarray(x)
 
+
+def test_a_result_that_is_not_as_annotated():
     with pytest.raises(TypeCheckError, match="return value"):
         halved(VECTORS[0])
 

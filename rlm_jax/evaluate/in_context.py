@@ -15,7 +15,7 @@ section 3.2.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from rlm_jax.methods.in_context import LogProbs, Placement
 class Protocol:
     """How a text meets its documents; the default is in-context RALM's."""
 
+    MAY_BE_ZERO: ClassVar = ("rank_tokens",)
+    POSITIVE: ClassVar = ("document_length",)
+
     window: int = 256  # tokens of the text, the scored ones among them
     stride: int = 16  # tokens between two retrievals
     query_length: int = 32  # tokens before a stride that ask
@@ -41,14 +44,6 @@ class Protocol:
 
     def check(self) -> None:
         """Raises UserError where the numbers do not fit together."""
-        for name in ("window", "stride", "document_length", "reuse", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; choose 1 or more.")
-        if self.query_length < 1 or self.rank_tokens < 0:
-            raise UserError(
-                f"query_length is {self.query_length} and rank_tokens "
-                f"{self.rank_tokens}; choose 1 or more, and 0 or more."
-            )
         check_fields(self)
         document = self.document_length if self.placement == "overwrite" else 0
         if document + self.last >= self.window:

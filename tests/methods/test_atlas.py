@@ -265,7 +265,7 @@ def test_a_question_without_passages_teaches_the_reader_alone():
     assert all((x == 0).all() for x in jax.tree.leaves(gradient["retriever"]))
 
 
-@pytest.mark.parametrize("absent", [False, True])
+@pytest.mark.parametrize("absent", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_more_candidates_than_are_read(absent):
     """The k that score best are read, in their order, whatever else was found."""
     config, functions, method, params, batch = small(loss="pdist")

@@ -21,8 +21,14 @@ CONTROLS = {
     "trime": {"off", "shuffled", "foreign"},
 }
 SYSTEM = {"lm_long": "lm", "cache": "continuous_cache"}
+AS_ANOTHER = [(lm, "wikitext103"), (knn_lm, "wikitext103"), (knn_lm, "smollm2")]
 PRESETS = [
-    (launcher, name)
+    pytest.param(
+        launcher,
+        name,
+        id=f"{launcher.__name__.split('.')[-1]}-{name}",
+        marks=[pytest.mark.slow] * ((launcher, name) in AS_ANOTHER),
+    )
     for launcher in (lm, continuous_cache, knn_lm, trime)
     for name in launcher.PRESETS
 ]
@@ -102,6 +108,7 @@ def test_what_is_finished_is_not_done_again(demonstration, corpus, tmp_path):
     assert not (workdir / "lm" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_external_memory_after_a_warm_up_in_one_workdir(corpus, cache, tmp_path):
     config = shrunken.shrink(trime.wikitext2_external(), corpus)
     config.memory.knn_temperatures, config.memory.knn_weights = (1.0,), (0.1, 0.2)
@@ -125,11 +132,7 @@ def many_words(tmp_path_factory) -> str:
     return f"text:{folder}"
 
 
-@pytest.mark.parametrize(
-    ("launcher", "name"),
-    PRESETS,
-    ids=[f"{launcher.__name__.split('.')[-1]}-{name}" for launcher, name in PRESETS],
-)
+@pytest.mark.parametrize(("launcher", "name"), PRESETS)
 def test_a_dry_run_builds_and_leaves_nothing(
     launcher, name, many_words, gguf_file, cache, tmp_path, monkeypatch, capsys
 ):

@@ -116,6 +116,7 @@ def test_a_finished_run_is_judged_again_without_training(trained, collection, ca
     assert "resuming after 2 of 2 steps" in shown and "1/2" not in shown
 
 
+@pytest.mark.slow
 def test_in_batch_negatives_alone_and_two_towers(collection, tmp_path):
     config = small_dpr(collection, rounds=0)
     config.method.towers = "separate"
@@ -128,9 +129,8 @@ def test_in_batch_negatives_alone_and_two_towers(collection, tmp_path):
     assert np.abs(towers[0].params["tokens"] - towers[1].params["tokens"]).max() > 0
 
 
-@pytest.mark.parametrize(
-    "system", [dpr, pytest.param(contriever, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # test_identity.py has a language model's
+@pytest.mark.parametrize("system", [dpr, contriever])
 def test_a_run_goes_on_with_its_own_tokenizer(
     system, collection, corpus, tmp_path, monkeypatch
 ):
@@ -150,7 +150,9 @@ def test_a_run_goes_on_with_its_own_tokenizer(
     assert (tmp_path / "run" / runs.TOKENIZER).read_bytes() == kept
 
 
-@pytest.mark.parametrize("negatives", ["queue", "batch"])
+@pytest.mark.parametrize(
+    "negatives", ["queue", pytest.param("batch", marks=pytest.mark.slow)]
+)
 def test_contriever_trains_on_crops(negatives, collection, corpus, cache, tmp_path):
     config = shrink(contriever.tiny(), collection)
     config.crops.corpus, config.crops.vocab_size = corpus, 200

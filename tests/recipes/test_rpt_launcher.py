@@ -266,6 +266,7 @@ def test_a_run_of_rpt_is_no_plain_decoder(trained, text, tmp_path):
         rpt.run(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_presets_fit(text, cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dry_run, "COMPILED", 0)
     for name, preset in rpt.PRESETS.items():
