@@ -12,6 +12,7 @@ from rlm_jax.errors import UserError
 from rlm_jax.methods import METHODS, dpr, knn_lm, retro, trime
 from rlm_jax.models import layers
 from rlm_jax.models.decoder import DecoderConfig
+from tests.methods import systems
 
 
 @dataclasses.dataclass
@@ -66,6 +67,39 @@ def test_every_method_checks_its_words(system):
         with pytest.raises(UserError, match="dtype is 'int3'; choose one of float32"):
             method = build(dataclasses.replace(config, **{name: wrong}))
             method.init(jax.random.key(0))
+
+
+OUT_OF_RANGE: dict[str, dict[str, float]] = {
+    "knn_lm": {"weight": 1.2, "temperature": 0.0, "k": 0},
+    "trime_external": {"own_memory_off": 1.5},
+    "retro": {"k": 0, "chunk_length": 0},
+    "rpt": {"cca_every": 0, "lower_layers": -1},
+    "dpr": {"scale": 0.0, "chunk": -1, "k": 0},
+    "contriever": {
+        "temperature": 0.0, "label_smoothing": 1.5, "momentum": 2.0, "queue_size": 0,
+    },
+    "contriever_in_batch": {"temperature": -1.0, "k": 0},
+    "replug": {"temperature": 0.0, "k": 0},
+    "replug_lsr": {"gamma": 0.0, "beta": -1.0, "chunk": -1, "k": 0},
+    "fid_kd": {"temperature": -1.0, "reader_temperature": 0.0, "chunk": -1, "k": 0},
+    "reranker": {"chunk": -1, "k": 0},
+    "npm": {"scale": -1.0, "k": 0},
+    "fid": {"vectors": -1, "chunk": -1, "k": 0},
+    "atlas": {"temperature": 0.0, "gold_temperature": 0.0, "weight": 0.0, "chunk": -1},
+    "realm": {"temperature": 0.0, "chunk": -1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [(name, field) for name in OUT_OF_RANGE for field in OUT_OF_RANGE[name]],
+)
+def test_a_number_out_of_range_is_refused(name, field):
+    """By a Python program's call too, which no launcher has checked before."""
+    value = OUT_OF_RANGE[name][field]
+    config = dataclasses.replace(systems.config(name), **{field: value})
+    with pytest.raises(UserError, match=f"^{field} is {value}; "):
+        METHODS[systems.SYSTEMS[name][0]][1](config)
 
 
 @pytest.mark.parametrize(

@@ -165,17 +165,6 @@ def check(config: Config) -> None:
             "one; name the workdir of a run or a folder with model.safetensors."
         )
     check_fields(config)
-    chosen = config.documents
-    counts = {name: getattr(config, name) for name in ("max_new_tokens", "num_samples")}
-    for name in ("num", "query_length", "length", "stride"):
-        counts[f"documents.{name}"] = getattr(chosen, name)
-    for name, value in counts.items():
-        if value < 1:
-            raise UserError(f"{name} is {value}; choose 1 or more.")
-    if chosen.temperature <= 0:
-        raise UserError(
-            f"documents.temperature is {chosen.temperature}; choose one above 0."
-        )
     Sampling(config.temperature, config.top_k, config.top_p)  # which checks them
 
 

@@ -95,11 +95,6 @@ def read(
         passages, or a stored reading that is damaged.
     """
     check_fields(config)
-    if config.num < 1:
-        raise UserError(
-            f"A reader of {config.num} passages a question reads nothing; choose 1 or "
-            "more, or the retriever none."
-        )
     numbers = _answered(collection)
     closed_book = config.retriever == NONE
     if not closed_book and not len(collection.passages):

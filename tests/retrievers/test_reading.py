@@ -271,7 +271,7 @@ def test_a_run_of_bm25(collection, tmp_path):
 
 
 def test_bad_input(collection, tmp_path):
-    with pytest.raises(UserError, match="reads nothing"):
+    with pytest.raises(UserError, match="^num is 0; choose 1 or more"):
         read(collection, tmp_path, "bm25", 0)
     with pytest.raises(UserError, match="no retriever 'bm52'"):
         read(collection, tmp_path, "bm52")
