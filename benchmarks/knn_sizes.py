@@ -140,16 +140,18 @@ def draw(figures: Mapping[str, Any], path: str) -> None:
     sizes = [int(size) for size in figures["sizes"]]
     with plot_style.canvas(path, 6, 3.2) as (_, axes):
         axes.axhline(figures["perplexity"], color=plot_style.GREY, linestyle="--")
-        axes.annotate("the model alone", (sizes[0], figures["perplexity"]))
+        beside = {"textcoords": "offset points", "xytext": (6, 4)}
+        axes.annotate("the model alone", (sizes[1], figures["perplexity"]), **beside)
         for name, colour in zip(CONTROLS, plot_style.PALETTE, strict=False):
             values = [one[name] for one in figures["sizes"].values()]
             axes.plot(sizes, values, marker="o", color=colour, label=CONTROLS[name])
-            axes.annotate(f"{values[-1]:.1f}", (sizes[-1], values[-1]))
+            axes.annotate(f"{values[-1]:.1f}", (sizes[-1], values[-1]), **beside)
         axes.set_xscale("log")
+        axes.set_xlim(right=1.2 * sizes[-1])
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
         axes.set_xticks([], minor=True)
         axes.set(xlabel="tokens in the datastore", ylabel="perplexity")
-        axes.set_title(f"{figures['text']}: nothing is trained")
+        axes.set_title(f"{figures['decoder']} on {figures['text']}, not trained")
         axes.legend()
 
 

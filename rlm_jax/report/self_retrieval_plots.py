@@ -110,6 +110,7 @@ def window(
         axes.invert_yaxis()
         axes.set_xlim(min(first for first, _ in spans) - 1, max(chunks) + 1)
         axes.set_xlabel("chunk of the document")
+        axes.locator_params(axis="x", integer=True)
         axes.set_title("A window, what its chunks retrieved, and their targets")
         legend_below(figure, *axes.get_legend_handles_labels())
 
