@@ -47,8 +47,9 @@ def last_log_probs(config: DecoderConfig):
         start = lengths - last - 1
         at = start[:, None] + 1 + jnp.arange(last)
         targets = jnp.take_along_axis(tokens, at, axis=1)
+        inputs = tokens[:, :-1]  # the last of the longest row is a target alone
         scores: Any = decoder.apply(
-            {"params": params}, tokens, targets, start, method=score_from
+            {"params": params}, inputs, targets, start, method=score_from
         )
         target_score, log_normaliser = scores
         return target_score - log_normaliser
