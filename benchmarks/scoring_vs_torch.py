@@ -7,9 +7,7 @@ keys and values, 49,152 tokens) in one folder that both sides load, random token
 float32, two cores each. **Plain**: log p of every token of the same rows, as an
 evaluation wants it, in float32 and in bfloat16. Each side lives in a process of its own
 and sleeps while the other works.
-
-**Products**: the matrix products of these rows with the model's weights, and nothing
-else, in both libraries: what no evaluation can be faster than.
+`benchmarks.scoring_ceiling` measures what no evaluation can be faster than.
 
 **REPLUG**: a text in strides of 64 tokens, each with 10 documents of 128 tokens before
 64 of context, against the same text in rows as long without documents. The strides of a
@@ -100,95 +98,14 @@ def theirs(case: dict):
     return work
 
 
-def products(case: dict) -> list[tuple[np.ndarray, np.ndarray, int]]:
-    """(rows [N, K], weights [M, K], how often) of every product with weights.
-
-    Those with the vocabulary are cut, so that what they write stays in cache.
-    """
-    width, inner = case["width"], case["feed_forward_width"]
-    heads = case["num_heads"] + 2 * case["num_kv_heads"]
-    part = min(2048, case["vocab_size"])
-    layers = case["num_layers"]
-    shapes = [
-        (width, heads * width // case["num_heads"], layers),
-        (width, width, layers),
-        (width, 2 * inner, layers),
-        (inner, width, layers),
-        (width, part, case["vocab_size"] // part),
-    ]
-    random = np.random.default_rng(0)
-    draw = lambda *shape: random.standard_normal(shape, np.float32)
-    num = case["batch_size"] * case["length"]
-    return [(draw(num, k), draw(m, k), count) for k, m, count in shapes]
-
-
-def our_products(case: dict):
-    """() -> 0.0; the products in XLA."""
-    import jax
-
-    product = jax.jit(lambda x, w: x @ w.T)
-    arrays = [(*map(jax.device_put, some[:2]), some[2]) for some in products(case)]
-
-    def work() -> float:
-        for x, w, count in arrays:
-            for _ in range(count):
-                product(x, w).block_until_ready()
-        return 0.0
-
-    return work
-
-
-def their_products(case: dict):
-    """The same in PyTorch."""
-    import torch  # pyright: ignore[reportMissingImports]
-
-    torch.set_num_threads(workers.NUM_THREADS)
-    arrays = [(*map(torch.from_numpy, some[:2]), some[2]) for some in products(case)]
-
-    @torch.inference_mode()
-    def work() -> float:
-        for x, w, count in arrays:
-            for _ in range(count):
-                torch.nn.functional.linear(x, w)
-        return 0.0
-
-    return work
-
-
-SIDES = {
-    "transformers": theirs,
-    "rlm_jax": ours,
-    "products in PyTorch": their_products,
-    "products in XLA": our_products,
-}
-
-
-def bare(shape: dict, sizes: dict, whole: dict, rounds: int) -> dict[str, Any]:
-    """What the products alone take, beside the whole evaluations' seconds."""
-    case = shape | sizes
-    sides = ("products in PyTorch", "products in XLA")
-    _, spent = workers.compared("benchmarks.scoring_vs_torch", sides, case, rounds)
-    flop = sum(2 * x.size * len(w) * count for x, w, count in products(case))
-    theirs, ours = (spent["seconds"][side] for side in sides)
-    return {
-        "gflop": round(flop / 1e9, 1),
-        "gflops": {side: round(flop / 1e9 / spent["seconds"][side]) for side in sides},
-        "share_of_the_evaluation": {
-            "transformers": round(theirs / whole["transformers"], 3),
-            "rlm_jax": round(ours / whole["rlm_jax"], 3),
-        },
-        # Tokens/s over Transformers' of an evaluation that took no other time.
-        "ceiling": round(whole["transformers"] / ours, 3),
-        "time": spent,
-    }
+SIDES = {"transformers": theirs, "rlm_jax": ours}
 
 
 def plain(
     shape: dict, sizes: dict, folder: str, rounds: int, dtype: str = "float32"
 ) -> dict[str, Any]:
     case = shape | sizes | {"folder": folder, "dtype": dtype}
-    sides = ("transformers", "rlm_jax")
-    first, spent = workers.compared("benchmarks.scoring_vs_torch", sides, case, rounds)
+    first, spent = workers.compared("benchmarks.scoring_vs_torch", SIDES, case, rounds)
     del case["folder"]
     num_tokens = sizes["batch_size"] * sizes["length"]
     one, other = (turns[0] for turns in first.values())
@@ -307,8 +224,6 @@ def measure(quick: bool) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         save_model(shape, folder)
         compared = plain(shape, sizes, folder, rounds=2 if quick else 5)
-        seconds = compared["time"]["seconds"]
-        alone = bare(shape, sizes, seconds, rounds=2 if quick else 3)
         halved = plain(shape, sizes, folder, rounds=2 if quick else 3, dtype="bfloat16")
         replug = with_documents(folder, documents, rounds=2 if quick else 1)
         dtypes = {
@@ -338,7 +253,6 @@ def measure(quick: bool) -> dict:
         "largest_relative_difference": compared["largest_relative_difference"],
         "plain": compared,
         "bfloat16": halved,
-        "products": alone,
         "replug": replug,
         "dtypes": dtypes,
         "seconds": round(time.perf_counter() - start),
