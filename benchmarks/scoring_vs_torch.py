@@ -7,7 +7,7 @@ keys and values, 49,152 tokens) in one folder that both sides load, random token
 float32, two cores each. **Plain**: log p of every token of the same rows, as an
 evaluation wants it, in float32 and in bfloat16. Each side lives in a process of its own
 and sleeps while the other works.
-`benchmarks.scoring_ceiling` measures what no evaluation can be faster than.
+`benchmarks.scoring_ceiling_vs_torch` measures what no evaluation can be faster than.
 
 **REPLUG**: a text in strides of 64 tokens, each with 10 documents of 128 tokens before
 64 of context, against the same text in rows as long without documents. The strides of a

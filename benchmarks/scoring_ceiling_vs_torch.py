@@ -1,6 +1,6 @@
 """What scoring with a Llama of SmolLM2's shape could be at most: its matrix products.
 
-    taskset -c 1 python -m benchmarks.scoring_ceiling
+    taskset -c 1 python -m benchmarks.scoring_ceiling_vs_torch
 
 The products of the rows of `benchmarks.scoring_vs_torch` with the model's weights, and
 nothing else, in XLA and in PyTorch, beside both libraries' whole evaluations. No
@@ -82,7 +82,9 @@ def measure(quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         scoring_vs_torch.save_model(shape, folder)
         whole = scoring_vs_torch.plain(shape, sizes, folder, rounds)
-    _, bare = workers.compared("benchmarks.scoring_ceiling", SIDES, case, rounds)
+    _, bare = workers.compared(
+        "benchmarks.scoring_ceiling_vs_torch", SIDES, case, rounds
+    )
     gflop = sum(2 * x.size * len(w) * count for x, w, count in products(case)) / 1e9
     spent, alone = whole["time"]["cpu_seconds"], bare["cpu_seconds"]
     return {
@@ -103,4 +105,4 @@ def measure(quick: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    record.main("scoring_ceiling", measure)
+    record.main("scoring_ceiling_vs_torch", measure)
