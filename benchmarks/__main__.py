@@ -30,6 +30,7 @@ NAMES = (
     "t5_decoding_vs_torch",
     "fid_step_vs_torch",
     "scoring_vs_torch",
+    "scoring_ceiling_vs_torch",
 )
 
 

@@ -131,12 +131,16 @@ def interleaved(
     def ratios(clock):
         return _spread(turn[first][clock] / turn[second][clock] for turn in turns)
 
+    def seconds(clock):
+        return {
+            name: round(statistics.median(turn[name][clock] for turn in turns), 5)
+            for name in sides
+        }
+
     return {
         "rounds": rounds,
-        "seconds": {
-            name: round(statistics.median(turn[name][0] for turn in turns), 5)
-            for name in sides
-        },
+        "seconds": seconds(0),
+        "cpu_seconds": seconds(1),
         "ratio": ratios(0),
         "cpu_ratio": ratios(1),
     }

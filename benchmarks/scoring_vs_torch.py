@@ -5,8 +5,9 @@
 Random weights of the shape of SmolLM2-135M (30 layers of 576, 9 heads that share 3 of
 keys and values, 49,152 tokens) in one folder that both sides load, random tokens,
 float32, two cores each. **Plain**: log p of every token of the same rows, as an
-evaluation wants it. Each side lives in a process of its own and sleeps while the other
-works.
+evaluation wants it, in float32 and in bfloat16. Each side lives in a process of its own
+and sleeps while the other works.
+`benchmarks.scoring_ceiling_vs_torch` measures what no evaluation can be faster than.
 
 **REPLUG**: a text in strides of 64 tokens, each with 10 documents of 128 tokens before
 64 of context, against the same text in rows as long without documents. The strides of a
@@ -64,7 +65,7 @@ def ours(case: dict):
     from rlm_jax import pretrained
     from rlm_jax.models import scoring
 
-    config, params = pretrained.load_decoder(case["folder"])
+    config, params = pretrained.load_decoder(case["folder"], dtype=case["dtype"])
     run = scoring.last_log_probs(config)
     tokens = rows(case)
     lengths = np.full(len(tokens), tokens.shape[1], np.int32)
@@ -82,7 +83,7 @@ def theirs(case: dict):
 
     torch.set_num_threads(workers.NUM_THREADS)
     network = transformers.AutoModelForCausalLM.from_pretrained(
-        case["folder"], dtype=torch.float32, use_cache=False
+        case["folder"], dtype=getattr(torch, case["dtype"]), use_cache=False
     )
     tokens = torch.from_numpy(rows(case).astype(np.int64))
 
@@ -100,8 +101,10 @@ def theirs(case: dict):
 SIDES = {"transformers": theirs, "rlm_jax": ours}
 
 
-def plain(shape: dict, sizes: dict, folder: str, rounds: int) -> dict[str, Any]:
-    case = shape | sizes | {"folder": folder}
+def plain(
+    shape: dict, sizes: dict, folder: str, rounds: int, dtype: str = "float32"
+) -> dict[str, Any]:
+    case = shape | sizes | {"folder": folder, "dtype": dtype}
     first, spent = workers.compared("benchmarks.scoring_vs_torch", SIDES, case, rounds)
     del case["folder"]
     num_tokens = sizes["batch_size"] * sizes["length"]
@@ -203,7 +206,7 @@ def dtype_cost(folder: str, dtype: str, case: dict) -> dict[str, float]:
     lengths = np.full(len(tokens), tokens.shape[1], np.int32)
     work = lambda: np.asarray(run(params, tokens, lengths, case["length"]))
     work()
-    seconds = min(record.timed(work)()[0] for _ in range(3))
+    seconds = min(record.timed(work)()[0] for _ in range(2))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "tokens_per_second": round(case["batch_size"] * case["length"] / seconds),
@@ -221,7 +224,8 @@ def measure(quick: bool) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         save_model(shape, folder)
         compared = plain(shape, sizes, folder, rounds=2 if quick else 5)
-        replug = with_documents(folder, documents, rounds=2)
+        halved = plain(shape, sizes, folder, rounds=2 if quick else 3, dtype="bfloat16")
+        replug = with_documents(folder, documents, rounds=2 if quick else 1)
         dtypes = {
             dtype: record.in_fresh_process(
                 "benchmarks.scoring_vs_torch",
@@ -248,6 +252,7 @@ def measure(quick: bool) -> dict:
         },
         "largest_relative_difference": compared["largest_relative_difference"],
         "plain": compared,
+        "bfloat16": halved,
         "replug": replug,
         "dtypes": dtypes,
         "seconds": round(time.perf_counter() - start),

@@ -18,7 +18,8 @@ from typing import Any
 
 from benchmarks import record
 
-NUM_THREADS = 2
+NUM_THREADS = min(2, record.num_cores())
+"""Where there are fewer cores, threads that wait for each other would spin."""
 
 Turn = Callable[[], tuple[float, float]]
 """One turn's work -> its (wall-clock, processor) seconds."""

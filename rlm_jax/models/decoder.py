@@ -8,6 +8,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, Shaped
 
 from rlm_jax.models import layers
@@ -88,7 +89,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[jax.Array, "B T D"],
-        positions: Int[jax.Array, " T"],
+        positions: Int[Array, " T"],
         deterministic: bool,
     ) -> tuple[Float[jax.Array, "B T D"], Float[jax.Array, "B T D"]]:
         """(x after the block, the feed-forward's input)."""
@@ -97,7 +98,7 @@ class Block(nn.Module):
     def attend(
         self,
         x: Float[jax.Array, "B T D"],
-        positions: Int[jax.Array, " T"],
+        positions: Int[Array, " T"],
         deterministic: bool,
     ) -> Float[jax.Array, "B T D"]:
         """The first half."""
@@ -107,7 +108,7 @@ class Block(nn.Module):
     def attend_after(
         self,
         x: Float[jax.Array, "B T D"],
-        positions: Int[jax.Array, " T"],
+        positions: Int[Array, " T"],
         past: layers.KeysValues | None,
         begun: Bool[jax.Array, ""] | bool,
         deterministic: bool,
@@ -117,7 +118,7 @@ class Block(nn.Module):
         return x + self.dropout(h, deterministic=deterministic), kept
 
     def attend_cached(
-        self, x: Float[jax.Array, "B T D"], positions: Int[jax.Array, "B T"], *cache
+        self, x: Float[jax.Array, "B T D"], positions: Int[Array, "B T"], *cache
     ) -> tuple[Float[jax.Array, "B T D"], layers.KeysValues]:
         """The same and the layer's cache; arguments as of `SelfAttention.extend`."""
         h = self.attention_norm(x)
@@ -178,7 +179,8 @@ class Decoder(nn.Module):
     ) -> DecoderOutput:
         """Features and keys for tokens."""
         c = self.config
-        positions = jnp.arange(tokens.shape[1])
+        # Constants: sines of an iota would be computed again at each use.
+        positions = np.arange(tokens.shape[1], dtype=np.int32)
         x = self.vocabulary.embed(tokens)
         if c.positions == "learned":
             check_length(c, tokens.shape[1], "the number of tokens of a row")

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Shaped
 
 from rlm_jax.ops import Array
+from rlm_jax.ops.attention import attend_causally, attend_to_slots
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 """Of a computation; parameters are float32 always."""
@@ -78,11 +79,13 @@ def rotate(
     `rotary_rates`'s.
     """
     half = x.shape[-1] // 2
-    angles = positions[..., None] * rotary_rates(half, base, scaling)
-    cos, sin = (f(angles)[..., None, :] for f in (jnp.cos, jnp.sin))
-    a, b = x[..., :half], x[..., half:]  # float32 from here, as angles are
-    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return turned.astype(x.dtype)
+    angles = jnp.asarray(positions)[..., None] * rotary_rates(half, base, scaling)
+    cos, sin = (f(angles)[..., None, None, :] for f in (jnp.cos, jnp.sin))
+    pairs = x.reshape(*x.shape[:-1], 2, half)
+    sign = np.array([[-1], [1]], np.float32)
+    # (a, b) to (a cos - b sin, b cos + a sin), in float32 as angles are.
+    turned = pairs * cos + pairs[..., ::-1, :] * (sign * sin)
+    return turned.reshape(x.shape).astype(x.dtype)
 
 
 def exact_gelu(x: Float[jax.Array, " *B"]) -> Float[jax.Array, " *B"]:
@@ -107,6 +110,23 @@ def applied(module: nn.Module, method: str | None = None) -> Callable[..., Any]:
         )
 
     return call
+
+
+def products(dtype: Dtype) -> Callable[..., jax.Array] | None:
+    """The ``dot_general`` of a Dense layer of that dtype; None: the usual one.
+
+    On a CPU a product of bfloat16 is fast only where its sums leave it as float32.
+    """
+    if dtype != "bfloat16" or jax.default_backend() != "cpu":
+        return None
+
+    def dot_general(x, kernel, dimensions, **_):
+        sums = jax.lax.dot_general(
+            x, kernel, dimensions, preferred_element_type=jnp.float32
+        )
+        return sums.astype(x.dtype)
+
+    return dot_general
 
 
 ACTIVATIONS = {"gelu": nn.gelu, "exact_gelu": exact_gelu, "relu": nn.relu}
@@ -230,6 +250,7 @@ class SelfAttention(nn.Module):
             self.bias or self.qkv_bias,
             dtype=self.dtype,
             kernel_init=nn.initializers.normal(0.02),
+            dot_general=products(self.dtype),
             name="qkv",
         )(x)
         q, k, v = jnp.split(
@@ -249,6 +270,7 @@ class SelfAttention(nn.Module):
             self.bias,
             dtype=self.dtype,
             kernel_init=nn.initializers.normal(self.output_scale),
+            dot_general=products(self.dtype),
             name="out",
         )(out.reshape(*x.shape[:2], self.num_heads * head_width))
         return out, rest
@@ -258,6 +280,8 @@ class SelfAttention(nn.Module):
         if self.window and self.causal and q.shape[1] > self.window:
             assert mask is None
             return attend_to_windows(q, k, v, self.window)
+        if self.causal and mask is None and jax.default_backend() == "cpu":
+            return attend_causally(q, k, v)
         # cuDNN's flash attention takes 16-bit inputs of certain widths only.
         flash = (
             jax.default_backend() == "gpu"
@@ -330,32 +354,6 @@ def attend_to_windows(
     return out.reshape(q.shape)[:, :length]
 
 
-def attend_to_slots(
-    q: Float[Array, "B T H d"],
-    keys: Float[Array, "B G S d"],
-    values: Float[Array, "B G S d"],
-    visible: Bool[Array, "B T S"],
-) -> Float[jax.Array, "B T H d"]:
-    """softmax(q . k / sqrt(d)) v over the visible slots of a cache.
-
-    Args:
-      q: queries.
-      keys, values: of S slots; head h of q goes with head h // (H / G).
-      visible: the slots that each query attends to.
-    """
-    batch, length, num_heads, d = q.shape
-    groups = q.reshape(batch, length, keys.shape[1], -1, d)
-    logits = jnp.einsum(
-        "btkgd,bksd->bkgts", groups, keys, preferred_element_type=jnp.float32
-    )
-    # Not -inf: a row of padding may see nothing at all, and stays finite.
-    hidden = jnp.finfo(jnp.float32).min
-    logits = jnp.where(visible[:, None, None], logits * d**-0.5, hidden)
-    share = jax.nn.softmax(logits).astype(values.dtype)
-    out = jnp.einsum("bkgts,bksd->btkgd", share, values)
-    return out.reshape(batch, length, num_heads, d)
-
-
 class FeedForward(nn.Module):
     """Two layers with an activation between them."""
 
@@ -369,7 +367,12 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "*B D"]) -> Float[jax.Array, "*B D"]:
         def dense(features, name, init):
             return nn.Dense(
-                features, self.bias, dtype=self.dtype, kernel_init=init, name=name
+                features,
+                self.bias,
+                dtype=self.dtype,
+                kernel_init=init,
+                dot_general=products(self.dtype),
+                name=name,
             )
 
         init = nn.initializers.normal(0.02)

@@ -4,13 +4,14 @@ Rows that begin with the same tokens, as with the same document, can be taken ap
 the keys and values of what they share are computed once (`shared_prefixes`).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int, Int32
+from jaxtyping import Float, Float32, Int, Int32
 
 from rlm_jax.models.decoder import (
     Decoder,
@@ -47,8 +48,18 @@ def last_log_probs(config: DecoderConfig):
         start = lengths - last - 1
         at = start[:, None] + 1 + jnp.arange(last)
         targets = jnp.take_along_axis(tokens, at, axis=1)
+
+        def features(some):
+            output: Any = decoder.apply({"params": params}, some)
+            return output.features
+
+        inputs = tokens[:, :-1]  # the last of the longest row is a target alone
         scores: Any = decoder.apply(
-            {"params": params}, tokens, targets, start, method=score_from
+            {"params": params},
+            in_groups(features, inputs),
+            targets,
+            start,
+            method=score_features,
         )
         target_score, log_normaliser = scores
         return target_score - log_normaliser
@@ -70,10 +81,38 @@ def score_from(
     ``start``, ``start`` + 1, and so on, of ``tokens``.
     """
     features = decoder(tokens, deterministic=deterministic).features
+    return score_features(decoder, features, targets, start)
+
+
+def score_features(
+    decoder: Decoder,
+    features: Float[Array, "B T D"],
+    targets: Int[Array, "B N"],
+    start: Int[Array, " B"],
+) -> tuple[Float32[jax.Array, "B N"], Float32[jax.Array, "B N"]]:
+    """`score_from` where the features of the tokens are there."""
     at = start[:, None] + jnp.arange(targets.shape[1])
     features = jnp.take_along_axis(features, at[..., None], axis=1)
     return decoder.vocabulary.scores(features, targets)
 
+
+def in_groups(
+    features: Callable[[Int[Array, "b T"]], Float[jax.Array, "b T D"]],
+    tokens: Int[Array, "B T"],
+) -> Float[jax.Array, "B T D"]:
+    """``features(tokens)``; on a CPU few rows at a time, whose states stay in cache."""
+    batch, length = tokens.shape
+    rows = min(batch, max(1, GROUP // length))
+    while batch % rows:
+        rows -= 1
+    if jax.default_backend() != "cpu" or rows == batch:
+        return features(tokens)
+    groups = jax.lax.map(features, tokens.reshape(-1, rows, length))
+    return groups.reshape(batch, length, -1)
+
+
+GROUP = 512
+"""Tokens that `in_groups` takes at a time."""
 
 STEP = 32
 """Shared prefixes are a multiple of so many tokens, so that few shapes are compiled."""

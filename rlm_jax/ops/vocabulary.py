@@ -5,7 +5,7 @@ log_normaliser, kept apart because memories add terms to each (see
 `ops.losses.joint_nll`).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,9 @@ def softmax_scores(
 ) -> tuple[Float32[jax.Array, " *B"], Float32[jax.Array, " *B"]]:
     """Scores under a full softmax: E_y . f and log sum_v exp(E_v . f).
 
+    Where no gradient is taken no array [*B, V] exists: the vocabulary is worked through
+    in parts whose logits stay in cache.
+
     Args:
       features: f, of any float dtype.
       embedding: E.
@@ -40,9 +43,62 @@ def softmax_scores(
     Returns:
       (target_score, log_normaliser), float32.
     """
+    # `custom_vjp` hides what it returns from type checkers.
+    return cast(tuple[Any, Any], _scores(features, embedding, targets))
+
+
+@jax.custom_vjp
+def _scores(features, embedding, targets):
+    """Part by part; the first takes what is left over."""
+    vocab_size = embedding.shape[0]
+    size = _part_size(targets.size, vocab_size)
+    if vocab_size <= size:
+        return _whole(features, embedding, targets)
+
+    def part(words, start):
+        at = targets - start
+        inside = (at >= 0) & (at < len(words))
+        score, normaliser = _whole(features, words, jnp.where(inside, at, 0))
+        return jnp.where(inside, score, 0.0), normaliser
+
+    def next_part(start):
+        return part(jax.lax.dynamic_slice_in_dim(embedding, start, size), start)
+
+    first = (vocab_size - 1) % size + 1
+    parts = jax.lax.map(next_part, jnp.arange(first, vocab_size, size))
+    scores, normalisers = jax.tree.map(
+        lambda one, others: jnp.concatenate([one[None], others]),
+        part(embedding[:first], 0),
+        parts,
+    )
+    return scores.sum(0), jax.nn.logsumexp(normalisers, axis=0)
+
+
+def _whole(features, embedding, targets):
     logits = _logits(features, embedding)
     target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return target, jax.nn.logsumexp(logits, axis=-1)
+
+
+def _forward(features, embedding, targets):
+    """What the gradient needs are all logits; to compute them twice would cost more."""
+    return jax.vjp(lambda f, e: _whole(f, e, targets), features, embedding)
+
+
+def _backward(pullback, cotangents):
+    return *pullback(cotangents), None
+
+
+_scores.defvjp(_forward, _backward)
+
+
+def _part_size(num_targets: int, vocab_size: int) -> int:
+    """The words of one part."""
+    if jax.default_backend() != "cpu":
+        return max(512, 2**28 // max(1, num_targets))  # a gigabyte of logits
+    if num_targets <= 128:  # the copies of parts cost more than they save
+        return vocab_size
+    return min(max(512, 2**22 // num_targets), 2048)
 
 
 def _logits(features, embedding):

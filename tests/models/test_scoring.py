@@ -1,6 +1,7 @@
 """Rows whose beginnings are computed once, against rows by themselves."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,7 +23,7 @@ def rows():
 
 
 @pytest.mark.parametrize("make", [modern, gpt2])
-def test_shared_beginnings_give_the_same(make, rows):
+def test_shared_beginnings_give_the_same(monkeypatch, make, rows):
     config = make(
         vocab_size=40, num_layers=2, width=16, num_heads=2, feed_forward_width=24,
         max_length=80,
@@ -39,10 +40,29 @@ def test_shared_beginnings_give_the_same(make, rows):
     assert shared is not None
     # 32 tokens of 4 beginnings and no more rows than a whole number of quarters.
     assert shared.prefixes.shape == (6, 32) and len(np.unique(shared.which)) == 4
+    monkeypatch.setattr(scoring, "GROUP", 3 * 80)
     alone = scoring.last_log_probs(config)(params, tokens, lengths, LAST)
     found = scoring.shared_log_probs(config)(params, *shared, LAST)
     np.testing.assert_allclose(found, alone, atol=2e-5)
     assert np.ptp(alone) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"), [(0, 1), (80, 1), (5 * 80 + 1, 4), (10_000, 12)]
+)
+def test_groups_of_rows(monkeypatch, rows, group, expected):
+    """As many rows as there may be and as make equal groups; they keep their order."""
+    tokens, _ = rows
+    monkeypatch.setattr(scoring, "GROUP", group)
+    sizes = []
+
+    def features(some):
+        sizes.append(len(some))
+        return some[..., None] * jnp.arange(1.0, 4.0)
+
+    found = scoring.in_groups(features, tokens)
+    assert sizes[0] == expected
+    np.testing.assert_array_equal(found, tokens[..., None] * np.arange(1.0, 4.0))
 
 
 def test_rows_are_put_together_again(rows):

@@ -131,17 +131,20 @@ def test_adaptive_distribution_sums_to_one_and_agrees(weights):
     np.testing.assert_allclose(np.diag(log_p), score - normaliser, rtol=1e-4, atol=1e-5)
 
 
-def test_softmax_scores(weights):
+@pytest.mark.parametrize("size", [1, 3, 7], ids="{} words a part".format)
+def test_softmax_scores(weights, monkeypatch, size):
+    """Equal parts, a smaller one among them, and all words at once."""
+    monkeypatch.setattr(vocabulary, "_part_size", lambda *_: size)
     head, _ = weights
     random = np.random.default_rng(0)
-    features = random.normal(size=(2, 3, WIDTH)).astype(np.float32)
-    targets = random.integers(0, len(head), (2, 3)).astype(np.int32)
+    features = random.normal(size=(2, 7, WIDTH)).astype(np.float32)
+    features[0] *= 100  # beyond what float32 can exponentiate
+    targets = np.array([random.permutation(len(head)) for _ in range(2)], np.int32)
     score, normaliser = vocabulary.softmax_scores(features, head, targets)
-    for place in np.ndindex(2, 3):
+    for place in np.ndindex(2, 7):
         logits = np.float64(head) @ features[place]
         assert score[place] == pytest.approx(logits[targets[place]], rel=1e-5)
-        wanted = np.log(np.exp(logits).sum())
-        assert normaliser[place] == pytest.approx(wanted, rel=1e-5)
+        assert normaliser[place] == pytest.approx(np.logaddexp.reduce(logits), rel=1e-5)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
