@@ -11,7 +11,8 @@ SEVERAL = ("lm", "atlas")
 KINDS = {
     "kill": "kill -9 while it trains, saves, builds or refreshes",
     "terminate": "SIGTERM at such a moment",
-    "damage": "a file of a finished run or of its cache flipped, cut short or deleted",
+    "damage": "a file of an unfinished run, or of its cache, flipped, cut or deleted",
+    "judged": "the same of a finished run, of which only the report is made again",
     "full": "a disk that fills up, or a limit to the size of a file",
     "read_only": "a workdir and a cache that cannot be written",
     "handles": "a limit to the number of open files",

@@ -83,11 +83,11 @@ def attempt(folder: pathlib.Path, loss: float, last: Ended) -> Try:
     (whole / "cache").mkdir()
     write_report(1.0)(whole / "run")
     (whole / "run" / "weights").write_bytes(bytes(range(100)))
-    straight = Straight(whole, ended.of(whole / "run"), 0.1, [])
+    straight = Straight(whole, whole, ended.of(whole / "run"), 0.1, [])
     there = folder / "try"
     there.mkdir()
     server = Pretended(write_report(loss), last)
-    return Try(server, "lm", straight, there, random.Random(0))  # type: ignore
+    return Try(server, "lm", straight, there, random.Random(0), 0, [])  # type: ignore
 
 
 SAID = "Traceback (most recent call last):\n  File\nValueError: no\n"
@@ -113,16 +113,19 @@ def test_what_does_not_hold_is_told(tmp_path, loss, last, told):
     assert trial.finish() == ("other report.json" if loss != 1 else "")
 
 
+MORE = {"seconds": 1.0, "processor": 0.5, "faults": ["a", "b"], "commit": "abc"}
+
+
 def test_figures_are_counted_and_written_between_the_marks(tmp_path):
     told = ["", "", "silent: report.json (x)", "hang", "does not go on: traceback: y"]
     tries = [
-        {"kind": "kill", "system": system, "number": i, "told": x, "seconds": 1.0}
+        {"kind": "kill", "system": system, "number": i, "told": x, **MORE}
         for system in SYSTEMS[:2]
         for i, x in enumerate(told)
     ]
     found = figures.figures(tries, 3)
     assert found["counted"]["kill"]["lm"] == {
-        **{"tries": 5, "held": 2, "silent": 1, "hang": 1, "traceback": 1}
+        **{"tries": 5, "faults": 10, "held": 2, "silent": 1, "hang": 1, "traceback": 1}
     }
     assert len(found["failed"]) == 6
     page, results = tmp_path / "page.md", tmp_path / "faults.json"
@@ -131,7 +134,7 @@ def test_figures_are_counted_and_written_between_the_marks(tmp_path):
     figures.write(found, page, results)
     text = page.read_text()
     assert text.startswith("# Page\n") and text.endswith("\nafter\n")
-    assert "former" not in text and "| 2 | 10 | 0 | 2 | 2 | 2 |" in text
+    assert "former" not in text and "| 2 | 10 | 20 | 0 | 2 | 2 | 2 |" in text
     assert json.loads(results.read_text())["seed"] == 3
     page.write_text("no marks")
     with pytest.raises(ValueError, match="has no"):
