@@ -127,9 +127,11 @@ def peers() -> Peers:
 
 def end(status: int = 1, told: str = ENDED) -> NoReturn:
     """Ends this process with a sentence, whatever its threads wait for."""
-    terminal.say(f"error: {told}")
+    # Another thread may have turned what a library says away from the terminal.
+    with contextlib.redirect_stderr(sys.__stderr__ or sys.stderr):
+        terminal.say(f"error: {told}")
+        sys.stderr.flush()
     sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(status)
 
 

@@ -26,7 +26,7 @@ from rlm_jax import characters, processes
 from rlm_jax.errors import UserError
 from rlm_jax.method import Params
 from rlm_jax.storage import atomic
-from rlm_jax.train import checkpoint_files
+from rlm_jax.train import beside, checkpoint_files
 from rlm_jax.train.checkpoint_files import Background
 from rlm_jax.train.step import State
 
@@ -65,12 +65,14 @@ class Checkpoints:
         """The last complete step, or None where there is none."""
         return max(steps(self.directory), default=None)
 
-    def save(self, step: int, state: State) -> None:
+    def save(self, step: int, state: State, log: Mapping[str, int] = {}) -> None:
         """Copies the state to the host, then writes it in the background.
 
         The copy is what makes it safe that the next step donates the state's buffers. A
         step that is there already is left alone. An earlier save that is still being
         written is waited for.
+
+        ``log`` is `metrics.Writer.written`, for `beside.logged_by`.
 
         Raises:
           UserError: If this or the earlier save cannot be written (as on a full disk).
@@ -82,7 +84,7 @@ class Checkpoints:
                 return
             snapshot = jax.tree.map(lambda x: np.array(x), state)
             self._check_room(snapshot)
-            self._background.start(lambda: self._write(step, snapshot))
+            self._background.start(lambda: self._write(step, snapshot, log))
 
         processes.by_first(begin, f"write {self.directory}")
 
@@ -131,7 +133,7 @@ class Checkpoints:
         """
         self._background.wait()
 
-    def _write(self, step: int, snapshot: State) -> None:
+    def _write(self, step: int, snapshot: State, log: Mapping[str, int]) -> None:
         """Writes a step, reads it back, gives it its name, and lets older ones go."""
         folder = self.directory / str(step)
         with _writing(self.directory), checkpoint_files.logged(self.directory):
@@ -141,7 +143,8 @@ class Checkpoints:
             _save(written / "rest", _by_path(snapshot._replace(params=None)))
             (written / ARRAYS).parent.mkdir()
             atomic.write_json(written / ARRAYS, _sealed(arrays))
-            checkpoint_files.list_files(written)
+            told = beside.fields(self.directory, log)
+            checkpoint_files.list_files(written, told)
             try:
                 _verify(written, arrays)
             except Exception as error:
@@ -226,6 +229,7 @@ def copy_latest(
     with _writing(destination):
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(folder, partial / folder.name)
+        beside.forget(partial / folder.name)
         partial.rename(destination)
     return destination / folder.name
 
@@ -270,7 +274,7 @@ def _existing(steps: Iterable[int], directory: pathlib.Path, step: int | None) -
 
 
 ARRAYS = "arrays/metadata"
-"""Where the list of arrays is kept: Orbax's place for a JSON item."""
+"""Where the list of arrays is kept."""
 
 
 def _orbax() -> ocp.Checkpointer:

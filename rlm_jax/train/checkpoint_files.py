@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rlm_jax.errors import UserError
@@ -71,8 +71,12 @@ def remove_unfinished(directory: pathlib.Path) -> None:
             shutil.rmtree(path)
 
 
-def list_files(folder: pathlib.Path) -> None:
-    """Writes a manifest of all files of a folder, whose names are on the disk then."""
+def list_files(folder: pathlib.Path, fields: Mapping[str, Any]) -> None:
+    """Writes a manifest of all files of a folder, whose names are on the disk then.
+
+    Args:
+      fields: what else the manifest tells.
+    """
     files = {
         str(path.relative_to(folder)): {
             "size": path.stat().st_size,
@@ -81,7 +85,8 @@ def list_files(folder: pathlib.Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    checked_files.write_manifest(folder, {"format": FORMAT, "files": files})
+    manifest = {"format": FORMAT, "files": files, **fields}
+    checked_files.write_manifest(folder, manifest)
     for path in folder.rglob("*"):
         if path.is_dir():
             atomic.sync(path)

@@ -22,7 +22,7 @@ KILLS = 4
 
 
 def kill(trial: Try) -> str:
-    """Killed four times, at moments of its phases drawn by chance; goes on each time."""
+    """Killed four times at moments of its phases drawn by chance, and goes on."""
     moments = trial.moments(KILLS)
     for at, moment in enumerate(moments):
         process = trial.begin()
@@ -81,7 +81,7 @@ def _goes_on(trial: Try, told: str) -> str:
     last = trial.run()
     if wrong := ended.complaint(last):
         return f"{wrong} ({told})"
-    other = trial.compare() if last.status == 0 else ""
+    other = trial.compare(last.said) if last.status == 0 else ""
     return f"silent: {other} ({told})" if other else ""
 
 
