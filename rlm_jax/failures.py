@@ -12,11 +12,22 @@ from rlm_jax.errors import UserError
 
 _OUTSIDE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM),
+    *(errno.EMFILE, errno.ENFILE, errno.EIO),
 )
 """What the system refuses, whatever the program is; all else is a bug."""
 
-_NO_MEMORY = ("RESOURCE_EXHAUSTED", "not enough memory", "Out of memory", "bad_alloc")
+_NO_MEMORY = (
+    *("RESOURCE_EXHAUSTED", "not enough memory", "Out of memory", "bad_alloc"),
+    # Of a library that is loaded, and of a thread.
+    *("failed to map segment", "cannot allocate memory", "can't start new thread"),
+    os.strerror(errno.ENOMEM),
+)
+
+
+_LITTLE = (
+    "There is too little memory; free some, or choose smaller batches, and start "
+    "again, which goes on from what is whole."
+)
 
 
 @contextlib.contextmanager
@@ -32,6 +43,8 @@ def one_line() -> Iterator[None]:
             if error.errno == errno.ELOOP:
                 why = "is a link that leads to itself"
             _end(f"The path {error.filename} {why}; name another.")
+        if error.errno == errno.ENOMEM:
+            _end(_LITTLE)
         if error.errno not in _OUTSIDE:
             raise
         _refused(error.errno, error.filename)
@@ -42,10 +55,7 @@ def one_line() -> Iterator[None]:
         # Libraries in C++ have the reason in their messages alone.
         said = str(error)
         if isinstance(error, MemoryError) or any(x in said for x in _NO_MEMORY):
-            _end(
-                "There is too little memory; free some, or choose smaller batches, and "
-                "start again, which goes on from what is whole."
-            )
+            _end(_LITTLE)
         for number in _OUTSIDE:
             if os.strerror(number) in said:
                 _refused(number, None)

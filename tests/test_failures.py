@@ -22,6 +22,9 @@ FULL = RuntimeError(f"write() failed: {os.strerror(errno.ENOSPC)}; writing x")
         (OSError(errno.ELOOP, "", "x"), "The path x is a link that leads to itself;"),
         (MemoryError(), "There is too little memory; free some, or choose smaller"),
         (RuntimeError("RESOURCE_EXHAUSTED: 9 GB"), "There is too little memory; free"),
+        (ImportError("x.so: failed to map segment"), "There is too little memory; "),
+        (RuntimeError("can't start new thread"), "There is too little memory; free"),
+        (OSError(errno.ENOMEM, "", "x"), "There is too little memory; free some, or"),
         (FULL, "The disk is full; make room and start again, which goes on from what"),
     ],
 )

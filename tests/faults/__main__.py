@@ -25,13 +25,13 @@ from tests.faults.names import KINDS, SEVERAL, SYSTEMS
 from tests.faults.server import Server
 
 TRIES = {
-    "kill": 5, "terminate": 3, "damage": 8, "judged": 0, "full": 2, "read_only": 1,
-    "handles": 2, "memory": 2, "processes": 4,
+    "kill": 5, "terminate": 2, "damage": 6, "judged": 12, "full": 2, "read_only": 1,
+    "handles": 1, "memory": 3, "processes": 4,
 }  # fmt: skip
 """How often each kind of fault is tried on each system in a whole campaign.
 
-A try of ``kill`` has `kinds.KILLS` moments, 20 in all; ``judged`` has a try for each
-kind of file that a finished run has.
+A try of ``kill`` has `kinds.KILLS` moments, 20 in all. ``judged`` has at least one for
+each kind of file that a finished run has and that of a plain language model lacks.
 """
 
 
@@ -84,7 +84,10 @@ def campaign(
                     server, system, folder / f"{system}_{several}", several
                 )
                 tried = number or TRIES[kind]
-                for at in range(tried or len(kinds.damageable(straight.folder))):
+                if kind == "judged" and not number:
+                    own = kinds.own_kinds(kinds.damageable(straight.folder))
+                    tried = max(tried, len(own))
+                for at in range(tried):
                     told = known.get((kind, system, at, seed))
                     if told is None:
                         there = folder / f"{kind}-{system}-{at}-{seed}"

@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import record
-from tests.faults.names import KINDS, SYSTEMS
+from tests.faults.names import BELOW, KINDS, SYSTEMS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 RESULTS = record.RESULTS / "faults.json"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
-OUTCOMES = ("held", "lost", "silent", "traceback", "hang")
+OUTCOMES = ("held", "below", "lost", "silent", "traceback", "hang")
 
 
-def outcome(told: str) -> str:
+def outcome(told: str, faults: Sequence[str] = ()) -> str:
     """The class of what a try told: empty if nothing was lost."""
     if not told:
-        return "held"
+        return "below" if faults and faults[-1].endswith(BELOW) else "held"
     if "traceback" in told:
         return "traceback"
     if "hang" in told:
@@ -36,7 +36,9 @@ def figures(tries: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
         for system in SYSTEMS:
             ours = [x for x in tries if (x["kind"], x["system"]) == (kind, system)]
             if ours:
-                counts = collections.Counter(outcome(x["told"]) for x in ours)
+                counts = collections.Counter(
+                    outcome(x["told"], x["faults"]) for x in ours
+                )
                 counted.setdefault(kind, {})[system] = {
                     "tries": len(ours),
                     "faults": sum(len(x["faults"]) for x in ours),
@@ -96,7 +98,7 @@ def table(found: Mapping[str, Any]) -> str:
             if numbers is None:
                 cells.append("–")
                 continue
-            bad = numbers["tries"] - numbers.get("held", 0)
+            bad = sum(numbers.get(name, 0) for name in OUTCOMES[2:])
             cells.append(f"{numbers['faults']}, {bad}")
         if set(cells) != {"–"}:
             lines.append(f"| {system} | {' | '.join(cells)} |")

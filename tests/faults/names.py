@@ -19,3 +19,6 @@ KINDS = {
     "memory": "a limit to the memory",
     "processes": "kill -9 of one of two processes",
 }
+
+BELOW = "ended by a library below"
+"""Said of a try in which XLA ended a process that got no memory, in its own words."""

@@ -134,7 +134,7 @@ def test_figures_are_counted_and_written_between_the_marks(tmp_path):
     figures.write(found, page, results)
     text = page.read_text()
     assert text.startswith("# Page\n") and text.endswith("\nafter\n")
-    assert "former" not in text and "| 2 | 10 | 20 | 0 | 2 | 2 | 2 |" in text
+    assert "former" not in text and "| 2 | 10 | 20 | 0 | 0 | 2 | 2 | 2 |" in text
     assert json.loads(results.read_text())["seed"] == 3
     page.write_text("no marks")
     with pytest.raises(ValueError, match="has no"):
