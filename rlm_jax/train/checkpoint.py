@@ -26,6 +26,7 @@ from rlm_jax import characters, processes
 from rlm_jax.errors import UserError
 from rlm_jax.method import Params
 from rlm_jax.storage import atomic
+from rlm_jax.storage.checked_files import MANIFEST
 from rlm_jax.train import beside, checkpoint_files
 from rlm_jax.train.checkpoint_files import Background
 from rlm_jax.train.step import State
@@ -104,7 +105,7 @@ class Checkpoints:
         folder = self.directory / str(step)
         with _reading(folder):
             checkpoint_files.verify(folder)
-            arrays = _unsealed(characters.read_json(folder / ARRAYS))
+            arrays = _arrays(folder)
         self._check_shapes(step, arrays, _describe(abstract_state))
         target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_state)
         paths = _by_path(target._replace(params=None))
@@ -142,7 +143,8 @@ class Checkpoints:
             _save(written / "params", snapshot.params)
             _save(written / "rest", _by_path(snapshot._replace(params=None)))
             (written / ARRAYS).parent.mkdir()
-            atomic.write_json(written / ARRAYS, _sealed(arrays))
+            listed = {"arrays": arrays, "crc32": zlib.crc32(_canonical(arrays))}
+            atomic.write_json(written / ARRAYS, listed | {MANIFEST: True})
             told = beside.fields(self.directory, log)
             checkpoint_files.list_files(written, told)
             try:
@@ -202,7 +204,7 @@ def load_params(directory: str | pathlib.Path, step: int | None = None) -> Param
     folder = _folder_of(pathlib.Path(directory).absolute(), step)
     with _reading(folder):
         checkpoint_files.verify(folder)
-        arrays = _unsealed(characters.read_json(folder / ARRAYS))
+        arrays = _arrays(folder)
         return _read_params(folder, arrays)
 
 
@@ -309,7 +311,7 @@ def _read_params(folder: pathlib.Path, arrays: Mapping[str, Any]) -> Params:
 def _verify(folder: pathlib.Path, arrays: dict[str, Any]) -> None:
     """What is on the disk is what was to be written."""
     checkpoint_files.verify(folder)
-    if _unsealed(characters.read_json(folder / ARRAYS)) != arrays:
+    if _arrays(folder) != arrays:
         raise ValueError("its list of arrays is another")
     _read_params(folder, arrays)
     rest = {path: x for path, x in arrays.items() if not path.startswith("params/")}
@@ -335,14 +337,13 @@ def _describe(state: State, checksums: bool = False) -> dict[str, dict[str, Any]
     return {path: describe(x) for path, x in _by_path(state).items()}
 
 
-def _sealed(arrays: dict[str, Any]) -> dict[str, Any]:
-    """The list of arrays with a checksum of its own."""
-    return {"arrays": arrays, "crc32": zlib.crc32(_canonical(arrays))}
-
-
-def _unsealed(read: dict[str, Any]) -> dict[str, Any]:
+def _arrays(folder: pathlib.Path) -> dict[str, Any]:
+    """The list of arrays of a checkpoint; raises ValueError where it is damaged."""
+    read = characters.read_json(folder / ARRAYS)
     if zlib.crc32(_canonical(read["arrays"])) != read["crc32"]:
         raise ValueError("the checksum of its list of arrays is wrong")
+    if MANIFEST in read and not (folder / MANIFEST).exists():
+        raise ValueError("its manifest is missing")
     return read["arrays"]
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: what comes back, and what is said when it cannot."""
 
+import json
 import resource
 import shutil
 import threading
@@ -152,15 +153,23 @@ def test_damage_is_named_with_its_remedy(saved, item, damage):
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
     else:
-        if not item:  # as a checkpoint of an older version is
-            path.unlink()
-            assert reopen_and_restore(saved) is not None
-        shutil.rmtree(folder)
-        folder.mkdir()
+        path.unlink()
+        if item:
+            shutil.rmtree(folder)
+            folder.mkdir()
     with pytest.raises(UserError, match="(?s)checkpoints/10 is damaged.*delete this"):
         reopen_and_restore(saved)
     shutil.rmtree(saved / "10")
     chex.assert_trees_all_equal(reopen_and_restore(saved), state_of(5, 5))
+
+
+def test_a_checkpoint_of_an_older_version_needs_no_manifest(saved):
+    (saved / "10" / "manifest.json").unlink()
+    listed = saved / "10" / checkpoint.ARRAYS
+    told = json.loads(listed.read_text())
+    del told["manifest.json"]
+    listed.write_text(json.dumps(told))
+    chex.assert_trees_all_equal(reopen_and_restore(saved), state_of(10, 10))
 
 
 def test_damaged_parameters_are_not_loaded(saved):
