@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from typing import NoReturn
@@ -54,13 +55,20 @@ def one_line() -> Iterator[None]:
     except Exception as error:
         # Libraries in C++ have the reason in their messages alone.
         said = str(error)
-        if isinstance(error, MemoryError) or any(x in said for x in _NO_MEMORY):
+        if _is_short(error) or any(x in said for x in _NO_MEMORY):
             _end(_LITTLE)
         for number in _OUTSIDE:
             if os.strerror(number) in said:
                 _refused(number, None)
         peers.give_way()
         raise
+
+
+def _is_short(error: Exception) -> bool:
+    """Whether Python itself got no memory, which its parts in C may forget to tell."""
+    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    forgotten = isinstance(error, SystemError) and "without exception set" in str(error)
+    return isinstance(error, MemoryError) or (limited and forgotten)
 
 
 def _refused(number: int, name: str | None) -> NoReturn:

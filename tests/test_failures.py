@@ -36,7 +36,20 @@ def test_what_a_user_can_mend_is_one_sentence(error, told, capsys):
     assert line.startswith(f"error: {told}")
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), OSError(errno.EBADF, "bad")])
+FORGOTTEN = SystemError("error return without exception set")
+
+
+def test_little_memory_that_python_does_not_tell_is_told(capsys, monkeypatch):
+    limits = lambda kind: (1 << 30, 1 << 30)
+    monkeypatch.setattr(failures.resource, "getrlimit", limits)
+    with pytest.raises(SystemExit), failures.one_line():
+        raise FORGOTTEN
+    assert "There is too little memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [FORGOTTEN, KeyError("x"), OSError(errno.EBADF, "bad")]
+)
 def test_a_bug_keeps_its_traceback(error):
     with pytest.raises(type(error)), failures.one_line():
         raise error
