@@ -9,7 +9,9 @@ from typing import Any
 
 from tests.faults.server import Ended
 
-VOLATILE = ("seconds", "targets_per_second", "padding", "commit")
+VOLATILE = (
+    *("seconds", "targets_per_second", "chunks_per_second", "padding", "commit"),
+)
 """Fields of reports and logs that differ from run to run.
 
 They are what the last start took (in seconds, in padding of what it encoded itself),
