@@ -31,7 +31,8 @@ def of(workdir: pathlib.Path) -> dict[str, str]:
         if path.name == "checkpoints" and path.is_dir():
             last = max(int(x.name) for x in path.iterdir() if x.name.isdigit())
             listed = json.loads((path / str(last) / "arrays/metadata").read_bytes())
-            found[name] = {"step": last, **listed}
+            sums = {key: listed[key] for key in ("arrays", "crc32")}
+            found[name] = {"step": last, **sums}
         elif path.name in ("report.json", "refreshes.json"):
             found[name] = _without_times(json.loads(path.read_bytes()))
         elif path.name == "metrics.jsonl":
