@@ -91,6 +91,11 @@ class Peers:
                 connection.shutdown(socket.SHUT_RDWR)
 
     @property
+    def parted(self) -> bool:
+        """Whether this process works alone from now on."""
+        return self._parted
+
+    @property
     def several(self) -> bool:
         """Whether there is another process that has not said goodbye."""
         return bool(self._connections) and not self._parted
