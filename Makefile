@@ -47,7 +47,7 @@ test-times: $(VENV)/.installed-test  ## Processor seconds of each test file (FIL
 	$(PY) -m pytest -q -p tests.times -p no:xdist -m "not slow and not torch and not gpu" $(FILES)
 
 # Stopped, it goes on where it was; FAULTS="--systems lm --tries 2" tries less.
-test-faults: $(VENV)/.installed-test  ## Kill, damage and starve every system (90 minutes)
+test-faults: $(VENV)/.installed-test  ## Kill, damage and starve every system (an hour or two)
 	$(PY) -m tests.faults $(FAULTS)
 
 lint: $(VENV)/.installed-lint  ## Check style and types

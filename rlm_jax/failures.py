@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from typing import NoReturn
@@ -12,11 +13,22 @@ from rlm_jax.errors import UserError
 
 _OUTSIDE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM),
+    *(errno.EMFILE, errno.ENFILE, errno.EIO),
 )
 """What the system refuses, whatever the program is; all else is a bug."""
 
-_NO_MEMORY = ("RESOURCE_EXHAUSTED", "not enough memory", "Out of memory", "bad_alloc")
+_NO_MEMORY = (
+    *("RESOURCE_EXHAUSTED", "not enough memory", "Out of memory", "bad_alloc"),
+    # Of a library that is loaded, and of a thread.
+    *("failed to map segment", "cannot allocate memory", "can't start new thread"),
+    os.strerror(errno.ENOMEM),
+)
+
+
+_LITTLE = (
+    "There is too little memory; free some, or choose smaller batches, and start "
+    "again, which goes on from what is whole."
+)
 
 
 @contextlib.contextmanager
@@ -32,6 +44,8 @@ def one_line() -> Iterator[None]:
             if error.errno == errno.ELOOP:
                 why = "is a link that leads to itself"
             _end(f"The path {error.filename} {why}; name another.")
+        if error.errno == errno.ENOMEM:
+            _end(_LITTLE)
         if error.errno not in _OUTSIDE:
             raise
         _refused(error.errno, error.filename)
@@ -41,16 +55,20 @@ def one_line() -> Iterator[None]:
     except Exception as error:
         # Libraries in C++ have the reason in their messages alone.
         said = str(error)
-        if isinstance(error, MemoryError) or any(x in said for x in _NO_MEMORY):
-            _end(
-                "There is too little memory; free some, or choose smaller batches, and "
-                "start again, which goes on from what is whole."
-            )
+        if _is_short(error) or any(x in said for x in _NO_MEMORY):
+            _end(_LITTLE)
         for number in _OUTSIDE:
             if os.strerror(number) in said:
                 _refused(number, None)
         peers.give_way()
         raise
+
+
+def _is_short(error: Exception) -> bool:
+    """Whether Python itself got no memory, which its parts in C may forget to tell."""
+    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    forgotten = isinstance(error, SystemError) and "without exception set" in str(error)
+    return isinstance(error, MemoryError) or (limited and forgotten)
 
 
 def _refused(number: int, name: str | None) -> NoReturn:

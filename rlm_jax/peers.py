@@ -91,6 +91,11 @@ class Peers:
                 connection.shutdown(socket.SHUT_RDWR)
 
     @property
+    def parted(self) -> bool:
+        """Whether this process works alone from now on."""
+        return self._parted
+
+    @property
     def several(self) -> bool:
         """Whether there is another process that has not said goodbye."""
         return bool(self._connections) and not self._parted
@@ -127,9 +132,11 @@ def peers() -> Peers:
 
 def end(status: int = 1, told: str = ENDED) -> NoReturn:
     """Ends this process with a sentence, whatever its threads wait for."""
-    terminal.say(f"error: {told}")
+    # Another thread may have turned what a library says away from the terminal.
+    with contextlib.redirect_stderr(sys.__stderr__ or sys.stderr):
+        terminal.say(f"error: {told}")
+        sys.stderr.flush()
     sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(status)
 
 

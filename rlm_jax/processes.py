@@ -107,8 +107,8 @@ def by_first(work: Callable[[], Result], purpose: str) -> Result | None:
 
 
 def several() -> bool:
-    """Whether the run has more than one process."""
-    return jax.process_count() > 1
+    """Whether the run has more than one process, and this one has not left them."""
+    return jax.process_count() > 1 and not peers.peers().parted
 
 
 def wait(name: str) -> None:

@@ -22,6 +22,9 @@ FULL = RuntimeError(f"write() failed: {os.strerror(errno.ENOSPC)}; writing x")
         (OSError(errno.ELOOP, "", "x"), "The path x is a link that leads to itself;"),
         (MemoryError(), "There is too little memory; free some, or choose smaller"),
         (RuntimeError("RESOURCE_EXHAUSTED: 9 GB"), "There is too little memory; free"),
+        (ImportError("x.so: failed to map segment"), "There is too little memory; "),
+        (RuntimeError("can't start new thread"), "There is too little memory; free"),
+        (OSError(errno.ENOMEM, "", "x"), "There is too little memory; free some, or"),
         (FULL, "The disk is full; make room and start again, which goes on from what"),
     ],
 )
@@ -33,7 +36,20 @@ def test_what_a_user_can_mend_is_one_sentence(error, told, capsys):
     assert line.startswith(f"error: {told}")
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), OSError(errno.EBADF, "bad")])
+FORGOTTEN = SystemError("error return without exception set")
+
+
+def test_little_memory_that_python_does_not_tell_is_told(capsys, monkeypatch):
+    limits = lambda kind: (1 << 30, 1 << 30)
+    monkeypatch.setattr(failures.resource, "getrlimit", limits)
+    with pytest.raises(SystemExit), failures.one_line():
+        raise FORGOTTEN
+    assert "There is too little memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [FORGOTTEN, KeyError("x"), OSError(errno.EBADF, "bad")]
+)
 def test_a_bug_keeps_its_traceback(error):
     with pytest.raises(type(error)), failures.one_line():
         raise error

@@ -1,6 +1,8 @@
 """Connections between the processes of a run: who ends when another one has ended."""
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -62,3 +64,18 @@ def test_a_first_process_that_does_not_answer_is_named():
         port = server.getsockname()[1]
     with pytest.raises(UserError, match=f"does not answer at localhost:{port}"):
         peers.Peers().call("localhost", port, bytes(16))
+
+
+SILENCED = """
+import contextlib, io
+from rlm_jax import peers
+with contextlib.redirect_stderr(io.StringIO()):
+    peers.end()
+"""
+
+
+def test_the_sentence_is_told_while_a_library_is_silenced():
+    """A process that prepared a corpus ended without a word."""
+    ended = subprocess.run([sys.executable, "-c", SILENCED], capture_output=True)
+    assert ended.returncode == 1 and ended.stdout == b""
+    assert ended.stderr.decode().splitlines() == [f"error: {peers.ENDED}"]

@@ -1,10 +1,12 @@
 """Corpora: TensorFlow Datasets data sources, prepared once, read without TensorFlow."""
 
 import contextlib
+import functools
 import io
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,7 @@ _FORMAT = 1
 _NAME_FIELDS = ("title", "name", "id")
 _INSIDE = "documents/1.0.0"  # of a prepared corpus, as the library lays it out
 _RECORDS = ".array_record-"
+_THREADS = 64  # that array_record starts once, on any machine
 # TensorFlow Datasets imports the module of every type that a features.json names.
 _TYPE_KEYS = {"pythonClassName", "python_class_name", "type"}
 _OWN_TYPE = re.compile(r"tensorflow_datasets\.core\.features\.\w+\.\w+")
@@ -55,9 +58,33 @@ class Corpus:
             )
         stored = self._stored_names[split]
         self._verify(stored)
+        _check_threads()
         with _reading(self.name, self._builder.data_dir):
             records = self._builder.as_data_source(stored, file_format="array_record")
             return _Documents(records, split, self.name, self._builder.data_dir)
+
+
+@functools.cache
+def _check_threads() -> None:
+    """Raises UserError where array_record could not start its threads.
+
+    It would wait for ever then.
+    """
+    ending = threading.Event()
+    begun = [threading.Thread(target=ending.wait, daemon=True) for _ in range(_THREADS)]
+    try:
+        for thread in begun:
+            thread.start()
+    except RuntimeError as error:
+        raise UserError(
+            f"No {_THREADS} threads can be started to read a corpus; free memory, or "
+            "raise the limits of this process (ulimit -v, ulimit -u)."
+        ) from error
+    finally:
+        ending.set()
+        for thread in begun:
+            if thread.ident is not None:
+                thread.join()
 
 
 class _Documents(Sequence[Document]):

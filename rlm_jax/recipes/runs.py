@@ -16,6 +16,7 @@ from rlm_jax.data import names
 from rlm_jax.errors import UserError
 from rlm_jax.report import report
 from rlm_jax.storage import atomic, locks, sealed
+from rlm_jax.train import beside
 
 Config = TypeVar("Config", contravariant=True)
 Group = TypeVar("Group")
@@ -24,6 +25,7 @@ Result = TypeVar("Result", covariant=True)
 LOCK = ".lock"
 CONFIG = "config.json"
 PART = "identity.json"  # of one trained part, in its folder
+IDENTITY = "identity"  # a field of config.json
 TOKENIZER = "tokenizer.json"
 """The run's own tokenizer, so that its model never needs the training text."""
 
@@ -31,8 +33,6 @@ _BEFORE_WORK = {LOCK, CONFIG, TOKENIZER, PART} | {
     *("config_sentence_transformers.json", "sentence_bert_config.json"),
 }
 """What a run writes before it does anything that is worth keeping."""
-
-IDENTITY = "identity"
 
 _RUN = {
     "system": str,
@@ -304,6 +304,7 @@ def claim_part(folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
     """
     path = folder / PART
     ours, theirs = json.loads(json.dumps(identity)), {}
+    beside.require(folder)
     if path.exists():
         theirs = sealed.read(path, {}, remedy=_REMEDY, older=True)
         # What an older version did not write down cannot be compared.
@@ -366,6 +367,7 @@ def _stored(workdir: pathlib.Path) -> dict[str, Any] | None:
     try:
         fields = sealed.read(workdir / CONFIG, {}, remedy=_REMEDY, older=True)
     except (FileNotFoundError, NotADirectoryError):
+        beside.require(workdir)
         return None
     if "system" in fields:  # else it is a published model's
         require(workdir, fields, _RUN)

@@ -2,7 +2,8 @@
 
     <folder>/step_<n>/           an index that is whole
     <folder>/step_<n>.partial/   one in the making
-      manifest.json              of what it is: the run's identity, n, the encoder
+      manifest.json              of what it is: the run's identity, n, the encoder, and
+                                 the checksums of the snapshot
       snapshot/                  the builder's own: what making it needs
       index/                     the builder's own: vectors
 
@@ -30,7 +31,7 @@ from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours, Params
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrieval.index import recall
-from rlm_jax.storage import atomic, checked_files
+from rlm_jax.storage import atomic, checked_files, sealed
 
 SNAPSHOT, INDEX = "snapshot", "index"
 """The folders inside a step's."""
@@ -41,7 +42,11 @@ COLLAPSED, FEW = 0.5, 16
 _FORMAT = "rlm_jax stale index 2"
 _CANDIDATES = "rlm_jax candidates 1"
 _KINDS = {
-    _FORMAT: {"identity": dict[str, Any], "step": int},
+    _FORMAT: {
+        "identity": dict[str, Any],
+        "step": int,
+        "snapshot": sealed.Maybe(dict[str, int]),
+    },
     _CANDIDATES: {"identity": dict[str, Any], "shape": list[int], "stop": int},
 }
 
@@ -98,12 +103,13 @@ def begin(
             shutil.rmtree(begun, ignore_errors=True)
             (begun / SNAPSHOT).mkdir(parents=True)
             snapshot(begun / SNAPSHOT)
+            listed = {"snapshot": _checksums(begun / SNAPSHOT)}
             if equal:
                 old = _path(folder, equal[0]) / INDEX
                 shutil.copytree(old, begun / INDEX, copy_function=os.link)
             else:
                 (begun / INDEX).mkdir()
-            checked_files.write_manifest(begun, manifest)
+            checked_files.write_manifest(begun, manifest | listed)
             _rename(begun, there if equal else partial)
         return not equal
 
@@ -132,6 +138,22 @@ def whole(folder: str | os.PathLike, step: int, identity: Mapping[str, Any]) -> 
             f"There is no index at {there}; restore that folder or start the run again."
         )
     return there
+
+
+def snapshot_of(there: Path) -> Path:
+    """The snapshot of an index, whole or in the making, as it was written.
+
+    Raises:
+      UserError: a file of it is missing or was changed.
+    """
+    folder = there / SNAPSHOT
+    for name, crc32 in _manifest(there, _FORMAT).get("snapshot", {}).items():
+        if not (folder / name).is_file() or atomic.crc32(folder / name) != crc32:
+            raise UserError(
+                f"The file {folder / name} is damaged (it is not what was saved); "
+                "restore it, or start the run again in another workdir."
+            )
+    return folder
 
 
 def exists(folder: str | os.PathLike, step: int) -> bool:
@@ -278,6 +300,12 @@ def has_collapsed(ids: np.ndarray, number: int) -> bool:
     """
     bound = max(COLLAPSED, 2 * ids.shape[1] / max(number, 1))
     return len(ids) >= FEW and spread(ids)["commonest_share"] > bound
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """File -> CRC-32, of all files in a folder."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): atomic.crc32(path) for path in files}
 
 
 def _path(folder: str | os.PathLike, step: int) -> Path:

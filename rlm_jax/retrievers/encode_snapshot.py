@@ -88,7 +88,7 @@ def encode(
     Args:
       alone: whether only this process encodes; else all of them do, together.
     """
-    tower = encoder_towers.load(partial / SNAPSHOT / ENCODER, job.encoder)
+    tower = encoder_towers.load(refresh.snapshot_of(partial) / ENCODER, job.encoder)
     store, _ = dense.encode_collection(
         tower,
         passages,

@@ -92,7 +92,8 @@ def build_part(
         ]
         np.concatenate(rows).astype("<i4").tofile(there / "tokens")
         np.cumsum([0, *map(len, rows)]).astype("<i8").tofile(there / "bounds")
-        sealed.write(there / _SOURCE, {"fingerprint": fingerprint}, indent=None)
+        source = {"fingerprint": fingerprint, "beside": [REMOVED]}
+        sealed.write(there / _SOURCE, source, indent=None)
         passages_lib.write(there, passages, str(folder))
 
     texts = cache.once(folder / "texts", write)
@@ -101,6 +102,8 @@ def build_part(
             f"The memory {folder} was begun with other passages; delete it, or give "
             "those."
         )
+    if not (folder / REMOVED).exists():
+        write_removed(folder, ())
     blocks = _blocks(texts, tower, config)
     with terminal.counter("encoding tokens", int(blocks.lengths.sum())) as advance:
         encode_tokens.build(
@@ -130,7 +133,7 @@ def open_part(
     fingerprint = _fingerprint(texts)
     identity = _identity(fingerprint, tower, config) | {"dtype": config.dtype}
     store = datastore.open(folder / "keys", identity=identity)
-    removed = _removed(folder / REMOVED)
+    removed = _removed(folder / REMOVED, needed=_lists_removed(texts))
     part = Part(
         folder,
         passages_lib.read(texts, str(folder), fingerprint, older=True),
@@ -148,21 +151,30 @@ def write_removed(folder: Path, ids: Iterable[str]) -> None:
     sealed.write(folder / REMOVED, {"removed": sorted(ids)})
 
 
-def _removed(path: Path) -> frozenset[str]:
-    """What `write_removed` wrote."""
+def _removed(path: Path, *, needed: bool) -> frozenset[str]:
+    """What `write_removed` wrote; older versions wrote no list of none."""
     mend = f"write it again, or build {path.parent} again"
-    removed = _one(path, "removed", list[str], mend) if path.exists() else ()
-    return frozenset(removed)
+    if not needed and not path.exists():
+        return frozenset()
+    return frozenset(_one(path, "removed", list[str], mend))
 
 
 def _fingerprint(texts: Path) -> str:
     """Of a part's passages."""
-    mend = cache.remedy(texts.parent)
-    return _one(texts / _SOURCE, "fingerprint", str, mend)
+    return _one(texts / _SOURCE, "fingerprint", str, cache.remedy(texts.parent))
+
+
+def _lists_removed(texts: Path) -> bool:
+    """Whether a part has had a list of what was removed from its start."""
+    path, mend = texts / _SOURCE, cache.remedy(texts.parent)
+    read = characters.read_json(path)
+    if not isinstance(read, dict) or "beside" not in read:
+        return False
+    return REMOVED in _one(path, "beside", list[str], mend)
 
 
 def _one(path: Path, name: str, kind: Any, mend: str) -> Any:
-    """The one field of a file; older versions wrote its value alone."""
+    """A field of a file; older versions wrote the value of the only one alone."""
     try:
         read = characters.read_json(path)
     except (OSError, ValueError, RecursionError) as error:

@@ -122,7 +122,7 @@ class StaleIndex:
 
     def query_params(self, step: int) -> Params:
         """What encoded queries at the step of an index."""
-        there = refresh.whole(self.folder, step, self._identity) / refresh.SNAPSHOT
+        there = refresh.snapshot_of(refresh.whole(self.folder, step, self._identity))
         name = QUESTIONS if (there / QUESTIONS).exists() else ENCODER
         return encoder_towers.load(there / name, self._tower.config).params
 

@@ -26,7 +26,8 @@ from rlm_jax import characters, processes
 from rlm_jax.errors import UserError
 from rlm_jax.method import Params
 from rlm_jax.storage import atomic
-from rlm_jax.train import checkpoint_files
+from rlm_jax.storage.checked_files import MANIFEST
+from rlm_jax.train import beside, checkpoint_files
 from rlm_jax.train.checkpoint_files import Background
 from rlm_jax.train.step import State
 
@@ -65,12 +66,14 @@ class Checkpoints:
         """The last complete step, or None where there is none."""
         return max(steps(self.directory), default=None)
 
-    def save(self, step: int, state: State) -> None:
+    def save(self, step: int, state: State, log: Mapping[str, int] = {}) -> None:
         """Copies the state to the host, then writes it in the background.
 
         The copy is what makes it safe that the next step donates the state's buffers. A
         step that is there already is left alone. An earlier save that is still being
         written is waited for.
+
+        ``log`` is `metrics.Writer.written`, for `beside.logged_by`.
 
         Raises:
           UserError: If this or the earlier save cannot be written (as on a full disk).
@@ -82,7 +85,7 @@ class Checkpoints:
                 return
             snapshot = jax.tree.map(lambda x: np.array(x), state)
             self._check_room(snapshot)
-            self._background.start(lambda: self._write(step, snapshot))
+            self._background.start(lambda: self._write(step, snapshot, log))
 
         processes.by_first(begin, f"write {self.directory}")
 
@@ -102,7 +105,7 @@ class Checkpoints:
         folder = self.directory / str(step)
         with _reading(folder):
             checkpoint_files.verify(folder)
-            arrays = _unsealed(characters.read_json(folder / ARRAYS))
+            arrays = _arrays(folder)
         self._check_shapes(step, arrays, _describe(abstract_state))
         target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_state)
         paths = _by_path(target._replace(params=None))
@@ -131,7 +134,7 @@ class Checkpoints:
         """
         self._background.wait()
 
-    def _write(self, step: int, snapshot: State) -> None:
+    def _write(self, step: int, snapshot: State, log: Mapping[str, int]) -> None:
         """Writes a step, reads it back, gives it its name, and lets older ones go."""
         folder = self.directory / str(step)
         with _writing(self.directory), checkpoint_files.logged(self.directory):
@@ -140,8 +143,10 @@ class Checkpoints:
             _save(written / "params", snapshot.params)
             _save(written / "rest", _by_path(snapshot._replace(params=None)))
             (written / ARRAYS).parent.mkdir()
-            atomic.write_json(written / ARRAYS, _sealed(arrays))
-            checkpoint_files.list_files(written)
+            listed = {"arrays": arrays, "crc32": zlib.crc32(_canonical(arrays))}
+            atomic.write_json(written / ARRAYS, listed | {MANIFEST: True})
+            told = beside.fields(self.directory, log)
+            checkpoint_files.list_files(written, told)
             try:
                 _verify(written, arrays)
             except Exception as error:
@@ -199,7 +204,7 @@ def load_params(directory: str | pathlib.Path, step: int | None = None) -> Param
     folder = _folder_of(pathlib.Path(directory).absolute(), step)
     with _reading(folder):
         checkpoint_files.verify(folder)
-        arrays = _unsealed(characters.read_json(folder / ARRAYS))
+        arrays = _arrays(folder)
         return _read_params(folder, arrays)
 
 
@@ -226,6 +231,7 @@ def copy_latest(
     with _writing(destination):
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(folder, partial / folder.name)
+        beside.forget(partial / folder.name)
         partial.rename(destination)
     return destination / folder.name
 
@@ -270,7 +276,7 @@ def _existing(steps: Iterable[int], directory: pathlib.Path, step: int | None) -
 
 
 ARRAYS = "arrays/metadata"
-"""Where the list of arrays is kept: Orbax's place for a JSON item."""
+"""Where the list of arrays is kept."""
 
 
 def _orbax() -> ocp.Checkpointer:
@@ -305,7 +311,7 @@ def _read_params(folder: pathlib.Path, arrays: Mapping[str, Any]) -> Params:
 def _verify(folder: pathlib.Path, arrays: dict[str, Any]) -> None:
     """What is on the disk is what was to be written."""
     checkpoint_files.verify(folder)
-    if _unsealed(characters.read_json(folder / ARRAYS)) != arrays:
+    if _arrays(folder) != arrays:
         raise ValueError("its list of arrays is another")
     _read_params(folder, arrays)
     rest = {path: x for path, x in arrays.items() if not path.startswith("params/")}
@@ -331,14 +337,13 @@ def _describe(state: State, checksums: bool = False) -> dict[str, dict[str, Any]
     return {path: describe(x) for path, x in _by_path(state).items()}
 
 
-def _sealed(arrays: dict[str, Any]) -> dict[str, Any]:
-    """The list of arrays with a checksum of its own."""
-    return {"arrays": arrays, "crc32": zlib.crc32(_canonical(arrays))}
-
-
-def _unsealed(read: dict[str, Any]) -> dict[str, Any]:
+def _arrays(folder: pathlib.Path) -> dict[str, Any]:
+    """The list of arrays of a checkpoint; raises ValueError where it is damaged."""
+    read = characters.read_json(folder / ARRAYS)
     if zlib.crc32(_canonical(read["arrays"])) != read["crc32"]:
         raise ValueError("the checksum of its list of arrays is wrong")
+    if MANIFEST in read and not (folder / MANIFEST).exists():
+        raise ValueError("its manifest is missing")
     return read["arrays"]
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rlm_jax.errors import UserError
@@ -71,8 +71,12 @@ def remove_unfinished(directory: pathlib.Path) -> None:
             shutil.rmtree(path)
 
 
-def list_files(folder: pathlib.Path) -> None:
-    """Writes a manifest of all files of a folder, whose names are on the disk then."""
+def list_files(folder: pathlib.Path, fields: Mapping[str, Any]) -> None:
+    """Writes a manifest of all files of a folder, whose names are on the disk then.
+
+    Args:
+      fields: what else the manifest tells.
+    """
     files = {
         str(path.relative_to(folder)): {
             "size": path.stat().st_size,
@@ -81,7 +85,8 @@ def list_files(folder: pathlib.Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    checked_files.write_manifest(folder, {"format": FORMAT, "files": files})
+    manifest = {"format": FORMAT, "files": files, **fields}
+    checked_files.write_manifest(folder, manifest)
     for path in folder.rglob("*"):
         if path.is_dir():
             atomic.sync(path)
@@ -119,6 +124,8 @@ def logged(directory: pathlib.Path) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger.propagate, list(logger.handlers)) for logger in loggers]
     hooks = sys.unraisablehook, sys.excepthook
+    late = functools.partial(_tell_unraisable, sys.unraisablehook)
+    sys.unraisablehook = late
     sys.excepthook = functools.partial(_tell, sys.excepthook)
     for logger in loggers:
         logger.propagate, logger.handlers = False, [handler]
@@ -130,11 +137,11 @@ def logged(directory: pathlib.Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _forget(error)
+        sys.unraisablehook = late
         raise
     else:
-        sys.excepthook = hooks[1]
+        sys.unraisablehook, sys.excepthook = hooks
     finally:
-        sys.unraisablehook = hooks[0]
         for logger, (propagate, handlers) in zip(loggers, before, strict=True):
             logger.propagate, logger.handlers = propagate, handlers
         handler.close()
@@ -146,8 +153,18 @@ def _tell(before: Callable[..., None], kind: type, error: Any, trace: Any) -> No
     Orbax closes its event loop at the first array that cannot be written, and answers
     for the others find none, perhaps some time after it has failed.
     """
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+    if not _is_late(kind, error):
         before(kind, error, trace)
+
+
+def _tell_unraisable(before: Callable[..., None], told: Any) -> None:
+    """The same of ``sys.unraisablehook``, by which a thread of C++ tells."""
+    if not _is_late(told.exc_type, told.exc_value):
+        before(told)
+
+
+def _is_late(kind: type, error: Any) -> bool:
+    return kind is RuntimeError and str(error) == "Event loop is closed"
 
 
 def _forget(error: BaseException | None) -> None:

@@ -17,7 +17,7 @@ import optax
 from rlm_jax import processes, terminal
 from rlm_jax.errors import UserError
 from rlm_jax.method import Batch, Method, Params
-from rlm_jax.train import metrics, parallel, progress
+from rlm_jax.train import beside, metrics, parallel, progress
 from rlm_jax.train import step as step_lib
 from rlm_jax.train.checkpoint import Checkpoints
 from rlm_jax.train.optim import Schedule
@@ -104,12 +104,14 @@ def train(
 
     Raises:
       UserError: If a metric is not finite, a checkpoint cannot be written or read,
-        the workdir is past ``config.steps``, or ``initial_params`` do not fit.
+        a file is gone that it was made with, the workdir is past ``config.steps``, or
+        ``initial_params`` do not fit.
       SystemExit: With status 143 after SIGTERM and 130 after Ctrl-C; the state is
         saved.
     """
     workdir = pathlib.Path(workdir)
     _check(config)
+    beside.require(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep)
     state, start = _start(method, optimizer, checkpoints, config, initial_params)
     # A run that resumes between two boundaries enters the earlier one.
@@ -137,7 +139,10 @@ def train(
         writer = None
         if first:
             writer = metrics.Writer(
-                workdir, start=start, tensorboard=config.tensorboard
+                workdir,
+                start=start,
+                tensorboard=config.tensorboard,
+                written=beside.logged_by(checkpoints.directory / str(start)),
             )
             stack.callback(writer.close)
         bar = progress.Bar(start=start, steps=config.steps, show=first)
@@ -173,7 +178,7 @@ def train(
                 log.evaluate(evaluate, state.params, done + 1)
             if last or stopping or _due(config.checkpoint_every, done + 1):
                 log.collect()
-                checkpoints.save(done + 1, state)
+                checkpoints.save(done + 1, state, writer.written if writer else {})
             if stopping and not last:
                 checkpoints.wait()
                 if first:

@@ -3,11 +3,12 @@
 import json
 import math
 import pathlib
+import zlib
 from collections.abc import Mapping
 
 import jax
 
-from rlm_jax import characters
+from rlm_jax import characters, terminal
 from rlm_jax.errors import UserError
 from rlm_jax.storage import atomic, sealed
 from rlm_jax.train.tensorboard import Events
@@ -56,12 +57,27 @@ class Writer:
 
     ``step`` in a line is the number of steps done when it was written. On resuming
     after ``start`` steps the lines of later steps are dropped: they will come again.
+
+    Attributes:
+      written: the number of lines and the CRC-32 of all of them, for a checkpoint.
     """
 
     def __init__(
-        self, workdir: str | pathlib.Path, *, start: int, tensorboard: bool = False
+        self,
+        workdir: str | pathlib.Path,
+        *,
+        start: int,
+        tensorboard: bool = False,
+        written: Mapping[str, int] = {},
     ):
         """Opens ``workdir/metrics.jsonl``.
+
+        Args:
+          workdir: of the run.
+          start: the number of steps done.
+          tensorboard: whether to write its files, too.
+          written: what the file held after ``start`` steps. Where it holds something
+            else, that is told, and the run goes on.
 
         Raises:
           UserError: If TensorBoard is asked for and tensorboardX is not installed, or
@@ -70,7 +86,8 @@ class Writer:
         path = pathlib.Path(workdir) / "metrics.jsonl"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _drop_after(path, start)
+            self.written = _drop_after(path, start)
+            _tell_lost(path, start, written, self.written)
             # Line buffering: a kill loses no line that was written.
             self._file = path.open("a", buffering=1, encoding="utf-8")
             self._tensorboard = None
@@ -87,6 +104,7 @@ class Writer:
         # JSON has no NaN: a figure that is not a number becomes null.
         finite = {n: x if math.isfinite(x) else None for n, x in figures.items()}
         line = json.dumps({"step": step, "split": split, **finite})
+        self.written = _with_line(self.written, line)
         try:
             self._file.write(line + "\n")
             if self._tensorboard is not None:
@@ -127,12 +145,34 @@ def read(workdir: str | pathlib.Path) -> list[dict]:
     return [record for record in parsed if record is not None]
 
 
-def _drop_after(path: pathlib.Path, start: int) -> None:
+def _drop_after(path: pathlib.Path, start: int) -> dict[str, int]:
+    """Drops the lines of later steps; what stays, as `Writer.written`."""
+    written = {"lines": 0, "crc32": 0}
     if not path.exists():
-        return
-    kept = [line for line in read(path.parent) if line["step"] <= start]
-    text = "".join(json.dumps(line) + "\n" for line in kept)
-    atomic.write_bytes(path, text.encode())
+        return written
+    kept = [json.dumps(x) for x in read(path.parent) if x["step"] <= start]
+    for line in kept:
+        written = _with_line(written, line)
+    atomic.write_bytes(path, "".join(line + "\n" for line in kept).encode())
+    return written
+
+
+def _with_line(written: Mapping[str, int], line: str) -> dict[str, int]:
+    """`Writer.written` after one more line."""
+    summed = zlib.crc32(line.encode(), written["crc32"])
+    return {"lines": written["lines"] + 1, "crc32": summed}
+
+
+def _tell_lost(
+    path: pathlib.Path, start: int, wanted: Mapping[str, int], found: Mapping[str, int]
+) -> None:
+    """Says where a log is not what it was: a curve does not decide a run."""
+    if wanted and wanted != found:
+        terminal.say(
+            f"warning: {path} is damaged: it has {found['lines']} lines of the first "
+            f"{start} steps, not the {wanted.get('lines')} that the run wrote; "
+            "training goes on, and its curve is not whole"
+        )
 
 
 def _parse(line: str) -> dict | None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -165,6 +166,27 @@ def test_unknown_split(tmp_path, load):
     put(tmp_path, train__txt="a\n" * 9, test__txt="b\n")
     with pytest.raises(UserError, match="no split 'validation'.*train, test"):
         load(f"text:{tmp_path}").documents("validation")
+
+
+def test_threads_that_cannot_be_started_are_told(tmp_path, load, monkeypatch):
+    """array_record starts 64 at once, and waited for ever where it got fewer."""
+    (tmp_path / "text.txt").write_text("one\ntwo\n")
+    corpus = load(f"text:{tmp_path / 'text.txt'}")
+    corpora._check_threads.cache_clear()
+    start, begun = threading.Thread.start, []
+
+    def start_some(thread):
+        begun.append(thread)
+        if len(begun) > 20:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start_some)
+        with pytest.raises(UserError, match="No 64 threads can be started to read"):
+            corpus.documents("train")
+    assert len(begun) == 21 and not any(thread.is_alive() for thread in begun)
+    assert len(corpus.documents("train")) == 1
 
 
 def test_fingerprint_is_of_the_content(tmp_path, load):

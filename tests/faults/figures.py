@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import record
-from tests.faults.names import KINDS, SYSTEMS
+from tests.faults.names import BELOW, KINDS, SYSTEMS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 RESULTS = record.RESULTS / "faults.json"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
-OUTCOMES = ("held", "lost", "silent", "traceback", "hang")
+OUTCOMES = ("held", "below", "lost", "silent", "traceback", "hang")
 
 
-def outcome(told: str) -> str:
+def outcome(told: str, faults: Sequence[str] = ()) -> str:
     """The class of what a try told: empty if nothing was lost."""
     if not told:
-        return "held"
+        return "below" if faults and faults[-1].endswith(BELOW) else "held"
     if "traceback" in told:
         return "traceback"
     if "hang" in told:
@@ -34,20 +34,23 @@ def figures(tries: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
     counted: dict[str, dict[str, dict[str, int]]] = {}
     for kind in KINDS:
         for system in SYSTEMS:
-            told = [
-                outcome(x["told"])
-                for x in tries
-                if (x["kind"], x["system"]) == (kind, system)
-            ]
-            if told:
-                counts = collections.Counter(told)
-                numbers = {name: counts[name] for name in OUTCOMES if counts[name]}
-                counted.setdefault(kind, {})[system] = {"tries": len(told), **numbers}
+            ours = [x for x in tries if (x["kind"], x["system"]) == (kind, system)]
+            if ours:
+                counts = collections.Counter(
+                    outcome(x["told"], x["faults"]) for x in ours
+                )
+                counted.setdefault(kind, {})[system] = {
+                    "tries": len(ours),
+                    "faults": sum(len(x["faults"]) for x in ours),
+                    **{name: counts[name] for name in OUTCOMES if counts[name]},
+                }
     return {
         "command": f"python -m tests.faults --seed {seed}",
         **record.surroundings(),
         "seed": seed,
         "seconds": round(sum(x["seconds"] for x in tries)),
+        "processor_seconds": round(sum(x["processor"] for x in tries)),
+        "commits": sorted({x["commit"] for x in tries}),
         "counted": counted,
         "failed": [
             {name: x[name] for name in ("kind", "system", "number", "told")}
@@ -59,8 +62,8 @@ def figures(tries: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
 
 def table(found: Mapping[str, Any]) -> str:
     """A table of kinds of faults: tries, systems, and what was lost."""
-    heads = ("fault", "systems", "tries", *OUTCOMES[1:])
-    lines = [f"| {' | '.join(heads)} |", "|---|---:|---:|---:|---:|---:|---:|"]
+    heads = ("fault", "systems", "tries", "faults", *OUTCOMES[1:])
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     total = collections.Counter()
     for kind, systems in found["counted"].items():
         counts = collections.Counter()
@@ -71,13 +74,16 @@ def table(found: Mapping[str, Any]) -> str:
     lines.append(_row("all", "", total))
     versions = found["versions"]
     told = ", ".join(f"{name} {versions[name]}" for name in ("python", "jax"))
-    state = f"{found['commit'][:7]}{' with changes' if found['modified'] else ''}"
+    commits = found["commits"]
+    state = f"commit{'s' * (len(commits) > 1)} {', '.join(x[:7] for x in commits)}"
+    state += " with changes" if found["modified"] else ""
     lines += [
         "",
-        f"`make test-faults`, seed {found['seed']}, {found['date'][:10]}, commit "
-        f"{state}; {told}; {found['device']}; {found['seconds'] / 60:.0f} minutes.",
+        f"`make test-faults`, seed {found['seed']}, {found['date'][:10]}, {state}; "
+        f"{told}; {found['device']}; {found['seconds'] / 60:.0f} minutes, in which its "
+        f"runs had {found['processor_seconds'] / 60:.0f} of a processor.",
         "",
-        "By system (tries, and how many of them did not hold):",
+        "By system (faults, and how many tries did not hold):",
         "",
     ]
     kinds = list(found["counted"])
@@ -92,15 +98,15 @@ def table(found: Mapping[str, Any]) -> str:
             if numbers is None:
                 cells.append("–")
                 continue
-            bad = numbers["tries"] - numbers.get("held", 0)
-            cells.append(f"{numbers['tries']}, {bad}")
+            bad = sum(numbers.get(name, 0) for name in OUTCOMES[2:])
+            cells.append(f"{numbers['faults']}, {bad}")
         if set(cells) != {"–"}:
             lines.append(f"| {system} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _row(name: str, systems: str, counts: Mapping[str, int]) -> str:
-    numbers = [str(counts.get(x, 0)) for x in ("tries", *OUTCOMES[1:])]
+    numbers = [str(counts.get(x, 0)) for x in ("tries", "faults", *OUTCOMES[1:])]
     return f"| {' | '.join([name, systems, *numbers])} |"
 
 

@@ -7,42 +7,53 @@ An answer is empty, where nothing was, or begins with what went wrong: ``hang``,
 import contextlib
 import os
 import pathlib
+import random
 import re
-import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from tests.faults import ended
+from tests.faults.names import BELOW
 from tests.faults.server import Ended
-from tests.faults.tries import Try, begin, groups
+from tests.faults.tries import Try, begin
+
+ABORTED = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, 127)
+"""How XLA ends the process that gets no memory for its threads, with its own words."""
+
+KILLS = 4
+"""Moments at which each try of `kill` kills a run that goes on in between."""
 
 
 def kill(trial: Try) -> str:
-    """Killed one to three times, each time at a moment of a phase drawn by chance."""
-    kills = trial.rng.choice((1, 1, 2, 3))
-    while kills:
-        moment = trial.moment(trial.rng.choice(groups(trial.straight)))
+    """Killed four times at moments of its phases drawn by chance, and goes on."""
+    moments = trial.moments(KILLS)
+    for at, moment in enumerate(moments):
         process = trial.begin()
-        trial.at(process, *moment)
+        trial.at(process, moment)
         process.send(signal.SIGKILL)
         last = process.wait(10)
-        kills -= 1
         if last.status == 0:  # It was done before: once more, from the start.
             if other := trial.compare():
                 return other
             trial.clear()
-            kills = max(kills, 1)
-        elif last.status != -signal.SIGKILL:
-            return ended.complaint(last) or f"refused: {last.said[-200:]}"
+            process = trial.begin()
+            trial.at(process, moment)
+            process.send(signal.SIGKILL)
+            last = process.wait(10)
+        if last.status != -signal.SIGKILL:
+            return ended.complaint(last) or f"kill {at}: ended with {last.status}"
+        trial.note("kill -9", moment)
     return trial.finish()
 
 
 def terminate(trial: Try) -> str:
     """Told to stop at such a moment: it saves, or leaves nothing half, within 60 s."""
     process = trial.begin()
-    trial.at(process, *trial.moment(trial.rng.choice(groups(trial.straight))))
-    process.send(signal.SIGTERM)
+    (moment,) = trial.moments(1)
+    trial.at(process, moment)
+    if process.send(signal.SIGTERM):
+        trial.note("SIGTERM", moment)
     last = process.wait(60)
     if last.status not in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
         return ended.complaint(last) or f"status {last.status}"
@@ -52,32 +63,61 @@ def terminate(trial: Try) -> str:
 
 
 def damage(trial: Try) -> str:
-    """A file of what is finished is flipped, cut short or deleted.
+    """A file of a run that was killed in the middle is flipped, cut short or deleted.
 
-    The run is then judged anew, as its report goes: it rebuilds the same, or fails with
-    one sentence.
+    The run then goes on to the same end, or fails with one sentence.
     """
-    for name in ("run", "cache"):
-        shutil.copytree(trial.straight.folder / name, trial.folder / name)
+    trial.copy(trial.straight.half)
+    return _goes_on(trial, _spoil(trial))
+
+
+def judged(trial: Try) -> str:
+    """The same of a finished run, of which nothing but the report is made again."""
+    trial.copy(trial.straight.folder)
     told = _spoil(trial)
-    report = trial.workdir / "report.json"
     if "report.json" not in told:
-        report.unlink()
+        (trial.workdir / "report.json").unlink()
+    return _goes_on(trial, told)
+
+
+def _goes_on(trial: Try, told: str) -> str:
+    """After damage, of which is told."""
     last = trial.run()
     if wrong := ended.complaint(last):
         return f"{wrong} ({told})"
-    other = trial.compare() if last.status == 0 else ""
+    other = trial.compare(last.said) if last.status == 0 else ""
     return f"silent: {other} ({told})" if other else ""
 
 
-def _spoil(trial: Try) -> str:
-    """Damages one file, of a kind of file drawn by chance; which, and how."""
+def damageable(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+    """The files of a run and its cache, by kind of file."""
     kinds: dict[str, list[pathlib.Path]] = {}
-    for path in sorted(trial.folder.rglob("*")):
+    for path in sorted(
+        x for name in ("run", "cache") for x in folder.glob(f"{name}/**/*")
+    ):
         if path.is_file() and path.stat().st_size and not _only_shown(path):
-            kind = re.sub(r"[0-9a-f]{8,}|\d+", "#", str(path.relative_to(trial.folder)))
+            name = str(path.relative_to(folder))
+            kind = re.sub(r"[0-9a-f]{8,}|\d+", "#", name)
+            kind = re.sub(r"(checkpoints/#/(params|rest))/.*", r"\1", kind)
+            kind = re.sub(r"\b(train|validation|test)\b", "SPLIT", kind)
             kinds.setdefault(kind, []).append(path)
-    path = trial.rng.choice(kinds[trial.rng.choice(sorted(kinds))])
+    return kinds
+
+
+def own_kinds(kinds: Iterable[str]) -> set[str]:
+    """Those of which a plain language model has none."""
+    common = r"cache/(corpora|tokens)/|run/(checkpoints|decoder)/|run/[a-z]+\.jsonl?$"
+    return {kind for kind in kinds if not re.match(common, kind)}
+
+
+def _spoil(trial: Try) -> str:
+    """Damages a file: each try one of another kind of file; which, and how."""
+    kinds = damageable(trial.folder)
+    # Of all tries on a system in one order, drawn by chance, its own kinds first.
+    names, own = sorted(kinds), own_kinds(kinds)
+    random.Random(trial.system).shuffle(names)
+    names.sort(key=lambda name: name not in own)
+    path = trial.rng.choice(kinds[names[trial.number % len(names)]])
     data = bytearray(path.read_bytes())
     how = trial.rng.choice(("flipped", "cut short", "deleted"))
     if how == "deleted":
@@ -91,7 +131,9 @@ def _spoil(trial: Try) -> str:
         length = trial.rng.randrange(len(data))
         path.write_bytes(data[:length])
         how = f"cut to {length} of {len(data)}"
-    return f"{path.relative_to(trial.folder)} {how}"
+    told = f"{path.relative_to(trial.folder)} {how}"
+    trial.did.append(told)
+    return told
 
 
 def _only_shown(path: pathlib.Path) -> bool:
@@ -109,6 +151,7 @@ def full(trial: Try) -> str:
     if trial.rng.random() < 0.5 and _may_mount(trial.folder):
         size = trial.rng.randrange(1 << 16, max(needed, 1 << 17))
         with _mounted(trial.folder, f"size={size}") as remount:
+            trial.did.append(f"a disk of {size} bytes")
             last = trial.run(said="../said.txt")
             if wrong := _refused_or_whole(trial, last):
                 return wrong
@@ -126,20 +169,17 @@ def handles(trial: Try) -> str:
 
 
 def memory(trial: Try) -> str:
-    """Little more memory may be mapped than what importing the package took.
-
-    Libraries in C++ that get none end the process by a signal, after which nothing may
-    be lost either.
-    """
-    return _limited(trial, AS=trial.rng.randrange(1 << 24, 1 << 30))
+    """Little more memory may be mapped than what importing the package took."""
+    return _limited(trial, AS=trial.rng.randrange(1 << 24, 1 << 31))
 
 
 def _limited(trial: Try, **limits: int) -> str:
+    ((name, value),) = limits.items()
+    trial.did.append(f"RLIMIT_{name} {value}")
     last = trial.run(limits=limits)
-    wrong = _refused_or_whole(trial, last)
-    # Where threads get no memory, the C library ends the process.
-    aborted = "AS" in limits and last.status is not None and last.status not in (0, 1)
-    if wrong and not (aborted and "Traceback" not in last.said):
+    if name == "AS" and last.status in ABORTED and "Traceback" not in last.said:
+        trial.did[-1] += f": {BELOW}"
+    elif wrong := _refused_or_whole(trial, last):
         return f"{wrong} ({limits})"
     return trial.finish()
 
@@ -152,11 +192,13 @@ def _refused_or_whole(trial: Try, last: Ended) -> str:
 def read_only(trial: Try) -> str:
     """The workdir and the cache can be read alone, from a moment on; then written."""
     process = trial.begin()
-    trial.at(process, *trial.moment(trial.rng.choice(groups(trial.straight))))
+    (moment,) = trial.moments(1)
+    trial.at(process, moment)
     process.send(signal.SIGKILL)
     process.wait(10)
     trial.workdir.mkdir(exist_ok=True)
     trial.cache.mkdir(exist_ok=True)
+    trial.note("read only", moment)
     with _read_only(trial):
         # Its words go elsewhere, for the folder cannot be written.
         last = trial.run(said=f"../said-{trial.folder.name}.txt")
@@ -168,9 +210,12 @@ def read_only(trial: Try) -> str:
 def processes(trial: Try) -> str:
     """One of two processes is killed: the other ends, and both go on together."""
     begun = begin(trial.server, trial.system, trial.folder, 2)
-    trial.at(begun[0], *trial.moment(trial.rng.choice(groups(trial.straight))))
+    (moment,) = trial.moments(1)
+    trial.at(begun[0], moment)
     victim = trial.rng.randrange(2)
     killed = begun[victim].send(signal.SIGKILL)
+    if killed:
+        trial.note(f"kill -9 of process {victim}", moment)
     other = begun[1 - victim].wait(60 if killed else trial.straight.patience)
     begun[victim].wait(60)
     # What the first does alone, once they have parted, ends well.
@@ -234,6 +279,7 @@ FAULTS: dict[str, Callable[[Try], str]] = {
     "kill": kill,
     "terminate": terminate,
     "damage": damage,
+    "judged": judged,
     "full": full,
     "read_only": read_only,
     "handles": handles,

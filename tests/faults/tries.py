@@ -5,13 +5,14 @@ import pathlib
 import random
 import re
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from tests.faults import ended
-from tests.faults.server import Ended, Process, Server
+from tests.faults.server import Ended, Process, Server, Watch
 
 HANG = 60.0
 """Seconds, beyond ten times those of the straight run, after which a run hangs."""
@@ -32,7 +33,8 @@ GROUPS = {
 class Straight(NamedTuple):
     """A run that nothing stopped."""
 
-    folder: pathlib.Path
+    folder: pathlib.Path  # its run and its cache
+    half: pathlib.Path  # those of one that was killed in the middle
     left: dict[str, str]  # as `ended.of`
     seconds: float
     appeared: list[tuple[float, str]]  # seconds after the start -> path in the folder
@@ -51,6 +53,8 @@ class Try(NamedTuple):
     straight: Straight
     folder: pathlib.Path
     rng: random.Random
+    number: int  # of the try, from 0
+    did: list[str]  # each fault, in words
 
     @property
     def workdir(self) -> pathlib.Path:
@@ -80,34 +84,72 @@ class Try(NamedTuple):
             return f"does not go on: {ended.complaint(last) or _last_line(last)}"
         return self.compare()
 
-    def compare(self) -> str:
-        """How the finished run differs from the straight one."""
+    def compare(self, said: str = "") -> str:
+        """How the finished run differs from the straight one.
+
+        Args:
+          said: by the last start; a file of which a warning told may differ.
+        """
         try:
             found = ended.of(self.workdir)
         except (OSError, ValueError) as error:
             return f"left {error!r}"
-        other = ended.differences(found, self.straight.left)
+        warned = [x for x in said.splitlines() if "warning: " in x and "damaged" in x]
+        wanted = self.straight.left
+        for name in {**found, **wanted}:
+            if any(str(self.workdir / name) in line for line in warned):
+                found.pop(name, None)
+                wanted = {k: x for k, x in wanted.items() if k != name}
+        other = ended.differences(found, wanted)
         return f"other {other}" if other else ""
 
-    def moment(self, group: str) -> tuple[str, float]:
-        """A path, and the seconds after it appeared: a moment of this phase."""
-        paths = [p for _, p in self.straight.appeared if re.match(GROUPS[group], p)]
-        if not paths:
-            return "", self.rng.uniform(0, self.straight.seconds)
-        delay = self.rng.choice((0.0, 0.01, 0.1, 0.5))
-        return self.rng.choice(paths), self.rng.random() * delay
+    def moments(self, number: int) -> list["Moment"]:
+        """So many moments of the run in their order; all tries share its phases."""
+        phases = groups(self.straight)
+        drawn = []
+        for at in range(number * self.number, number * (self.number + 1)):
+            group = phases[at % len(phases)]
+            found = [x for x in self.straight.appeared if re.match(GROUPS[group], x[1])]
+            seconds, path = self.rng.choice(found)
+            delay = self.rng.random() * self.rng.choice((0.0, 0.01, 0.1, 0.5))
+            drawn.append(Moment(seconds, group, path, delay))
+        return sorted(drawn)
 
-    def at(self, process: Process, path: str, delay: float) -> None:
+    def at(self, process: Process, moment: "Moment") -> None:
         """Returns at a moment, or when the process has ended."""
-        deadline = time.monotonic() + self.straight.patience
-        if path and (self.folder / path).exists():
+        watch, path = Watch(), self.folder / moment.path
+        delay, there = moment.delay, path.exists()
+        if there:
             # An earlier start came as far: some time after this one.
-            delay = self.rng.uniform(0, self.straight.seconds)
-        while path and not (self.folder / path).exists():
-            if process.poll() is not None or time.monotonic() > deadline:
+            delay = self.rng.uniform(0, self.straight.seconds / 2)
+        looked = 0
+        while not there and not path.exists():
+            # The process is asked less often than the disk, which answers sooner.
+            if looked % 10 == 0 and process.poll() is not None:
                 return
-            time.sleep(0.001)
+            if watch.seconds > self.straight.patience:
+                return
+            looked += 1
+            time.sleep(0.002)
         time.sleep(delay)
+
+    def note(self, fault: str, moment: "Moment") -> None:
+        """Writes down a fault that was done at a moment."""
+        self.did.append(f"{fault}: {moment.phase}, {moment.path}")
+
+    def copy(self, folder: pathlib.Path) -> None:
+        """What another run has left is there."""
+        for name in ("run", "cache"):
+            shutil.copytree(folder / name, self.folder / name)
+
+
+class Moment(NamedTuple):
+    """Some time after a path has appeared."""
+
+    seconds: float  # at which it appears in the straight run
+    phase: str
+    path: str
+    delay: float
 
 
 def groups(straight: Straight) -> list[str]:
@@ -151,10 +193,10 @@ def straight(
         for name in ("warm", "whole"):
             there = folder / name
             there.mkdir(parents=True)
-            began, appeared = time.monotonic(), {}
+            watch, appeared = Watch(), {}
             processes = begin(server, system, there, number)
             while any([process.poll() is None for process in processes]):
-                now = time.monotonic() - began
+                now = watch.seconds
                 for path in _paths(there):
                     appeared.setdefault(path, now)
                 if now > LONGEST:
@@ -166,8 +208,10 @@ def straight(
             lefts.append(ended.of(there / "run"))
         if other := ended.differences(*lefts):
             raise RuntimeError(f"two runs of {system} differ in {other}")
-        seconds = time.monotonic() - began
+        seconds = watch.seconds
         shutil.rmtree(folder / "warm")
+        if number == 1:
+            _make_half(server, system, folder / "half", list(appeared))
         whole = {
             "left": lefts[1],
             "seconds": seconds,
@@ -176,7 +220,23 @@ def straight(
         kept.write_text(json.dumps(whole))
     read = json.loads(kept.read_text())
     appeared = [(t, p) for t, p in read["appeared"]]
-    return Straight(folder / "whole", read["left"], read["seconds"], appeared)
+    whole, half = folder / "whole", folder / "half"
+    return Straight(whole, half, read["left"], read["seconds"], appeared)
+
+
+def _make_half(
+    server: Server, system: str, folder: pathlib.Path, paths: Sequence[str]
+) -> None:
+    """A run that is killed once it has saved half of its checkpoints."""
+    saved = [x for x in paths if re.search(r"checkpoints/\d+$", x)]
+    folder.mkdir()
+    (process,) = begin(server, system, folder, 1)
+    while not (folder / saved[(len(saved) - 1) // 2]).exists():
+        if process.poll() is not None:
+            raise RuntimeError(f"{system} does not run: {process.wait(0).said[-3000:]}")
+        time.sleep(0.002)
+    process.send(signal.SIGKILL)
+    process.wait(10)
 
 
 def _paths(folder: pathlib.Path) -> Iterator[str]:

@@ -154,6 +154,23 @@ def test_a_killed_build_goes_on_with_the_same_parameters_only(tmp_path, again):
     assert corpus.search(tmp_path, 4).scores[0, 0] == (again or 2.0) * (10 + 11)
 
 
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_snapshot_is_read_as_it_was_written(tmp_path, damage):
+    """One with a flipped bit gave other vectors, and one that lacked a file others."""
+    there = refresh.begin(tmp_path, 4, IDENTITY, params(), written)
+    assert there is not None
+    assert refresh.snapshot_of(there) == there / refresh.SNAPSHOT
+    path = there / refresh.SNAPSHOT / "inside" / "weights"
+    path.write_bytes(b"\x01other") if damage == "flipped" else path.unlink()
+    with pytest.raises(UserError, match=r"inside/weights is damaged .*restore it, or"):
+        refresh.snapshot_of(there)
+
+
+def written(files):
+    (files / "inside").mkdir()
+    (files / "inside" / "weights").write_bytes(b"\x00other")
+
+
 def test_a_snapshot_that_was_killed_is_none(tmp_path):
     def killed(files):
         (files / "half").write_text("")

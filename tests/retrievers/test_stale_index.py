@@ -337,7 +337,7 @@ def test_the_worker_pins_itself(shared, straight, tmp_path, monkeypatch):
         straight("synchronous") / "indexes/step_8",
         tmp_path / "step_8.partial",
     )
-    shutil.copytree(source / "snapshot", partial / "snapshot")
+    shutil.copytree(source, partial, ignore=lambda *_: ["index"])
     passages = stale_run.collection(shared)
     job = encode_snapshot.Job(
         passages.name, passages.fingerprint, stale_run.tower(passages).config,

@@ -76,6 +76,11 @@ def test_removed_documents_are_never_retrieved_again(memory, monkeypatch):
         assert set(opened.by_words(["anna dora likes"], 6)[0]) == {1, 2, 4, 5, -1}
     with pytest.raises(UserError, match="no passage 'otto'"):
         memory.remove(["otto"])
+    # Without the list all came back, and nothing was said.
+    (removed,) = memory.folder.rglob(memory_parts.REMOVED)
+    removed.unlink()
+    with pytest.raises(UserError, match=r"removed.json is damaged .*build .* again"):
+        reopened(memory)
 
 
 def test_added_documents_are_found_and_can_be_removed(memory):

@@ -343,7 +343,7 @@ def of_removed(tmp_path):
     (tmp_path / "kept").mkdir(parents=True)
     memory_parts.write_removed(tmp_path / "kept", ["p1", "p0"])
     path = tmp_path / "kept" / memory_parts.REMOVED
-    return Kept(path.parent, lambda: memory_parts._removed(path))
+    return Kept(path.parent, lambda: memory_parts._removed(path, needed=True))
 
 
 def of_source(tmp_path):

@@ -11,12 +11,13 @@ import pytest
 from rlm_jax.data import corpora
 from rlm_jax.errors import UserError
 from rlm_jax.recipes import runs
+from rlm_jax.retrievers import memory_parts
 from rlm_jax.storage import cache, sealed
 from tests.storage import damage, kept_files
 
 FLIPS, PLACES = 8, 8
-# Before they are written there are none, which is no damage.
-MAY_BE_GONE = {"identity.json", "refreshes.json", "decisions.json", "removed.json"}
+# Before they are written there are none; a checkpoint tells (tests/train/test_beside).
+MAY_BE_GONE = {"identity.json", "refreshes.json", "decisions.json"}
 OF_WORKDIRS = (
     *("config", "part", "refreshes", "decisions", "reads", "job", "searcher", "memory"),
 )
@@ -136,6 +137,10 @@ def test_older_lists_and_words_are_read(tmp_path):
         path.write_text("7")
         with pytest.raises(UserError, match="is damaged"):
             kept.read()
+    # Such a version wrote no list of none removed either.
+    path.write_text(json.dumps("abc"))
+    assert not memory_parts._lists_removed(path.parent)
+    assert memory_parts._removed(tmp_path / "removed.json", needed=False) == set()
 
 
 @pytest.mark.parametrize(

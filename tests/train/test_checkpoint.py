@@ -1,8 +1,12 @@
 """Checkpoints: what comes back, and what is said when it cannot."""
 
+import contextlib
+import json
 import resource
 import shutil
+import sys
 import threading
+import types
 from typing import Any, NamedTuple
 
 import chex
@@ -13,7 +17,7 @@ import optax
 import pytest
 
 from rlm_jax.errors import UserError
-from rlm_jax.train import checkpoint, optim
+from rlm_jax.train import checkpoint, checkpoint_files, optim
 from rlm_jax.train import step as step_lib
 from tests.train import toy
 
@@ -152,15 +156,23 @@ def test_damage_is_named_with_its_remedy(saved, item, damage):
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
     else:
-        if not item:  # as a checkpoint of an older version is
-            path.unlink()
-            assert reopen_and_restore(saved) is not None
-        shutil.rmtree(folder)
-        folder.mkdir()
+        path.unlink()
+        if item:
+            shutil.rmtree(folder)
+            folder.mkdir()
     with pytest.raises(UserError, match="(?s)checkpoints/10 is damaged.*delete this"):
         reopen_and_restore(saved)
     shutil.rmtree(saved / "10")
     chex.assert_trees_all_equal(reopen_and_restore(saved), state_of(5, 5))
+
+
+def test_a_checkpoint_of_an_older_version_needs_no_manifest(saved):
+    (saved / "10" / "manifest.json").unlink()
+    listed = saved / "10" / checkpoint.ARRAYS
+    told = json.loads(listed.read_text())
+    del told["manifest.json"]
+    listed.write_text(json.dumps(told))
+    chex.assert_trees_all_equal(reopen_and_restore(saved), state_of(10, 10))
 
 
 def test_damaged_parameters_are_not_loaded(saved):
@@ -299,6 +311,28 @@ def test_a_save_that_fails_ends_in_a_sentence_alone(tmp_path, capfd):
     assert [x for x in threading.enumerate() if x not in threads and not x.daemon] == []
     assert capfd.readouterr().err == ""
     assert checkpoint.steps(tmp_path) == []
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_late_answers_after_a_failure_are_not_told(tmp_path, monkeypatch, fails):
+    """Threads of C++ told them by the one hook or the other, each with a traceback."""
+    told = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: told.append(error[1]))
+    monkeypatch.setattr(sys, "unraisablehook", lambda x: told.append(x.exc_value))
+    before = sys.excepthook, sys.unraisablehook
+    with (
+        contextlib.suppress(OSError),
+        checkpoint_files.logged(tmp_path / "checkpoints"),
+    ):
+        if fails:
+            raise OSError("no room")
+    late, other = RuntimeError("Event loop is closed"), RuntimeError("other")
+    for error in (late, other):
+        sys.excepthook(type(error), error, None)
+        about = types.SimpleNamespace(exc_type=type(error), exc_value=error)
+        sys.unraisablehook(about)  # type: ignore[arg-type]
+    assert told == ([other, other] if fails else [late, late, other, other])
+    assert fails or before == (sys.excepthook, sys.unraisablehook)
 
 
 def test_an_optimiser_without_state(tmp_path):

@@ -23,7 +23,7 @@ def steps_of(workdir, split="train"):
 
 
 @pytest.mark.parametrize("kind", toy.METHODS)
-def test_killed_and_resumed_equals_straight(tmp_path, kind):
+def test_killed_and_resumed_equals_straight(tmp_path, kind, capsys):
     def run(name):
         return toy.run(tmp_path / name, 10, method=toy.METHODS[kind](dropout=0.2))
 
@@ -51,6 +51,15 @@ def test_killed_and_resumed_equals_straight(tmp_path, kind):
     assert lines[0] == lines[1]
     # All done: nothing is trained again, and the state is the same.
     chex.assert_trees_all_equal(run("killed"), straight)
+    # Lines that go are told, but not where a copied step had none before it.
+    assert "warning" not in capsys.readouterr().err
+    (tmp_path / "killed" / "metrics.jsonl").unlink()
+    run("killed")
+    assert "metrics.jsonl is damaged" in capsys.readouterr().err
+    (tmp_path / "killed" / "refreshes.json").write_text("{}")
+    checkpoint.copy_latest(tmp_path / "killed", tmp_path / "copied" / "checkpoints")
+    chex.assert_trees_all_equal(run("copied"), straight)
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_loss_falls_and_is_logged(tmp_path, capsys):
@@ -105,7 +114,7 @@ def test_order_of_batches_boundaries_evaluations_and_saves(tmp_path, monkeypatch
         time.sleep(0.05)  # what is not to be made meanwhile would be
         return functools.partial(batch_at, start=done)
 
-    def saving(self, step, state):
+    def saving(self, step, state, log):
         events.append(f"save {step}")
         save(self, step, state)
 

@@ -45,6 +45,38 @@ def test_resuming_drops_later_lines_and_torn_ones(tmp_path):
     assert rows[2] == {"step": 10, "split": "validation", "perplexity": None}
 
 
+@pytest.mark.parametrize("kept", ["all", "fewer", "other", "none"])
+def test_a_log_that_is_not_what_it_was_is_told(tmp_path, kept, capsys):
+    """Lines that a damaged file had lost were missing without a word."""
+    path = tmp_path / "metrics.jsonl"
+    writer = metrics.Writer(tmp_path, start=0)
+    for step in (5, 10):
+        writer.write(step, {"loss": float(step)}, split="train")
+    written = writer.written
+    writer.write(15, {"loss": 15.0}, split="train")
+    writer.close()
+    lines = path.read_text().splitlines(keepends=True)
+    if kept == "none":
+        path.unlink()
+    else:
+        changed = lines[1].replace("10.0", "10.5")
+        path.write_text(
+            "".join(lines[: 1 if kept == "fewer" else 3]).replace(
+                lines[1], changed if kept == "other" else lines[1]
+            )
+        )
+    writer = metrics.Writer(tmp_path, start=10, written=written)
+    writer.write(15, {"loss": 15.0}, split="train")
+    writer.close()
+    told = capsys.readouterr().err
+    assert ("metrics.jsonl is damaged" in told) == (kept != "all")
+    assert told.count("\n") == (kept != "all")
+    assert metrics.read(tmp_path)[-1]["step"] == 15
+    assert (
+        writer.written["lines"] == {"all": 3, "other": 3, "fewer": 2, "none": 1}[kept]
+    )
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from rlm_jax import processes
+from rlm_jax import peers, processes
 from rlm_jax.errors import UserError
 from rlm_jax.train import parallel
 from rlm_jax.train import step as step_lib
@@ -89,6 +89,18 @@ def test_what_the_first_process_cannot_do_is_told():
     assert processes.by_first(lambda: 3, "count") == 3
     with pytest.raises(UserError, match="the disk is full"):
         processes.by_first(fails, "write")
+
+
+def test_who_has_left_the_others_waits_for_none(monkeypatch):
+    """What Atlas reads after training waited for a process that had ended."""
+    ours = peers.Peers()
+    monkeypatch.setattr(peers, "peers", lambda: ours)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert processes.several()
+    ours.part()
+    assert not processes.several()
+    processes.wait("for nobody")
+    assert processes.by_first(lambda: 3, "count") == 3
 
 
 def test_initialise_wants_all_or_nothing(monkeypatch):
