@@ -81,7 +81,7 @@ def rotate(
     half = x.shape[-1] // 2
     angles = jnp.asarray(positions)[..., None] * rotary_rates(half, base, scaling)
     cos, sin = (f(angles)[..., None, None, :] for f in (jnp.cos, jnp.sin))
-    pairs = x.reshape(*x.shape[:-1], 2, half)
+    pairs = jnp.asarray(x).reshape(*x.shape[:-1], 2, half)
     sign = np.array([[-1], [1]], np.float32)
     # (a, b) to (a cos - b sin, b cos + a sin), in float32 as angles are.
     turned = pairs * cos + pairs[..., ::-1, :] * (sign * sin)

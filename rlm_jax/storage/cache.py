@@ -85,8 +85,8 @@ def once(target: Path, build: Callable[[Path], None]) -> Path:
                 "RLM_CACHE to a folder with room."
             ) from error
         # In a home such as /proc, which there is, no folder can be made.
-        absent = number is not None and not os.path.isdir(target.parent)
-        if absent or number in (errno.EACCES, errno.EROFS):
+        absent = not os.path.isdir(target.parent)
+        if number and (absent or number in (errno.EACCES, errno.EROFS)):
             raise UserError(
                 f"The cache folder {target.parent} cannot be written "
                 f"({os.strerror(number)}): set RLM_CACHE to a folder of your own."

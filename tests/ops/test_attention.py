@@ -77,5 +77,6 @@ def test_16_bits_have_a_float32_softmax():
     found = attention.attend_causally(q, k, v)
     assert found.dtype == jnp.bfloat16
     visible = np.tril(np.ones((9, 9), bool))
-    wanted = by_hand(*(np.float32(x[0]) for x in (q, k, v)), visible)
+    one, keys, values = (np.float32(x[0]) for x in (q, k, v))
+    wanted = by_hand(one, keys, values, visible)
     np.testing.assert_allclose(np.float32(found[0]), wanted, atol=0.03)
