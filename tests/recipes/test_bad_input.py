@@ -15,6 +15,7 @@ import pytest
 from experiments import continuous_cache, demo, knn_lm, lm, options, trime
 from rlm_jax.errors import UserError
 from rlm_jax.recipes import language_model
+from rlm_jax.train import beside
 from tests.recipes import shrunken
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -293,6 +294,8 @@ def test_a_disk_that_is_full_for_a_checkpoint(small_disk, corpus, cache):
 def test_a_disk_that_is_full_for_a_datastore(small_disk, copy, corpus):
     workdir = small_disk / "knn_lm"
     shutil.copytree(copy / "lm/checkpoints", workdir / "checkpoints")
+    for step in (workdir / "checkpoints").iterdir():
+        beside.forget(step)  # the files of the run that it comes from
     filler = fill(small_disk, leave=2**15)
     config = shrunken.shrink(knn_lm.tiny(), corpus)
     with pytest.raises(UserError, match="(?i)full|room"):
