@@ -24,7 +24,6 @@ _NO_MEMORY = (
     os.strerror(errno.ENOMEM),
 )
 
-
 _LITTLE = (
     "There is too little memory; free some, or choose smaller batches, and start "
     "again, which goes on from what is whole."

@@ -107,9 +107,8 @@ def _require(
         if stored["memory"]["k"]:
             of_report |= {"k": int, "external_temperature": float}
             of_report["interpolation"] = sealed.Maybe(dict[str, float] | None)
-    if wrong := sealed.misfit(told, of_report, "protocol"):
-        path = workdir / "report.json"
-        raise sealed.damaged(path, wrong, "start the run again, which writes it")
+    path, remedy = workdir / "report.json", "start the run again, which writes it"
+    sealed.require(told, of_report, path, remedy, "protocol")
 
 
 def _store(

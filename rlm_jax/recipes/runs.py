@@ -343,8 +343,7 @@ def require(
     workdir: pathlib.Path, stored: Mapping[str, Any], kinds: Mapping[str, Any]
 ) -> None:
     """Raises UserError where a run's configuration lacks fields of these kinds."""
-    if wrong := sealed.misfit(stored, kinds):
-        raise sealed.damaged(workdir / CONFIG, wrong, _REMEDY)
+    sealed.require(stored, kinds, workdir / CONFIG, _REMEDY)
 
 
 def group(

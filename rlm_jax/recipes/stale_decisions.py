@@ -136,6 +136,5 @@ class Decisions:
         remedy = "restore it, or start the run again in another workdir"
         told = sealed.read(self._path, _KINDS, remedy=remedy, older=True)
         for record in told["decisions"]:
-            if wrong := sealed.misfit(record, _DECISION, "a decision"):
-                raise sealed.damaged(self._path, wrong, remedy)
+            sealed.require(record, _DECISION, self._path, remedy, "a decision")
         return told

@@ -267,8 +267,7 @@ class _Staleness:
             kinds = {"refreshes": list[dict[str, float]]}
             told = sealed.read(path, kinds, remedy=_REMEDY, older=True)["refreshes"]
             for record in told:
-                if wrong := sealed.misfit(record, {"step": int}, "a refresh"):
-                    raise sealed.damaged(path, wrong, _REMEDY)
+                sealed.require(record, {"step": int}, path, _REMEDY, "a refresh")
             self.refreshes = told
 
     def add(self, turn: Round, queries: Params) -> None:

@@ -150,8 +150,8 @@ def _record(workdir: pathlib.Path) -> dict[str, Any]:
             f"There is nothing to search in {workdir}; name the workdir of a "
             "run of experiments.bm25, .dpr, .contriever or .encode."
         ) from error
-    if wrong := sealed.misfit(record, {"bm25": Any} if "bm25" in record else _DENSE):
-        raise sealed.damaged(workdir / FILE, wrong, _REMEDY)
+    kinds = {"bm25": Any} if "bm25" in record else _DENSE
+    sealed.require(record, kinds, workdir / FILE, _REMEDY)
     return record
 
 

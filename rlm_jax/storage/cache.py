@@ -155,11 +155,17 @@ def read_sealed(
         raise sealed.damaged(path, "it is missing", mend) from error
 
 
-def checksums(directory: Path) -> dict[str, dict[str, int]]:
-    """The size and the CRC-32 of every file in a folder, for its manifest."""
+def checksums(directory: Path, pattern: str = "*") -> dict[str, dict[str, int]]:
+    """The size and the CRC-32 of a folder's files, for its manifest.
+
+    A folder in it has a manifest of its own, or is listed with ``pattern`` ``**/*``.
+    """
     return {
-        path.name: {"size": path.stat().st_size, "crc32": atomic.crc32(path)}
-        for path in sorted(directory.iterdir())
+        str(path.relative_to(directory)): {
+            "size": path.stat().st_size,
+            "crc32": atomic.crc32(path),
+        }
+        for path in sorted(directory.glob(pattern))
         if path.is_file()
     }
 

@@ -71,8 +71,7 @@ def read_manifest(
             f"Manifest {path} is of the format {manifest['format']!r}, not {form!r}"
             f"; {_REMEDY}."
         )
-    if wrong := sealed.misfit(manifest, kinds):
-        raise sealed.damaged(path, wrong, _REMEDY)
+    sealed.require(manifest, kinds, path, _REMEDY)
     return sealed.sealed(manifest)
 
 
@@ -123,8 +122,7 @@ def verify_files(
         or the manifest lists none.
     """
     path = directory / MANIFEST
-    if wrong := sealed.misfit(manifest, FILES):
-        raise sealed.damaged(path, wrong, _REMEDY)
+    sealed.require(manifest, FILES, path, _REMEDY)
     files = manifest["files"]
     if not files:
         raise sealed.damaged(path, "it lists no files", _REMEDY)

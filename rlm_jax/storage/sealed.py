@@ -107,8 +107,7 @@ def unsealed(
         raise damaged(path, "it has no checksum", remedy)
     if CHECKSUM in fields and fields[CHECKSUM] != digest(fields):
         raise damaged(path, "its checksum is wrong", remedy)
-    if wrong := misfit(fields, kinds):
-        raise damaged(path, wrong, remedy)
+    require(fields, kinds, path, remedy)
     return {field: x for field, x in fields.items() if field != CHECKSUM}
 
 
@@ -117,6 +116,14 @@ def damaged(path: str | os.PathLike, reason: str, remedy: str) -> UserError:
     return UserError(
         f"The file {characters.shown(str(path))} is damaged ({reason}); {remedy}."
     )
+
+
+def require(
+    value: Any, kind: Any, path: str | os.PathLike, remedy: str, name: str = ""
+) -> None:
+    """Raises the `damaged` file's error where a value in it is a `misfit`."""
+    if wrong := misfit(value, kind, name):
+        raise damaged(path, wrong, remedy)
 
 
 def made_of(
@@ -136,9 +143,8 @@ def made_of(
         raise damaged(path, str(error), remedy) from error
     for name in fields:
         own, value = getattr(kind, name, None), fields[name]
-        if isinstance(own, int | float | str) and misfit(value, type(own)):
-            wrong = misfit(value, type(own), name)
-            raise damaged(path, str(wrong), remedy)
+        if isinstance(own, int | float | str):
+            require(value, type(own), path, remedy, name)
     return made
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rlm_jax.errors import UserError
-from rlm_jax.storage import atomic, checked_files
+from rlm_jax.storage import atomic, cache, checked_files
 
 FORMAT = "rlm_jax checkpoint 1"
 
@@ -25,7 +25,6 @@ LOG = "checkpoints.log"
 """What the libraries below say while they write, beside the folder of checkpoints."""
 
 _LOGGERS = ("absl", "asyncio", "orbax", "jax")
-
 
 _LONGEST = 128
 """Characters that a checkpoint's files may add to the path of the folder of steps."""
@@ -77,14 +76,7 @@ def list_files(folder: pathlib.Path, fields: Mapping[str, Any]) -> None:
     Args:
       fields: what else the manifest tells.
     """
-    files = {
-        str(path.relative_to(folder)): {
-            "size": path.stat().st_size,
-            "crc32": atomic.crc32(path),
-        }
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    files = cache.checksums(folder, "**/*")
     manifest = {"format": FORMAT, "files": files, **fields}
     checked_files.write_manifest(folder, manifest)
     for path in folder.rglob("*"):

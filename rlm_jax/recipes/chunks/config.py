@@ -58,8 +58,6 @@ def check(config: Config) -> None:
             "from 1 to that, or raise database.search.k."
         )
     Sampling(temperature=config.temperature)
-    if config.new_tokens < 1:
-        raise UserError(f"new_tokens is {config.new_tokens}; choose 1 or more.")
 
 
 def _check_chunks(config: Config) -> None:

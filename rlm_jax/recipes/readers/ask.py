@@ -53,8 +53,6 @@ class Config:
 @recipe("ask")
 def run(config: Config, here: Run) -> None:
     """Answer until there are no more questions."""
-    if min(config.lines, config.num_beams) < 1 or min(config.num, config.words) < 0:
-        raise UserError("lines and num_beams are at least 1, num and words at least 0.")
     asking = _asking(config, here.workdir)
     if not config.json:
         terminal.say(asking.describe())
