@@ -9,7 +9,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import options
-from rlm_jax import processes, terminal
+from rlm_jax import allocator, processes, terminal
 from rlm_jax.errors import UserError
 from rlm_jax.failures import one_line
 
@@ -35,6 +35,7 @@ def main(
         if not flags.FLAGS.workdir:
             raise UserError("Where to? Name a folder with --workdir, as runs/first.")
         logging.set_verbosity(logging.WARNING)  # Orbax tells of its every thread
+        allocator.keep_freed_memory()
         processes.initialise()
         workdir = pathlib.Path(flags.FLAGS.workdir)
         run(config.value, workdir, preset=preset, dry_run=flags.FLAGS.dry_run)

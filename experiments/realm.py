@@ -58,14 +58,14 @@ def trex() -> Config:
     """LAMA's T-REx: the objects' sentences without their questions.
 
     Command: python -m experiments.realm --preset trex --workdir runs/realm_trex
-      --config.init_from=FOLDER (all-MiniLM-L6-v2)
+      --config.init_from=FOLDER --config.reader_from=FOLDER (all-MiniLM-L6-v2)
       --config.collection.passages=trex:FOLDER
     Corpus: 28 relations, 21,856 sentences. Hardware: 2 CPU cores. Figure: not measured
     yet.
     """
     config = tiny()
     config.collection = CollectionConfig("trex:data/lama")
-    config.init_from = "data/all-MiniLM-L6-v2"
+    config.init_from = config.reader_from = "data/all-MiniLM-L6-v2"
     config.method.temperature = 0.05
     config.cloze = ClozeConfig()
     config.text = TextConfig(question_length=48, passage_length=64)
@@ -77,7 +77,7 @@ def squad() -> Config:
     """SQuAD's paragraphs: names, dates and numbers of other paragraphs of the article.
 
     Command: python -m experiments.realm --preset squad --workdir runs/realm_squad
-      --config.init_from=FOLDER (all-MiniLM-L6-v2)
+      --config.init_from=FOLDER --config.reader_from=FOLDER (all-MiniLM-L6-v2)
       --config.collection.passages=jsonl:FILE --config.collection.questions=jsonl:FILE
     Corpus: 2,067 paragraphs of 48 articles. Hardware: 2 CPU cores. Time: hours; not run
     here.

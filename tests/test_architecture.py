@@ -15,6 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "": {"recipes", "version"},
     "characters": {"errors"},
     "version": set(),
+    "allocator": set(),
     "errors": set(),
     "configuration": {"errors"},
     "method": set(),

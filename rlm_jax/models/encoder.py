@@ -123,7 +123,9 @@ class Encoder(nn.Module):
         block = nn.remat(Block, static_argnums=(3,)) if c.remat else Block
         self.blocks = [block(c, name=f"block_{i}") for i in range(c.num_layers)]
         if c.projection:
-            self.projection = nn.Dense(c.projection, dtype=c.dtype, kernel_init=_init)
+            self.projection = layers.dense(
+                c.projection, True, c.dtype, kernel_init=_init
+            )
         if c.projection_norm:
             self.projection_norm = layers.norm("layer", c.dtype)
 
@@ -214,7 +216,7 @@ class MaskedLM(nn.Module):
     def setup(self):
         c = self.config
         self.encoder = Encoder(c)
-        self.dense = nn.Dense(c.width, dtype=c.dtype, kernel_init=_init)
+        self.dense = layers.dense(c.width, True, c.dtype, kernel_init=_init)
         self.norm = _norm(c)
         self.bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
 

