@@ -58,4 +58,4 @@ def join(parts: Sequence[str | os.PathLike], directory: str | os.PathLike) -> No
         os.rename(partial, directory)
         atomic.sync(directory.parent)
     for part in opened:
-        shutil.rmtree(part.directory)
+        atomic.remove_folder(part.directory)

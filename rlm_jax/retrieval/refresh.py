@@ -95,7 +95,7 @@ def begin(
                 f"{step}; restore that folder or start the run again."
             )
         for path in (there, partial):
-            shutil.rmtree(path, ignore_errors=True)
+            atomic.remove_folder(path)
         manifest = {"format": _FORMAT, "identity": wanted, "step": step}
         equal = [x for x in steps(folder) if _identity(_path(folder, x)) == wanted]
         begun = there.with_name(f".{there.name}.begun")
@@ -181,10 +181,11 @@ def remove_others(folder: str | os.PathLike, kept: Collection[int]) -> None:
     """
     processes.wait("older indexes left")
     if processes.is_first():
+        atomic.remove_leftovers(Path(folder))
         names = {path.name for step in kept for path in _paths(folder, step)}
         for path in sorted(Path(folder).glob("step_*")):
             if path.name not in names:
-                shutil.rmtree(path)
+                atomic.remove_folder(path)
 
 
 def write_candidates(
@@ -212,7 +213,7 @@ def write_candidates(
     if there.exists() and _identity(there, _CANDIDATES) == wanted:
         return
     ids = np.ascontiguousarray(search(), np.int32)
-    shutil.rmtree(there, ignore_errors=True)
+    atomic.remove_folder(there)
     checked_files.publish(
         there,
         _CANDIDATES,
@@ -250,9 +251,10 @@ def searched(folder: str | os.PathLike) -> dict[int, int]:
 
 def remove_candidates(folder: str | os.PathLike, before: int) -> None:
     """Deletes the candidates that end at a step or before it; one process does it."""
+    atomic.remove_leftovers(Path(folder))
     for start, stop in searched(folder).items():
         if stop <= before:
-            shutil.rmtree(Path(folder) / str(start))
+            atomic.remove_folder(Path(folder) / str(start))
 
 
 def staleness(stale: Neighbours, fresh: Neighbours) -> dict[str, float]:

@@ -1,8 +1,9 @@
-"""Files that a reader sees as they were or as they are now, and never half written."""
+"""Files and folders that a reader sees whole or not at all, and never half written."""
 
 import contextlib
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from rlm_jax import characters
 
 _CHUNK_BYTES = 1 << 22
+_GOING = ".going"
 
 
 @contextlib.contextmanager
@@ -64,6 +66,21 @@ def crc32(path: Path) -> int:
         while chunk := file.read(_CHUNK_BYTES):
             value = zlib.crc32(chunk, value)
     return value
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder, which loses its name first, so that no half of one is seen."""
+    going = path.with_name(path.name + _GOING)
+    shutil.rmtree(going, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(going)
+        shutil.rmtree(going)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Removes the folders in which a killed process left `remove_folder` undone."""
+    for path in parent.glob(f"*{_GOING}"):
+        shutil.rmtree(path)
 
 
 def sync(path: Path) -> None:

@@ -159,7 +159,7 @@ class Checkpoints:
             written.rename(folder)
             atomic.sync(self.directory)
             for old in steps(self.directory)[: -self._keep]:
-                checkpoint_files.remove(self.directory / str(old))
+                atomic.remove_folder(self.directory / str(old))
 
     def _check_room(self, snapshot):
         """A full disk is better found here than by a background thread, half-way."""

@@ -19,7 +19,7 @@ from rlm_jax.storage import atomic, cache, checked_files
 
 FORMAT = "rlm_jax checkpoint 1"
 
-_WRITING, _GOING = ".writing", ".going"
+_WRITING = ".writing"
 
 LOG = "checkpoints.log"
 """What the libraries below say while they write, beside the folder of checkpoints."""
@@ -52,14 +52,6 @@ def unfinished(folder: pathlib.Path) -> pathlib.Path:
     shutil.rmtree(written, ignore_errors=True)
     written.mkdir()
     return written
-
-
-def remove(folder: pathlib.Path) -> None:
-    """Removes a step's folder, which loses its name first: no half of one is seen."""
-    going = folder.with_name(folder.name + _GOING)
-    shutil.rmtree(going, ignore_errors=True)
-    folder.rename(going)
-    shutil.rmtree(going)
 
 
 def remove_unfinished(directory: pathlib.Path) -> None:

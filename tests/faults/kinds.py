@@ -24,26 +24,28 @@ ABORTED = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, 127)
 KILLS = 4
 """Moments at which each try of `kill` kills a run that goes on in between."""
 
+ATTEMPTS = 3
+"""How often a moment is waited for; a run may end before its last ones are noticed."""
+
 
 def kill(trial: Try) -> str:
     """Killed four times at moments of its phases drawn by chance, and goes on."""
-    moments = trial.moments(KILLS)
-    for at, moment in enumerate(moments):
-        process = trial.begin()
-        trial.at(process, moment)
-        process.send(signal.SIGKILL)
-        last = process.wait(10)
-        if last.status == 0:  # It was done before: once more, from the start.
-            if other := trial.compare():
-                return other
-            trial.clear()
+    for at, moment in enumerate(trial.moments(KILLS)):
+        for _ in range(ATTEMPTS):
             process = trial.begin()
             trial.at(process, moment)
             process.send(signal.SIGKILL)
             last = process.wait(10)
-        if last.status != -signal.SIGKILL:
-            return ended.complaint(last) or f"kill {at}: ended with {last.status}"
-        trial.note("kill -9", moment)
+            if last.status == -signal.SIGKILL:
+                trial.note("kill -9", moment)
+                break
+            if last.status != 0:
+                return ended.complaint(last) or f"kill {at}: ended with {last.status}"
+            # It was done before: once more, from the start, and sooner.
+            if other := trial.compare():
+                return other
+            trial.clear()
+            moment = moment._replace(delay=0.0)
     return trial.finish()
 
 

@@ -1,6 +1,7 @@
 """The indexes of a run on the disk, and the candidates that were found in them."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -211,6 +212,51 @@ def test_candidates_are_found_once(tmp_path):
     refresh.remove_candidates(folder, 7)
     assert refresh.searched(folder) == {7: 8}
     assert refresh.searched(tmp_path / "none") == {}
+
+
+@pytest.fixture
+def killed_in_a_removal(monkeypatch):
+    """The process ends when the first file of a folder is gone, its manifest."""
+
+    def first_file(path, **_):
+        if path.exists():
+            (path / "manifest.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", first_file)
+        yield patch
+
+
+def test_candidates_that_were_being_removed_are_gone(tmp_path, killed_in_a_removal):
+    for start, queries in ((4, "a"), (7, "b")):
+        refresh.write_candidates(
+            tmp_path, start, {"queries": queries}, find([], [[[1]]])
+        )
+    with pytest.raises(KeyboardInterrupt):
+        refresh.remove_candidates(tmp_path, 6)
+    with pytest.raises(KeyboardInterrupt):  # Of other queries they are found anew.
+        refresh.write_candidates(tmp_path, 7, {"queries": "c"}, find([], [[[2]]]))
+    killed_in_a_removal.undo()
+    assert refresh.searched(tmp_path) == {}
+    refresh.write_candidates(tmp_path, 7, {"queries": "c"}, find([], [[[2]]]))
+    refresh.remove_candidates(tmp_path, 6)
+    assert names(tmp_path) == ["7"]
+
+
+def test_an_index_that_was_being_removed_is_gone(tmp_path, killed_in_a_removal):
+    corpus = Corpus()
+    for step in (0, 4):
+        corpus.make(tmp_path, step, params(step))
+    with pytest.raises(KeyboardInterrupt):
+        refresh.remove_others(tmp_path, {4})
+    with pytest.raises(KeyboardInterrupt):  # Of other parameters it is made anew.
+        corpus.make(tmp_path, 4, params(3.0))
+    killed_in_a_removal.undo()
+    assert refresh.steps(tmp_path) == []
+    corpus.make(tmp_path, 4, params(3.0))
+    refresh.remove_others(tmp_path, {4})
+    assert names(tmp_path) == ["step_4"]
 
 
 def test_candidates_that_are_missing_or_damaged(tmp_path):
