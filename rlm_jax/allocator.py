@@ -2,8 +2,7 @@
 
 XLA's CPU client asks for the temporaries of a program anew at each of its runs. glibc
 maps a block of more than 32 MB from the kernel and gives it back when it is freed, so
-at each run the kernel clears every page once more: a tenth of a training step of
-Fusion-in-Decoder (benchmarks/fid_step_vs_torch.py).
+at each run, such as a step of training, the kernel clears every page once more.
 """
 
 import ctypes

@@ -15,8 +15,7 @@ def product(
     """``x W``, in x's dtype with sums in float32.
 
     The gradient of the weights is ``x^T g`` over all rows. Differentiated by JAX it
-    would be ``(g^T x)^T``, for which XLA's CPU compiler copies g into another order: a
-    fifteenth of the time of layers that are trained.
+    would be ``(g^T x)^T``, for which XLA's CPU compiler copies g into another order.
     """
     # `custom_vjp` hides what it returns from type checkers.
     return cast(Any, _product(x, weights))
