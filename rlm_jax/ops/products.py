@@ -32,8 +32,9 @@ def _forward(x, weights):
 
 def _backward(kept, gradient):
     x, weights = kept
-    rows = (y.reshape(-1, y.shape[-1]) for y in (x, gradient))
-    return _sums(gradient, weights, gradient.ndim - 1, 1), _sums(*rows, 0, 0)
+    rows, of_rows = (y.reshape(-1, y.shape[-1]) for y in (x, gradient))
+    of_x = _sums(gradient, weights, gradient.ndim - 1, 1)
+    return of_x, _sums(rows, of_rows, 0, 0)
 
 
 _product.defvjp(_forward, _backward)
