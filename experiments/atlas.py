@@ -28,7 +28,7 @@ def tiny() -> Config:
 
     Command: python -m experiments.atlas --preset tiny --workdir runs/atlas
     Corpus: stdlib, WordPiece of 8,192; both encoders from scratch. Hardware: 2 CPU
-    cores. Figure: not measured yet.
+    cores. Figure: docs/results.md.
     """
     return Config(
         method=AtlasConfig(
