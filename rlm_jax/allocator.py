@@ -22,11 +22,10 @@ def keep_freed_memory() -> bool:
 
     Returns:
       Whether it does. It does not where the C library is not glibc, or where the
-      environment says how glibc shall allocate (``MALLOC_*_``, ``GLIBC_TUNABLES``).
+      environment says how to allocate (``MALLOC_*``, ``GLIBC_TUNABLES``).
     """
-    said = any(
-        name.startswith("MALLOC_") or "glibc.malloc" in value
-        for name, value in os.environ.items()
+    said = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
+        name.startswith("MALLOC_") for name in os.environ
     )
     if said or sys.platform != "linux":
         return False

