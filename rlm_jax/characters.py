@@ -222,6 +222,24 @@ def words(text: str, *, inside: str = "", underscore: bool = False) -> list[str]
     return _pattern(inside, underscore).findall(text)
 
 
+_NAME = re.compile(r"\w+")
+_BETWEEN_PARTS = re.compile(r"_+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+def with_parts(text: str) -> str:
+    """A program text, its names followed by the words that they are made of.
+
+    Names are read at their underscores and where capitals begin or end: ``_read_file``
+    becomes ``_read_file read file``, ``HTTPError`` becomes ``HTTPError HTTP Error``.
+    """
+
+    def told(name: re.Match[str]) -> str:
+        parts = list(filter(None, _BETWEEN_PARTS.split(name[0])))
+        return name[0] if parts in ([], [name[0]]) else " ".join((name[0], *parts))
+
+    return _NAME.sub(told, text)
+
+
 @functools.cache
 def unspaced() -> str:
     """The characters of scripts without blanks between words, as of a class in `re`."""

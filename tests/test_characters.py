@@ -40,6 +40,19 @@ def test_words_of_every_script(text, words):
     assert characters.words(composed) == words
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("_read_file(x)", "_read_file read file(x)"),
+        ("HTTPError getFileSize", "HTTPError HTTP Error getFileSize get File Size"),
+        ("__init__ utf8 _ plain", "__init__ init utf8 _ plain"),
+        ("naïve_Été", "naïve_Été naïve Été"),
+    ],
+)
+def test_names_are_followed_by_their_parts(text, told):
+    assert characters.with_parts(text) == told
+
+
 def test_what_may_stand_inside_a_word():
     assert characters.words("Don't a_b", inside="'") == ["don't", "a", "b"]
     assert characters.words("Don’t a_bé", inside="'’", underscore=True) == (

@@ -10,8 +10,9 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Float32, Int, Shaped
+from jaxtyping import Float, Float32, Int, Int32, Shaped
 
+from rlm_jax.errors import UserError
 from rlm_jax.models import encoder, layers, t5
 from rlm_jax.models.encoder import Encoder, EncoderConfig
 from rlm_jax.models.seq2seq import Seq2Seq, functions
@@ -29,6 +30,7 @@ class EncoderDecoderConfig:
     decoder_kv_heads: int = 0  # likewise
     start_id: int = 2  # [CLS] of a WordPiece trained here
     end_id: int = 3  # [SEP]
+    mark_shared: bool = False  # tokens that a question and its passage share
 
 
 def decoder_config(config: EncoderDecoderConfig) -> T5Config:
@@ -81,7 +83,9 @@ class EncoderDecoder(nn.Module):
         deterministic: bool = True,
     ) -> Float[jax.Array, "N T D"]:
         """The encoder's last hidden states."""
-        return self.encoder(ids, mask, deterministic=deterministic)
+        c = self.config
+        types = shared(ids, mask, c.end_id) if c.mark_shared else None
+        return self.encoder(ids, mask, types, deterministic=deterministic)
 
     def decode(
         self,
@@ -124,6 +128,22 @@ class EncoderDecoder(nn.Module):
         return self.logits(self.decode(targets_in, states, mask).hidden)
 
 
+def shared(
+    ids: Int[Array, "N T"], mask: Shaped[Array, "N T"], end_id: int
+) -> Int32[jax.Array, "N T"]:
+    """1 where a token after the first ``end_id`` also stands before it, and else 0.
+
+    Of a question beside a passage the passage's tokens that the question holds as well:
+    DrQA's feature of exact match (Chen et al. 2017, section 3.2), for an encoder that
+    has yet to learn which tokens are alike. It is the token's type.
+    """
+    there = mask > 0
+    ended = jnp.cumsum(ids == end_id, axis=1) > 0
+    asked = there & ~ended
+    same = (ids[:, :, None] == ids[:, None, :]) & asked[:, None, :]
+    return (same.any(-1) & there & ended).astype(jnp.int32)
+
+
 def encoder_decoder(config: EncoderDecoderConfig) -> Seq2Seq:
     """The pure functions; the parameters hold the encoder's under "encoder".
 
@@ -157,3 +177,8 @@ def check(config: EncoderDecoderConfig) -> None:
     """Raises UserError where sizes or choices do not fit together."""
     encoder.check(config.encoder)
     t5.check(decoder_config(config))
+    if config.mark_shared and config.encoder.num_types < 2:
+        raise UserError(
+            f"Shared tokens are marked by their type, and the encoder has "
+            f"{config.encoder.num_types}: choose mark_shared=False."
+        )

@@ -75,9 +75,11 @@ def reader(model: Seq2Seq, *, vectors: int = 0, chunk: int = 0, copy: bool = Fal
         if not copy:
             return model.init(key)
         keys = jax.random.split(key)
-        kernel = nn.initializers.normal(model.width**-0.5)
-        shape = (2, model.width, model.width)
-        return {"model": model.init(keys[0]), "copy": kernel(keys[1], shape)}
+        shape = model.width, model.width
+        own = nn.initializers.normal(model.width**-0.5)(keys[1], shape)
+        # It begins by going on: what follows a token like the one just written.
+        kernels = jnp.stack([own, jnp.eye(model.width)])
+        return {"model": model.init(keys[0]), "copy": kernels}
 
     def read(
         params: Params,

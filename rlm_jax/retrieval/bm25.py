@@ -31,6 +31,7 @@ _METHODS = ("lucene", "robertson", "atire", "bm25l", "bm25+")
 _DELTAS = {"bm25l": 0.5, "bm25+": 1.0}
 _STEMMERS = ("none", "porter", "english")
 _STOP_WORDS = ("none", "english")
+_NAMES = ("whole", "parts")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class BM25Config:
       stemmer: "porter" (Porter 1980, as in Lucene), "english" (its second version) or
         "none"; the former two need PyStemmer.
       stop_words: "english" (Lucene's 33) or "none".
+      names: of program text; "whole": ``read_file`` is one term; "parts": it is also
+        ``read`` and ``file``, as ``readFile`` is (`characters.with_parts`).
     """
 
     k1: float = 0.9
@@ -51,11 +54,17 @@ class BM25Config:
     method: str = "lucene"
     stemmer: str = "porter"
     stop_words: str = "english"
+    names: str = "whole"
 
 
 def published() -> BM25Config:
     """Anserini's setting, of the BM25 figures published for BEIR and open QA."""
     return BM25Config()
+
+
+def program_text() -> BM25Config:
+    """For questions in words about program text, whose names hold those words."""
+    return BM25Config(k1=1.5, b=0.75, names="parts")
 
 
 @dataclass(frozen=True)
@@ -213,6 +222,7 @@ def load(
         raise UserError(f"There is no index at {directory}; build and save it first.")
     kinds = {"config": dict[str, Any], "source": str}
     manifest = checked_files.read_manifest(directory, _FORMAT, kinds)
+    manifest["config"] = {"names": "whole"} | manifest["config"]  # once it had none
     if config is not None:
         stored = manifest["config"]
         checked_files.require_equal(dataclasses.asdict(config), stored, directory)
@@ -228,8 +238,9 @@ def load(
 def analyser(config: BM25Config) -> Callable[[str], list[str]]:
     """The function from a text to its terms, in order and with repetition.
 
-    Words as in `characters.words`, "_" among the letters; stop words are left out
-    before the rest is stemmed. With a stemmer an apostrophe joins ("don't") and a
+    Words as in `characters.words`, "_" among the letters, and with ``names="parts"``
+    the parts of those that are names; stop words are left out before the rest is
+    stemmed. With a stemmer an apostrophe joins ("don't") and a
     possessive 's is cut off, as Lucene's analyser for English does; without one it
     separates.
 
@@ -238,10 +249,17 @@ def analyser(config: BM25Config) -> Callable[[str], list[str]]:
     """
     stop = _stop_words(config.stop_words)
     if config.stemmer == "none":
-        return lambda text: [
-            word for word in characters.words(text, underscore=True) if word not in stop
-        ]
-    return partial(_stemmed, stem=_stemmer(config.stemmer), stop=stop)
+        of_text = partial(_unstemmed, stop=stop)
+    else:
+        of_text = partial(_stemmed, stem=_stemmer(config.stemmer), stop=stop)
+    if config.names == "whole":
+        return of_text
+    return lambda text: of_text(characters.with_parts(text))
+
+
+def _unstemmed(text: str, *, stop: frozenset[str]) -> list[str]:
+    words = characters.words(text, underscore=True)
+    return [word for word in words if word not in stop]
 
 
 def _stemmed(
@@ -282,6 +300,7 @@ def _check(config: BM25Config) -> None:
         ("method", config.method, _METHODS),
         ("stemmer", config.stemmer, _STEMMERS),
         ("stop_words", config.stop_words, _STOP_WORDS),
+        ("names", config.names, _NAMES),
     ):
         if value not in allowed:
             raise UserError(

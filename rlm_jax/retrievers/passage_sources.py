@@ -21,7 +21,8 @@ from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig
 from rlm_jax.storage import cache, run_files
 
-BM25, NONE, GIVEN, TREC = "bm25", "none", "given", "trec:"
+BM25, BM25_CODE = "bm25", "bm25_code"
+NONE, GIVEN, TREC = "none", "given", "trec:"
 _SPLIT = "{split}"
 
 Find = Callable[[Sequence[Question], int], tuple[Neighbours, dict[str, int]]]
@@ -72,13 +73,13 @@ def choose(
         }
         source = cache.fingerprint("trec", content, passages.fingerprint)
         return _listed(run, collection, source, str(path))
-    if name == BM25:
-        config = BM25Config()
+    if name in (BM25, BM25_CODE):
+        config = BM25Config() if name == BM25 else bm25.program_text()
         source = lexical.fingerprint(passages.fingerprint, dataclasses.asdict(config))
 
         @functools.cache
         def opened() -> bm25.BM25Index:
-            return lexical.open_index(passages, folder / BM25, config)
+            return lexical.open_index(passages, folder / name, config)
 
         def by_words(texts: Sequence[str], k: int) -> Neighbours:
             return opened().search(texts, k, progress=len(texts) > 1)
@@ -86,8 +87,8 @@ def choose(
         return PassageSource(source, _by_text(by_words))
     if not pathlib.Path(name).is_dir():
         raise UserError(
-            f"There is no retriever {name!r}: choose bm25, none, given, trec:FILE, or "
-            "the folder of an encoder or a run."
+            f"There is no retriever {name!r}: choose bm25, bm25_code, none, given, "
+            "trec:FILE, or the folder of an encoder or a run."
         )
     return _of_folder(pathlib.Path(name), collection, folder, search, text)
 

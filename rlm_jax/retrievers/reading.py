@@ -30,12 +30,14 @@ _FORMAT = "rlm_jax reading 1"
 class ReadingConfig:
     """Which passages a question reads, and how many."""
 
-    # bm25, none (closed book), given (those of a fid:FILE), trec:FILE (a run file), or
-    # the folder of an encoder or of a run of experiments.bm25, .dpr or .encode
+    # bm25, bm25_code (`bm25.program_text`), none (closed book), given (those of a
+    # fid:FILE), trec:FILE (a run file), or the folder of an encoder or of a run of
+    # experiments.bm25, .dpr or .encode
     retriever: str = BM25
     num: int = 20  # passages a question, at most
-    # whether a question reads the passages that are known to answer it
-    own: Literal["read", "left_out"] = "read"
+    # whether a question reads the passages that are known to answer it; added: where
+    # none was found, the best of them takes the last place of a training question
+    own: Literal["read", "left_out", "added"] = "read"
 
 
 class Reading(NamedTuple):
@@ -77,8 +79,10 @@ def read(
 
     What was found stays in ``folder``, and a rerun reads it there. A question's own
     evidence are the passages that its file says answer it; where they are left out,
-    more are searched for, so that as many remain. The blank of a question of T-REx is
-    not searched for.
+    more are searched for, so that as many remain. Where they are added, a question that
+    found none of them has the best in its last place (so Karpukhin et al. 2020, section
+    3, train DPR's reader: one positive among what was found). The blank of a question
+    of T-REx is not searched for.
 
     Args:
       config: the retriever, and how many passages.
@@ -90,9 +94,9 @@ def read(
 
     Raises:
       UserError: a number below 1, no question with an answer, no passages, evidence to
-        be left out that no question has, a file that is missing or malformed or names
-        none of these questions or passages, an unknown retriever, a run over other
-        passages, or a stored reading that is damaged.
+        be left out or added that no question has, a file that is missing or malformed
+        or names none of these questions or passages, an unknown retriever, a run over
+        other passages, or a stored reading that is damaged.
     """
     check_fields(config)
     numbers = _answered(collection)
@@ -103,11 +107,12 @@ def read(
             "choose the retriever none."
         )
     own = evidence(collection, numbers)
-    leaves_out = config.own == "left_out" and not closed_book
-    if leaves_out and not any(map(len, own)):
+    own_rule = "read" if closed_book else config.own
+    if own_rule != "read" and not any(map(len, own)):
         raise UserError(
-            "No question has a passage that is known to answer it, so none can be left "
-            "out: set own to read, or give questions with their passages."
+            "No question has a passage that is known to answer it, so none can be "
+            f"{own_rule.replace('_', ' ')}: set own to read, or give questions with "
+            "their passages."
         )
     source = passage_sources.choose(
         config.retriever, collection, folder, search, text, split
@@ -116,18 +121,21 @@ def read(
         "collection": collection.fingerprint,
         "source": source.fingerprint,
         "num": 0 if closed_book else config.num,
-        "own": config.own if leaves_out else "read",
+        "own": own_rule,
     }
     here = folder / f"reading-{cache.fingerprint(identity)[:16]}"
 
     def find() -> None:
         asked = [collection.questions.questions[number] for number in numbers]
+        leaves_out = own_rule == "left_out"
         extra = max(map(len, own)) if leaves_out else 0
         depth = min(config.num + extra, max(len(collection.passages), 1))
         found, facts = source.find(asked, depth)
         # An absent passage is dropped anyway, so without evidence all are kept.
         keep = lambda ids: ~_among(ids, own) if leaves_out else ids >= 0
         kept = index.first_kept(found, keep, identity["num"])
+        if own_rule == "added":
+            kept = _with_own(kept, own)
         _save(here, kept, facts, identity)
 
     processes.by_first(
@@ -183,6 +191,18 @@ def _answered(collection: Collection) -> np.ndarray:
 def _best_first(grades: Mapping[str, int]) -> list[str]:
     relevant = [id_ for id_, grade in grades.items() if grade > 0]
     return sorted(relevant, key=lambda id_: -grades[id_])
+
+
+def _with_own(found: Neighbours, own: Sequence[np.ndarray]) -> Neighbours:
+    """The best of each question's evidence in its last place, where none was found."""
+    ids, scores = found.ids.copy(), found.scores.copy()
+    for place, (row, best) in enumerate(zip(found.ids, own, strict=True)):
+        if len(best) and not np.isin(row, best).any():
+            ids[place, -1] = best[0]
+            # It is read last, so it is worth no more than what was found before it.
+            finite = scores[place][np.isfinite(scores[place])]
+            scores[place, -1] = finite.min() if len(finite) else 0.0
+    return Neighbours(scores, ids)
 
 
 def _among(ids: np.ndarray, sets: Sequence[np.ndarray]) -> np.ndarray:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from rlm_jax import pretrained
+from rlm_jax.errors import UserError
 from rlm_jax.methods import fid
 from rlm_jax.methods.fid import FiDConfig
-from rlm_jax.models import beam
+from rlm_jax.models import beam, encoder_decoder
 from rlm_jax.models.reader import looked_at
 from rlm_jax.models.seq2seq import generate
 from tests.methods import batches, systems
@@ -199,6 +200,42 @@ def test_micro_batches_of_passages_change_nothing():
         first,
         second,
     )
+
+
+def test_tokens_that_a_question_and_its_passage_share_are_marked():
+    end, pad = 3, 0
+    ids = np.array([[2, 7, 8, end, 8, 9, 7, 8, end], [2, 9, end, 9, end, 9, 2, pad, 9]])
+    mask = np.array([[1] * 9, [1] * 7 + [0] * 2])
+    marked = encoder_decoder.shared(ids, mask, end)
+    expected = [[0, 0, 0, 0, 1, 0, 1, 1, 0], [0, 0, 0, 1, 0, 1, 1, 0, 0]]
+    assert marked.dtype == np.int32 and marked.tolist() == expected
+
+
+def test_marks_are_what_the_encoder_reads():
+    config = systems.config("fid_encoder").encoder_decoder
+    plain, marking = (
+        encoder_decoder.encoder_decoder(dataclasses.replace(config, mark_shared=marked))
+        for marked in (False, True)
+    )
+    params = plain.init(jax.random.key(0))
+    ids = np.array([[2, 7, 3, 7, 9, 3], [2, 7, 3, 8, 9, 3]])
+    apart = [
+        np.asarray(jax.jit(model.encode)(params, ids, np.ones_like(ids)))
+        for model in (plain, marking)
+    ]
+    differ = np.abs(apart[0] - apart[1]).max((1, 2)) > 1e-3
+    assert differ.tolist() == [True, False]  # the second shares nothing
+    with pytest.raises(UserError, match="mark_shared=False"):
+        one_type = dataclasses.replace(config.encoder, num_types=1)
+        encoder_decoder.check(
+            dataclasses.replace(config, encoder=one_type, mark_shared=True)
+        )
+
+
+def test_copying_begins_by_going_on():
+    _, functions, params, batch = case("copying")
+    kernels = jax.jit(functions.init)(jax.random.key(0))["copy"]
+    np.testing.assert_array_equal(kernels[1], np.eye(functions.model.width))
 
 
 def test_what_is_looked_at_adds_up():

@@ -115,6 +115,24 @@ def test_terms(changes, terms):
     assert bm25.analyser(config)(text) == terms
 
 
+def test_program_text_is_found_by_the_words_in_its_names():
+    texts = ["def _open_code(x)", "class FileHandle: x", "def opened(code_x)"]
+    whole, parts = (
+        bm25.build(texts, config).search(["code file open"], 3).ids[0].tolist()
+        for config in (BM25Config(), bm25.program_text())
+    )
+    assert whole == [2, -1, -1] and parts == [1, 0, 2]
+
+
+def test_an_index_from_before_names_had_parts(index, tmp_path, monkeypatch):
+    older = dataclasses.asdict(PLAIN)
+    del older["names"]
+    monkeypatch.setattr(bm25.dataclasses, "asdict", lambda config: older)
+    bm25.save(index, tmp_path / "index")
+    monkeypatch.undo()
+    assert bm25.load(tmp_path / "index", config=PLAIN).config == PLAIN
+
+
 def test_saves_and_loads(index, tmp_path):
     path = tmp_path / "index"
     bm25.save(index, path)
@@ -163,11 +181,12 @@ def test_damage_is_found(index, tmp_path, damage):
         (lambda i: bm25.build(["", "!"], PLAIN), "has a term"),
         (lambda i: bm25.build(["x"], BM25Config(method="tf")), "no method 'tf'"),
         (lambda i: bm25.build(["x"], BM25Config(stemmer="x")), "no stemmer 'x'"),
+        (lambda i: bm25.build(["x"], BM25Config(names="x")), "no names 'x'"),
         (lambda i: bm25.build(["x"], BM25Config(b=2)), "b = 2"),
         (lambda i: bm25.build(["x"], BM25Config(k1=math.nan)), "k1 = nan"),
         (lambda i: bm25.load("nowhere"), "no index at nowhere"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_bad_input(index, call, message):
     with pytest.raises(UserError, match=message):

@@ -115,6 +115,24 @@ def test_own_evidence_is_left_out_and_replaced(collection, tmp_path):
     assert best.tolist() == collection.passages.rows_of(["b", "a"]).tolist()
 
 
+def test_own_evidence_is_added_where_it_was_not_found(collection, tmp_path):
+    found = read(collection, tmp_path, "bm25", num=1)
+    added = read(collection, tmp_path, "bm25", num=1, own="added")
+    # q1 found its own, q3 did not find e, and nothing is known to answer q4.
+    assert names(found, collection) == [["b"], ["d"], []]
+    assert names(added, collection) == [["b"], ["e"], []]
+    wider = read(collection, tmp_path, "bm25", num=2, own="added")
+    assert names(wider, collection) == [["b", "a"], ["d", "e"], []]
+    assert added.facts["own_evidence"] == "added" and added.source == found.source
+    assert np.isfinite(added.scores[:2]).all()
+
+
+def test_program_text_is_searched_by_parts_of_names(collection, tmp_path):
+    other = read(collection, tmp_path, "bm25_code")
+    assert (tmp_path / "bm25_code").is_dir()
+    assert other.source != read(collection, tmp_path, "bm25").source
+
+
 def test_a_rerun_does_not_search_again(collection, tmp_path, monkeypatch):
     first = read(collection, tmp_path, "bm25")
     deeper = read(collection, tmp_path, "bm25", num=3)

@@ -79,7 +79,9 @@ class Setting(NamedTuple):
         return Lengths(self.config.passage_length, self.config.target_length)
 
     def read(self, config: ReadingConfig, split: str) -> Reading:
-        """What the questions of a split read."""
+        """What the questions of a split read; none but training adds their own."""
+        if config.own == "added" and split != TRAIN:
+            config = dataclasses.replace(config, own="read")
         return reading.read(
             config,
             self.splits[split],
