@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Float32, Int, PRNGKeyArray, Shaped
+from jaxtyping import Bool, Float, Float32, Int, Int32, PRNGKeyArray, Shaped
 
 from rlm_jax.models.encoder import in_chunks
 from rlm_jax.models.seq2seq import Predict, Seq2Seq, shift_right
@@ -20,6 +20,9 @@ from rlm_jax.models.t5_layers import CrossAttention
 from rlm_jax.ops import Array, copying, losses
 
 Params = Any
+
+LONGEST_MATCH = 8
+"""Tokens just written that count in what is copied next; more are as many."""
 
 
 class Memory(NamedTuple):
@@ -60,7 +63,7 @@ def reader(model: Seq2Seq, *, vectors: int = 0, chunk: int = 0, copy: bool = Fal
         vectors of each passage; 0: all.
       chunk: passages encoded at once, 0: all; see `in_chunks`.
       copy: the decoder may copy tokens that it sees. The parameters are then
-        {"model", "copy"}, and else the model's.
+        {"model", "copy", "matches"}, and else the model's.
     """
 
     def encode(params, batch, *, key=None):
@@ -77,9 +80,12 @@ def reader(model: Seq2Seq, *, vectors: int = 0, chunk: int = 0, copy: bool = Fal
         keys = jax.random.split(key)
         shape = model.width, model.width
         own = nn.initializers.normal(model.width**-0.5)(keys[1], shape)
-        # It begins by going on: what follows a token like the one just written.
-        kernels = jnp.stack([own, jnp.eye(model.width)])
-        return {"model": model.init(keys[0]), "copy": kernels}
+        # It begins by going on: with what follows tokens like those just written.
+        return {
+            "model": model.init(keys[0]),
+            "copy": jnp.stack([own, jnp.eye(model.width)]),
+            "matches": jnp.arange(LONGEST_MATCH + 1, dtype=jnp.float32),
+        }
 
     def read(
         params: Params,
@@ -108,16 +114,26 @@ def reader(model: Seq2Seq, *, vectors: int = 0, chunk: int = 0, copy: bool = Fal
             jnp.arange(fused) % kept == 0,
         )
 
-    def copy_scores(params, hidden: Float[Array, "B L D"], memory: Memory):
-        """c_j = o (W h_j + U h_{j-1}) / sqrt(D): a token is also known by the one
-        before it, so that to go on copying asks for no layer of its own."""
+    def copy_scores(
+        params,
+        hidden: Float[Array, "B L D"],
+        memory: Memory,
+        matches: Int32[Array, "B L M"],
+    ):
+        """c_j = o (W h_j + U h_{j-1}) / sqrt(D) + b_{m_j}: a token is also known by the
+        one before it and by how many before it were just written, so that to go on
+        copying asks for no layer of its own."""
         asked = jnp.einsum("bld,kde->kble", hidden, params["copy"].astype(hidden.dtype))
         own, next_one = jnp.einsum(
             "kbld,bmd->kblm", asked, memory.states, preferred_element_type=jnp.float32
         )
         before = jnp.pad(next_one[..., :-1], ((0, 0), (0, 0), (1, 0)))
         before = jnp.where(memory.first[None, None], 0.0, before)
-        return (own + before) * model.width**-0.5
+        longest = params["matches"][jnp.minimum(matches, LONGEST_MATCH)]
+        return (own + before) * model.width**-0.5 + longest
+
+    def matched(memory: Memory, targets: Int[Array, "B L"]):
+        return copying.match_lengths(memory.tokens, memory.first, targets)
 
     def decode(params, memory, targets, key, attention=False):
         inputs = shift_right(targets, model.start_id)
@@ -143,22 +159,23 @@ def reader(model: Seq2Seq, *, vectors: int = 0, chunk: int = 0, copy: bool = Fal
         target_score = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
         if not copy:
             return log_normaliser - target_score
-        scores = copy_scores(params, hidden, memory)
+        scores = copy_scores(params, hidden, memory, matched(memory, targets))
         sums = copying.log_sums(scores, memory.tokens, memory.mask, targets)
         return losses.joint_nll(target_score, log_normaliser, sums)
 
-    def distributions(params, hidden, memory):
+    def distributions(params, hidden, memory, matches):
         logits = model.logits(of_model(params), hidden)
         if not copy:
             return jax.nn.log_softmax(logits)
-        scores = copy_scores(params, hidden, memory)
+        scores = copy_scores(params, hidden, memory, matches)
         return copying.log_distributions(logits, scores, memory.tokens, memory.mask)
 
     def log_probs(
         params: Params, memory: Memory, targets: Int[Array, "B L"]
     ) -> Float32[jax.Array, "B L V"]:
         hidden = decode(params, memory, targets, None).hidden
-        return distributions(params, hidden, memory)
+        matches = matched(memory, targets) if copy else None
+        return distributions(params, hidden, memory, matches)
 
     def attention(
         params: Params, memory: Memory, targets: Int[Array, "B L"]
@@ -169,19 +186,31 @@ def reader(model: Seq2Seq, *, vectors: int = 0, chunk: int = 0, copy: bool = Fal
 
     def start(params: Params, memory: Memory, length: int) -> DecodingCache:
         cache = model.start(of_model(params), memory.states, memory.mask, length)
-        return cache._replace(memory=(cache.memory, memory))
+        matches = jnp.zeros(memory.tokens.shape, jnp.int32)
+        return cache._replace(
+            memory=(cache.memory, memory), slots=(cache.slots, matches)
+        )
 
     def predict(
         params: Params, tokens: Int[Array, " R"], cache: DecodingCache
     ) -> tuple[Float32[jax.Array, "R V"], DecodingCache]:
-        inner, memory = cache.memory
+        (inner, memory), (slots, matches) = cache.memory, cache.slots
         hidden, cache = model.extend(
-            of_model(params), tokens, cache._replace(memory=inner)
+            of_model(params), tokens, cache._replace(memory=inner, slots=slots)
         )
         # The sequences of a question read its one memory.
-        hidden = hidden.reshape(len(memory.mask), -1, model.width)
-        log_p = distributions(params, hidden, memory)
-        cache = cache._replace(memory=(inner, memory))
+        questions, size = memory.tokens.shape
+        if copy:
+            source = jnp.repeat(memory.tokens, len(tokens) // questions, axis=0)
+            after = copying.matches_after(matches, source, memory.first, tokens)
+            matches = jnp.where((tokens == model.start_id)[:, None], 0, after)
+        log_p = distributions(
+            params,
+            hidden.reshape(questions, -1, model.width),
+            memory,
+            matches.reshape(questions, -1, size),
+        )
+        cache = cache._replace(memory=(inner, memory), slots=(cache.slots, matches))
         return log_p.reshape(len(tokens), -1), cache
 
     return Reader(init, read, nll, log_probs, attention, start, predict, model)

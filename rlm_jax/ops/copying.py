@@ -9,7 +9,7 @@ whose copying scores have a tanh).
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Float32, Int, Shaped
+from jaxtyping import Bool, Float, Float32, Int, Int32, Shaped
 
 from rlm_jax.ops import Array
 from rlm_jax.ops.memory import LogSums
@@ -53,6 +53,43 @@ def log_distributions(
     copied = jax.vmap(of_row)(tokens, weights)
     log_p = jnp.log(jnp.exp(logits - largest) + copied)
     return log_p - jax.nn.logsumexp(log_p, axis=-1, keepdims=True)
+
+
+def match_lengths(
+    tokens: Int[Array, "B M"], first: Bool[Array, " M"], targets: Int[Array, "B L"]
+) -> Int32[jax.Array, "B L M"]:
+    """How many tokens before each of the source's are the last that were written.
+
+        m_t(j) = [x_{j-1} = y_{t-1}] (1 + m_{t-1}(j - 1)),  m_0 = 0
+
+    A token whose predecessors were just written is the one with which copying goes on;
+    a name of several tokens is seldom in doubt after two of them.
+
+    Args:
+      tokens: int32, the source x.
+      first: where a part of the source begins, which nothing precedes.
+      targets: int32 y; m_t counts those before y_t.
+    """
+
+    def one_step(lengths, written):
+        after = matches_after(lengths, tokens, first, written)
+        return after, after
+
+    begin = jnp.zeros(tokens.shape, jnp.int32)
+    _, later = jax.lax.scan(one_step, begin, targets[:, :-1].T)
+    return jnp.concatenate([begin[:, None], later.swapaxes(0, 1)], axis=1)
+
+
+def matches_after(
+    lengths: Int32[Array, "R M"],
+    tokens: Int[Array, "R M"],
+    first: Bool[Array, " M"],
+    written: Int[Array, " R"],
+) -> Int32[jax.Array, "R M"]:
+    """`match_lengths` a step later, when ``written`` has been written."""
+    ending = jnp.where(tokens == written[:, None], lengths + 1, 0)
+    before = jnp.pad(ending[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(first, 0, before)
 
 
 def _log_sum_exp(x, where):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from rlm_jax import pretrained
 from rlm_jax.data import names, reader_tokens
@@ -17,6 +18,7 @@ from rlm_jax.methods import fid
 from rlm_jax.methods.fid import FiDConfig
 from rlm_jax.models.encoder import EncoderConfig
 from rlm_jax.models.encoder_decoder import EncoderDecoderConfig
+from rlm_jax.models.reader import LONGEST_MATCH
 from rlm_jax.models.t5 import T5Config
 from rlm_jax.pretrained import folder as folders
 from rlm_jax.retrieval import encode_stream
@@ -251,7 +253,11 @@ def load(folder: pathlib.Path, wanted: FiDConfig | None = None) -> ReaderModel:
         )
     reads = _reads(folder) if (folder / READS).exists() else {}
     tokenizer = reader_tokens.load(folder, passage_end=reads.get("passage_end", True))
-    return ReaderModel(config, params, tokenizer, encode_stream.fingerprint(params))
+    given = encode_stream.fingerprint(params)
+    if config.copy:  # readers of before knew no matches
+        none = np.zeros(LONGEST_MATCH + 1, np.float32)
+        params = {"matches": none, **params}
+    return ReaderModel(config, params, tokenizer, given)
 
 
 def _rebuilt(fields: dict[str, Any], wanted: FiDConfig) -> FiDConfig:
