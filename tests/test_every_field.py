@@ -47,7 +47,7 @@ def at(config: Any, path: tuple[str, ...]) -> Any:
 
 def changed(config: Any, path: tuple[str, ...], value: Any) -> Any:
     config = copy.deepcopy(config)
-    object.__setattr__(at(config, path[:-1]), path[-1], value)  # some are frozen
+    setattr(at(config, path[:-1]), path[-1], value)
     return config
 
 
@@ -103,6 +103,14 @@ def test_every_field_has_a_kind_that_is_checked():
             several = typing.get_origin(hint) is tuple and arguments[1:] == (...,)
             literal = typing.get_origin(hint) is typing.Literal
             assert literal or (arguments[0] if several else hint) in kinds, path
+
+
+@pytest.mark.parametrize("launcher", WITH_PRESETS)
+def test_a_flag_can_set_every_field(launcher):
+    config = next(iter(presets(launcher).values()))()
+    for path in places(config):
+        holder = at(config, path[:-1])
+        setattr(holder, path[-1], getattr(holder, path[-1]))  # none is frozen
 
 
 def test_what_a_class_says_of_its_fields_is_of_fields_it_has():

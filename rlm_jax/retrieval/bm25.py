@@ -7,34 +7,30 @@ Beyond"; the variants are those of Kamphuis et al. 2020, "Which BM25 Do You Mean
 import array
 import dataclasses
 import logging
-import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
 from rlm_jax import characters
+from rlm_jax.configuration import check_fields
 from rlm_jax.errors import UserError
 from rlm_jax.method import Neighbours
 from rlm_jax.retrieval.index import none_found
 from rlm_jax.storage import checked_files
 
 _FORMAT = "rlm_jax bm25 2"
-_METHODS = ("lucene", "robertson", "atire", "bm25l", "bm25+")
 # What a term is worth to the longest text: Lv and Zhai 2011, one paper each.
 _DELTAS = {"bm25l": 0.5, "bm25+": 1.0}
-_STEMMERS = ("none", "porter", "english")
-_STOP_WORDS = ("none", "english")
-_NAMES = ("whole", "parts")
 
 
-@dataclass(frozen=True)
+@dataclass
 class BM25Config:
     """Which BM25, and which terms; the default is what Lucene does for English.
 
@@ -51,10 +47,10 @@ class BM25Config:
 
     k1: float = 0.9
     b: float = 0.4
-    method: str = "lucene"
-    stemmer: str = "porter"
-    stop_words: str = "english"
-    names: str = "whole"
+    method: Literal["lucene", "robertson", "atire", "bm25l", "bm25+"] = "lucene"
+    stemmer: Literal["none", "porter", "english"] = "porter"
+    stop_words: Literal["none", "english"] = "english"
+    names: Literal["whole", "parts"] = "whole"
 
 
 def published() -> BM25Config:
@@ -165,7 +161,7 @@ def build(
       UserError: a configuration out of range, no texts, no terms in any, or bm25s or
         PyStemmer is not installed.
     """
-    _check(config)
+    check_fields(config)
     library = _import_bm25s()
     analyse = analyser(config)
     vocabulary: dict[str, int] = {}
@@ -293,24 +289,6 @@ def _stop_words(name: str) -> frozenset[str]:
 def _index(library: ModuleType, config: BM25Config) -> Any:
     delta = _DELTAS.get(config.method, 0.0)
     return library.BM25(k1=config.k1, b=config.b, delta=delta, method=config.method)
-
-
-def _check(config: BM25Config) -> None:
-    for field, value, allowed in (
-        ("method", config.method, _METHODS),
-        ("stemmer", config.stemmer, _STEMMERS),
-        ("stop_words", config.stop_words, _STOP_WORDS),
-        ("names", config.names, _NAMES),
-    ):
-        if value not in allowed:
-            raise UserError(
-                f"BM25 has no {field} '{value}'; choose one of {', '.join(allowed)}."
-            )
-    if not (math.isfinite(config.k1) and config.k1 >= 0 and 0 <= config.b <= 1):
-        raise UserError(
-            f"BM25 with k1 = {config.k1} and b = {config.b} is not defined; use k1 of "
-            "at least 0 and b from 0 to 1."
-        )
 
 
 def _import_bm25s() -> ModuleType:

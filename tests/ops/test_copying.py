@@ -66,3 +66,22 @@ def test_large_scores_do_not_overflow():
         300 * z["logits"], 300 * z["scores"], z["tokens"], z["mask"]
     )
     assert not np.isnan(got).any() and (np.asarray(got).max(-1) > -1e-3).any()
+
+
+def test_match_lengths_are_a_loops():
+    random = np.random.default_rng(1)
+    tokens, targets = (random.integers(0, 3, (B, size)) for size in (12, 6))
+    first = np.arange(12) % 6 == 0
+    wanted = np.zeros((B, 6, 12), np.int32)
+    for row, at, j in np.ndindex(wanted.shape):
+        start = j - j % 6  # of the part that j stands in
+        while True:
+            n = wanted[row, at, j] + 1
+            if n > at or j - n < start:
+                break
+            if tokens[row, j - n] != targets[row, at - n]:
+                break
+            wanted[row, at, j] = n
+    got = copying.match_lengths(tokens, first, targets)
+    assert got.dtype == np.int32 and wanted.max() >= 3
+    np.testing.assert_array_equal(got, wanted)

@@ -122,6 +122,17 @@ def test_a_finished_run_goes_on_and_a_folder_is_a_reader(trained, corpus):
     assert kept.config.copy and kept.config.encoder_decoder.num_decoder_layers == 1
 
 
+def test_a_reader_that_counted_no_matches_still_reads(trained, tmp_path):
+    kept = reader.load(trained[0])
+    assert kept.params["matches"].any()
+    older = {name: x for name, x in kept.params.items() if name != "matches"}
+    read = {"retriever": "bm25", "num": 2, "source": "x"}
+    reader.save(tmp_path, kept._replace(params=older), read)
+    again = reader.load(tmp_path)
+    assert again.given == encode_stream.fingerprint(older)
+    assert set(again.params) == set(kept.params) and not again.params["matches"].any()
+
+
 def test_a_distilled_retriever_keeps_its_vocabulary(trained, corpus, tmp_path):
     """Its own tokenizer was taken, whatever the configuration said."""
     there = tmp_path / "run"
