@@ -161,16 +161,16 @@ def encoder_decoder(config: EncoderDecoderConfig) -> Seq2Seq:
 
 
 def small() -> EncoderDecoderConfig:
-    """From scratch: two layers of 128 under one of the decoder."""
+    """From scratch: two layers of 128 under one of the decoder, shared tokens marked."""
     encoder = EncoderConfig(
         num_layers=2,
         width=128,
         num_heads=4,
         feed_forward_width=512,
         max_length=128,
-        dropout=0.0,
+        dropout=0.1,
     )
-    return EncoderDecoderConfig(encoder, num_decoder_layers=1)
+    return EncoderDecoderConfig(encoder, num_decoder_layers=1, mark_shared=True)
 
 
 def check(config: EncoderDecoderConfig) -> None:
