@@ -161,7 +161,7 @@ def encoder_decoder(config: EncoderDecoderConfig) -> Seq2Seq:
 
 
 def small() -> EncoderDecoderConfig:
-    """From scratch: two layers of 128 under one of the decoder, shared tokens marked."""
+    """From scratch: two layers of 128 under one; tokens that are shared are marked."""
     encoder = EncoderConfig(
         num_layers=2,
         width=128,

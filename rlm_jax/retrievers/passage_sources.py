@@ -85,12 +85,23 @@ def choose(
             return opened().search(texts, k, progress=len(texts) > 1)
 
         return PassageSource(source, _by_text(by_words))
-    if not pathlib.Path(name).is_dir():
-        raise UserError(
-            f"There is no retriever {name!r}: choose bm25, bm25_code, none, given, "
-            "trec:FILE, or the folder of an encoder or a run."
-        )
+    require(name)
     return _of_folder(pathlib.Path(name), collection, folder, search, text)
+
+
+def require(*names: str) -> None:
+    """Before any other work: that each is a source, or a folder that is there.
+
+    Raises:
+      UserError: one is neither.
+    """
+    for name in names:
+        known = name in (BM25, BM25_CODE, NONE, GIVEN) or name.startswith(TREC)
+        if not (known or pathlib.Path(name).is_dir()):
+            raise UserError(
+                f"There is no retriever {name!r}: choose bm25, bm25_code, none, given, "
+                "trec:FILE, or the folder of an encoder or a run."
+            )
 
 
 def _of_folder(

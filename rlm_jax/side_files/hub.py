@@ -53,3 +53,20 @@ def folder_of(name: str | os.PathLike) -> Path:
         ) from error
     terminal.say(f"{name} of the Hugging Face hub: {folder}")
     return folder
+
+
+def require(**named: str) -> None:
+    """Before any other work: that there is a model of each name that is not empty.
+
+    Args:
+      named: a field of the configuration and what it names.
+
+    Raises:
+      UserError: as `folder_of`, or nothing is there.
+    """
+    for field, name in named.items():
+        if name and not os.path.exists(folder_of(name)):
+            raise UserError(
+                f"There is nothing at {name}, which {field} names: check the path, or "
+                "name the folder of a model or the workdir of a run."
+            )

@@ -1,6 +1,8 @@
 """What a user can get wrong ends in one line, and what was whole stays whole."""
 
 import fcntl
+import functools
+import importlib
 import json
 import os
 import pathlib
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from experiments import continuous_cache, demo, knn_lm, lm, options, trime
+from rlm_jax.data import corpora, passages, questions
 from rlm_jax.errors import UserError
 from rlm_jax.recipes import language_model
 from rlm_jax.train import beside
@@ -202,6 +205,34 @@ def test_a_workdir_in_use(corpus, cache, tmp_path):
     done = launch_in(tmp_path / "refused")
     assert done.returncode == 1 and "too few for one batch" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["used"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "field"),
+    [
+        *[("encode", "encoder"), ("dpr", "init_from"), ("contriever", "init_from")],
+        *[
+            ("fid", "init_from"),
+            ("fid", "distil.init_from"),
+            ("fid", "reading.retriever"),
+        ],
+        *[("atlas", "init_from"), ("atlas", "retriever_from"), ("realm", "init_from")],
+        *[("realm", "reader_from"), ("npm", "init_from"), ("replug_lsr", "init_from")],
+        *[("replug", "model"), ("lm", "init_from"), ("knn_lm", "params_from")],
+    ],
+)
+def test_what_is_not_there_is_told_before_anything_is_read(
+    launcher, field, monkeypatch, tmp_path
+):
+    for module in (corpora, passages, questions):
+        monkeypatch.setattr(module, "load", None)
+    of_launcher = importlib.import_module(f"experiments.{launcher}")
+    config = next(iter(of_launcher.PRESETS.values()))()
+    *groups, name = field.split(".")
+    setattr(functools.reduce(getattr, groups, config), name, "/nowhere/x")
+    with pytest.raises(UserError, match="/nowhere/x"):
+        of_launcher.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_to_continue_that_is_not_there(corpus, cache, tmp_path):

@@ -207,7 +207,7 @@ def test_a_reader_starts_from_what_is_given(corpus, tmp_path, golden_folder, fol
     [
         ({"passage_length": 64}, "the encoder has 24 positions"),
         ({"target_length": 1}, "leave no room"),
-        ({"init_from": "./nowhere"}, "no model at nowhere"),
+        ({"init_from": "./nowhere"}, "nothing at ./nowhere, which init_from"),
         ({"reading": ReadingConfig("nowhere")}, "There is no retriever 'nowhere'"),
     ],
 )

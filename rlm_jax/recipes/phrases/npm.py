@@ -29,6 +29,7 @@ from rlm_jax.retrievers import encoder_towers
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.memory_parts import LONGEST, MemoryConfig
 from rlm_jax.retrievers.phrase_answers import FillConfig
+from rlm_jax.side_files import hub
 from rlm_jax.train import dry_run, fit
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
@@ -70,6 +71,7 @@ SAME = (
 @recipe("npm")
 def run(config: Config, here: Run):
     """Train NPM and its twin, encode the memory, fill blanks, judge, report."""
+    hub.require(init_from=config.init_from)
     phases = runs.Phases()
     with phases("data"):
         passages = passages_lib.load(config.passages)

@@ -33,6 +33,7 @@ from rlm_jax.retrievers import (
 )
 from rlm_jax.retrievers.encoder_towers import Tower
 from rlm_jax.retrievers.reading import ReadingConfig
+from rlm_jax.side_files import hub
 from rlm_jax.train import dry_run, fit
 from rlm_jax.train.optim import OptimConfig
 
@@ -74,6 +75,8 @@ class Setting(NamedTuple):
 def run(config: Config, here: Run):
     """Train round by round, then encode once more, answer, judge, report."""
     atlas_config.check(config)
+    hub.require(init_from=config.init_from, retriever_from=config.retriever_from)
+    passage_sources.require(*config.also_reads)
     phases = runs.Phases()
     with phases("data"):
         setting = _prepare(config, here)

@@ -26,6 +26,7 @@ from rlm_jax.retrievers import encoder_towers, passage_sources, reading
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig
 from rlm_jax.retrievers.reading import Reading, ReadingConfig
+from rlm_jax.side_files import hub
 from rlm_jax.train import dry_run, fit
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
@@ -107,6 +108,8 @@ class Setting(NamedTuple):
 def run(config: Config, here: Run):
     """Find passages, train reader and twin, distil, answer, judge, report."""
     distilling.check(config.distil, config.reading)
+    hub.require(init_from=config.init_from, distil_init_from=config.distil.init_from)
+    passage_sources.require(config.reading.retriever, *config.also_reads)
     phases = runs.Phases()
     with phases("data"):
         splits = {

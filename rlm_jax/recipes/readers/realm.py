@@ -43,6 +43,7 @@ from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import encoder_towers, trained_towers
 from rlm_jax.retrievers.background import WorkerConfig
 from rlm_jax.retrievers.encoder_towers import Tower
+from rlm_jax.side_files import hub
 from rlm_jax.train import dry_run, fit, metrics, rounds
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
@@ -110,6 +111,7 @@ class Setting(NamedTuple):
 def run(config: Config, here: Run):
     """Warm up, train round by round, encode once more, search, judge, report."""
     check(config)
+    hub.require(init_from=config.init_from, reader_from=config.reader_from)
     phases = runs.Phases()
     with phases("data"):
         setting = _prepare(config, here)

@@ -25,6 +25,7 @@ from rlm_jax.recipes.retrievers.ranking_report import Experiment
 from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrievers import encoder_towers
 from rlm_jax.retrievers.encoder_towers import Tower, Towers
+from rlm_jax.side_files import hub
 from rlm_jax.train import dry_run, fit
 
 
@@ -67,6 +68,7 @@ SAME = (
 @recipe("contriever")
 def run(config: Config, here: Run):
     """Train on crops, encode the collection, search it, judge, report."""
+    hub.require(init_from=config.init_from)
     phases = runs.Phases()
     with phases("data"):
         crops = config.crops

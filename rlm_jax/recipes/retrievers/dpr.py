@@ -29,6 +29,7 @@ from rlm_jax.recipes.runs import Run, recipe
 from rlm_jax.retrieval import encode_stream
 from rlm_jax.retrievers import encoder_towers, hard_negatives
 from rlm_jax.retrievers.encoder_towers import Tower, Towers
+from rlm_jax.side_files import hub
 from rlm_jax.train import dry_run, fit
 
 
@@ -68,6 +69,7 @@ SAME = (
 @recipe("dpr")
 def run(config: Config, here: Run):
     """Mine and train round by round, encode the collection, search, judge, report."""
+    hub.require(init_from=config.init_from)
     phases = runs.Phases()
     with phases("data"):
         collection = collections.load(config.collection)

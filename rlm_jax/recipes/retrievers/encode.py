@@ -50,15 +50,15 @@ def run(config: Config, here: Run):
         raise UserError("Which encoder? Name its folder with --config.encoder.")
     phases = runs.Phases()
     with phases("data"):
+        tower = encoder_towers.load(config.encoder)
+        asking = tower
+        if config.question_encoder:
+            asking = encoder_towers.load(config.question_encoder)
         passages = passages_lib.load(config.collection.passages)
         collection, own = None, OwnPassages(np.zeros(0, np.int32))
         if config.collection.split:
             collection = collections.load(config.collection)
             own = ranking_report.check(config.judge, config.search.k, collection)
-        tower = encoder_towers.load(config.encoder)
-        asking = tower
-        if config.question_encoder:
-            asking = encoder_towers.load(config.question_encoder)
     identity = f"{passages.fingerprint[:16]}-{encode_stream.fingerprint(tower.params)}"
     runs.claim(
         here,

@@ -24,6 +24,7 @@ from rlm_jax.recipes.with_passages.documents import Setting
 from rlm_jax.retrievers import encoder_towers, passage_search, trained_towers
 from rlm_jax.retrievers.background import WorkerConfig
 from rlm_jax.retrievers.encoder_towers import Tower
+from rlm_jax.side_files import hub
 from rlm_jax.train.loop import TrainConfig
 from rlm_jax.train.optim import OptimConfig
 from rlm_jax.train.rounds import RefreshConfig
@@ -57,6 +58,7 @@ class Config(ensemble.Config):
 def run(config: Config, here: Run):
     """Train the retriever round by round, then evaluate REPLUG before and after."""
     ensemble.check(config.ensemble)
+    hub.require(init_from=config.init_from)
     phases = runs.Phases()
     setting = documents.prepare(
         config,
