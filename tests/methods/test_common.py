@@ -17,13 +17,17 @@ from tests.methods import systems
 from tests.methods.systems import SYSTEMS
 
 every = pytest.mark.parametrize("name", SYSTEMS)
-in_full = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in systems.VARIANTS))
-        for name in SYSTEMS
-    ],
-)
+
+
+def all_but(slow):
+    marked = {name: [pytest.mark.slow] for name in slow}
+    named = [pytest.param(name, marks=marked.get(name, [])) for name in SYSTEMS]
+    return pytest.mark.parametrize("name", named)
+
+
+in_full = all_but(systems.VARIANTS)
+# Two compilations of their own, for what the runs of these launchers show as well.
+in_full_if_small = all_but((*systems.VARIANTS, *systems.JOINT, "retro", "rpt"))
 
 initial = functools.cache(systems.parameters)
 
@@ -117,7 +121,7 @@ def test_loss_and_gradient(name):
         assert np.isfinite(x).all() and (np.abs(x).max() > 1e-5) != nothing, path
 
 
-@in_full
+@in_full_if_small
 def test_evaluate_is_deterministic(name):
     method = systems.method(name, dropout=0.5)
     params = initial(name)
