@@ -222,22 +222,40 @@ def words(text: str, *, inside: str = "", underscore: bool = False) -> list[str]
     return _pattern(inside, underscore).findall(text)
 
 
-_NAME = re.compile(r"\w+")
 _BETWEEN_PARTS = re.compile(r"_+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 def with_parts(text: str) -> str:
-    """A program text, its names followed by the words that they are made of.
+    """A program text (NFC), its names followed by the words that they are made of.
 
     Names are read at their underscores and where capitals begin or end: ``_read_file``
     becomes ``_read_file read file``, ``HTTPError`` becomes ``HTTPError HTTP Error``.
     """
 
     def told(name: re.Match[str]) -> str:
-        parts = list(filter(None, _BETWEEN_PARTS.split(name[0])))
+        parts = [part for part in _parts(name[0]) if part]
         return name[0] if parts in ([], [name[0]]) else " ".join((name[0], *parts))
 
-    return _NAME.sub(told, text)
+    return _names().sub(told, unicodedata.normalize("NFC", text))
+
+
+@functools.cache
+def _names() -> re.Pattern[str]:
+    return re.compile(rf"[\w{marks()}{_JOINERS}]+")
+
+
+def _parts(name: str) -> list[str]:
+    if name.isascii():
+        return _BETWEEN_PARTS.split(name)
+    # Capitals of other scripts, which no class of `re` knows.
+    ends = [
+        i
+        for i in range(1, len(name))
+        if name[i].isupper()
+        and (not name[i - 1].isupper() or name[i + 1 : i + 2].islower())
+    ]
+    cut = zip([0, *ends], [*ends, len(name)], strict=True)
+    return "_".join(name[low:high] for low, high in cut).split("_")
 
 
 @functools.cache

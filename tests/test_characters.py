@@ -46,7 +46,9 @@ def test_words_of_every_script(text, words):
         ("_read_file(x)", "_read_file read file(x)"),
         ("HTTPError getFileSize", "HTTPError HTTP Error getFileSize get File Size"),
         ("__init__ utf8 _ plain", "__init__ init utf8 _ plain"),
-        ("naïve_Été", "naïve_Été naïve Été"),
+        ("naïve_Été étéNow", "naïve_Été naïve Été étéNow été Now"),
+        (unicodedata.normalize("NFD", "caféÉté_b"), "caféÉté_b café Été b"),
+        ("नमस्ते_दुनिया", "नमस्ते_दुनिया नमस्ते दुनिया"),
     ],
 )
 def test_names_are_followed_by_their_parts(text, told):

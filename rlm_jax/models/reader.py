@@ -129,7 +129,10 @@ def reader(model: Seq2Seq, *, vectors: int = 0, chunk: int = 0, copy: bool = Fal
         )
         before = jnp.pad(next_one[..., :-1], ((0, 0), (0, 0), (1, 0)))
         before = jnp.where(memory.first[None, None], 0.0, before)
-        longest = params["matches"][jnp.minimum(matches, LONGEST_MATCH)]
+        matches = jnp.minimum(matches, LONGEST_MATCH)
+        # Not an index, whose gradient would add all that was scored into nine places.
+        told = params["matches"]
+        longest = sum(told[n] * (matches == n) for n in range(LONGEST_MATCH + 1))
         return (own + before) * model.width**-0.5 + longest
 
     def matched(memory: Memory, targets: Int[Array, "B L"]):
@@ -194,7 +197,7 @@ def reader(model: Seq2Seq, *, vectors: int = 0, chunk: int = 0, copy: bool = Fal
     def predict(
         params: Params, tokens: Int[Array, " R"], cache: DecodingCache
     ) -> tuple[Float32[jax.Array, "R V"], DecodingCache]:
-        (inner, memory), (slots, matches) = cache.memory, cache.slots
+        (inner, memory), (slots, matches), length = cache
         hidden, cache = model.extend(
             of_model(params), tokens, cache._replace(memory=inner, slots=slots)
         )
@@ -203,7 +206,7 @@ def reader(model: Seq2Seq, *, vectors: int = 0, chunk: int = 0, copy: bool = Fal
         if copy:
             source = jnp.repeat(memory.tokens, len(tokens) // questions, axis=0)
             after = copying.matches_after(matches, source, memory.first, tokens)
-            matches = jnp.where((tokens == model.start_id)[:, None], 0, after)
+            matches = jnp.where(length == 0, 0, after)  # the first is the start's id
         log_p = distributions(
             params,
             hidden.reshape(questions, -1, model.width),

@@ -36,7 +36,7 @@ class ReadingConfig:
     retriever: str = BM25
     num: int = 20  # passages a question, at most
     # whether a question reads the passages that are known to answer it; added: where
-    # none was found, the best of them takes the last place of a training question
+    # none was found, a reader that is trained is given the best of them all the same
     own: Literal["read", "left_out", "added"] = "read"
 
 
@@ -74,15 +74,16 @@ def read(
     text: TextConfig,
     *,
     split: str = "",
+    training: bool = False,
 ) -> Reading:
     """The passages that each question with an answer reads, found once.
 
     What was found stays in ``folder``, and a rerun reads it there. A question's own
     evidence are the passages that its file says answer it; where they are left out,
     more are searched for, so that as many remain. Where they are added, a question that
-    found none of them has the best in its last place (so Karpukhin et al. 2020, section
-    3, train DPR's reader: one positive among what was found). The blank of a question
-    of T-REx is not searched for.
+    found none of them reads the best, in the last place if there is none free, while
+    the reader is trained; so do Karpukhin et al. 2020, section 6, with one positive
+    passage among those found. The blank of a question of T-REx is not searched for.
 
     Args:
       config: the retriever, and how many passages.
@@ -91,6 +92,7 @@ def read(
       search: how an encoder's vectors are made and searched.
       text: how an encoder reads questions and passages.
       split: what ``{split}`` in the name of a run file stands for.
+      training: whether a reader is trained on it.
 
     Raises:
       UserError: a number below 1, no question with an answer, no passages, evidence to
@@ -107,7 +109,8 @@ def read(
             "choose the retriever none."
         )
     own = evidence(collection, numbers)
-    own_rule = "read" if closed_book else config.own
+    adds = config.own == "added"
+    own_rule = "read" if closed_book or adds and not training else config.own
     if own_rule != "read" and not any(map(len, own)):
         raise UserError(
             "No question has a passage that is known to answer it, so none can be "
@@ -194,14 +197,14 @@ def _best_first(grades: Mapping[str, int]) -> list[str]:
 
 
 def _with_own(found: Neighbours, own: Sequence[np.ndarray]) -> Neighbours:
-    """The best of each question's evidence in its last place, where none was found."""
+    """What was found and, where it holds none of a question's own, the best of them."""
     ids, scores = found.ids.copy(), found.scores.copy()
     for place, (row, best) in enumerate(zip(found.ids, own, strict=True)):
         if len(best) and not np.isin(row, best).any():
-            ids[place, -1] = best[0]
-            # It is read last, so it is worth no more than what was found before it.
-            finite = scores[place][np.isfinite(scores[place])]
-            scores[place, -1] = finite.min() if len(finite) else 0.0
+            last = min(int((row >= 0).sum()), len(row) - 1)
+            ids[place, last] = best[0]
+            # It is worth no more than what was found before it.
+            scores[place, last] = scores[place, last - 1] if last else 0.0
     return Neighbours(scores, ids)
 
 

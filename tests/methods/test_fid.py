@@ -164,6 +164,26 @@ def test_a_beam_of_one_question_shares_its_passages():
     )
 
 
+def test_what_is_copied_next_counts_any_token_that_was_written():
+    """The mark that answers start with stands in every row, and can be copied."""
+    _, functions, params, batch = case("copying")
+    rows = np.array([[2, 2, 5, 2, 7]] * systems.ROWS, np.int32)
+    rows[1::2] = batch["passage_ids"][1::2, 0, :5]
+    assert functions.model.start_id == 2
+
+    @jax.jit
+    def both(params, batch):
+        memory = fid.read(functions, params, batch)
+        cache, told = functions.start(params, memory, rows.shape[1]), []
+        for ids in [np.full(len(rows), 2, np.int32), *rows[:, :-1].T]:
+            log_p, cache = functions.predict(params, ids, cache)
+            told.append(log_p)
+        return jax.numpy.stack(told, 1), functions.log_probs(params, memory, rows)
+
+    step_by_step, at_once = both(params, dict(batch))
+    np.testing.assert_allclose(step_by_step, at_once, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_an_absent_passage_is_none_at_all(name):
     """Neither its tokens nor its place matter, and no passage is no reason to fail."""

@@ -211,14 +211,11 @@ def test_a_workdir_in_use(corpus, cache, tmp_path):
     ("launcher", "field"),
     [
         *[("encode", "encoder"), ("dpr", "init_from"), ("contriever", "init_from")],
-        *[
-            ("fid", "init_from"),
-            ("fid", "distil.init_from"),
-            ("fid", "reading.retriever"),
-        ],
+        *[("fid", "init_from"), ("fid", "reading.retriever")],
         *[("atlas", "init_from"), ("atlas", "retriever_from"), ("realm", "init_from")],
         *[("realm", "reader_from"), ("npm", "init_from"), ("replug_lsr", "init_from")],
         *[("replug", "model"), ("lm", "init_from"), ("knn_lm", "params_from")],
+        ("in_context", "documents.retriever"),
     ],
 )
 def test_what_is_not_there_is_told_before_anything_is_read(

@@ -162,8 +162,9 @@ def test_its_memory_can_be_asked_and_changed(trained, tmp_path, capsys):
         (lambda w: memory.run(memory.Config(remove=("x",)), w), "no passage 'x'"),
         (lambda w: memory.run(memory.Config(add="x"), w / "none"), "no memory to ask"),
         (lambda w: ask.run(ask.Config(question="who?"), w), "no blank"),
+        (lambda w: ask.run(ask.Config("a [MASK]", retriever="x"), w), "or choose bm25"),
     ],
-    ids=["nothing", "id", "workdir", "blank"],
+    ids=["nothing", "id", "workdir", "blank", "retriever"],
 )
 def test_what_cannot_be_asked(trained, call, says):
     with pytest.raises(UserError, match=says):

@@ -11,6 +11,7 @@ import pytest
 from rlm_jax.errors import UserError
 from rlm_jax.retrieval import bm25
 from rlm_jax.retrieval.bm25 import BM25Config
+from rlm_jax.retrievers import lexical
 
 PLAIN = BM25Config(stemmer="none", stop_words="none")
 TEXTS = ["the cat sat", "a dog sat down", "cats and dogs", "", "the cat sat"]
@@ -122,6 +123,14 @@ def test_program_text_is_found_by_the_words_in_its_names():
         for config in (BM25Config(), bm25.program_text())
     )
     assert whole == [2, -1, -1] and parts == [1, 0, 2]
+
+
+def test_names_count_in_a_fingerprint_where_they_have_parts():
+    fields = dataclasses.asdict(BM25Config())
+    older = {name: x for name, x in fields.items() if name != "names"}
+    assert lexical.fingerprint("x", fields) == lexical.fingerprint("x", older)
+    parts = {**fields, "names": "parts"}
+    assert lexical.fingerprint("x", parts) != lexical.fingerprint("x", older)
 
 
 def test_an_index_from_before_names_had_parts(index, tmp_path, monkeypatch):

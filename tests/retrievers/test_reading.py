@@ -10,6 +10,7 @@ import pytest
 from rlm_jax.data import question_answering
 from rlm_jax.data.question_answering import AnsweringConfig
 from rlm_jax.errors import UserError
+from rlm_jax.method import Neighbours
 from rlm_jax.retrieval.bm25 import BM25Config
 from rlm_jax.retrievers import (
     dense,
@@ -117,14 +118,30 @@ def test_own_evidence_is_left_out_and_replaced(collection, tmp_path):
 
 def test_own_evidence_is_added_where_it_was_not_found(collection, tmp_path):
     found = read(collection, tmp_path, "bm25", num=1)
-    added = read(collection, tmp_path, "bm25", num=1, own="added")
+    added = read(collection, tmp_path, "bm25", num=1, own="added", training=True)
     # q1 found its own, q3 did not find e, and nothing is known to answer q4.
     assert names(found, collection) == [["b"], ["d"], []]
     assert names(added, collection) == [["b"], ["e"], []]
-    wider = read(collection, tmp_path, "bm25", num=2, own="added")
-    assert names(wider, collection) == [["b", "a"], ["d", "e"], []]
+    wider = read(collection, tmp_path, "bm25", num=3, own="added", training=True)
+    whole = read(collection, tmp_path, "bm25", num=3)
+    assert names(whole, collection)[1] == ["d", "e"]  # which was found
+    assert names(wider, collection) == names(whole, collection)
     assert added.facts["own_evidence"] == "added" and added.source == found.source
     assert np.isfinite(added.scores[:2]).all()
+    judged = read(collection, tmp_path, "bm25", num=1, own="added")
+    assert judged.ids.tolist() == found.ids.tolist()
+    assert judged.facts == found.facts
+
+
+def test_what_is_added_takes_the_first_free_place():
+    found = Neighbours(
+        np.array([[3, 1, -np.inf], [3, 2, 1], [-np.inf] * 3], np.float32),
+        np.array([[5, 6, -1], [5, 6, 7], [-1] * 3], np.int32),
+    )
+    own = [np.array([9, 8]), np.array([9]), np.array([4])]
+    scores, ids = reading._with_own(found, own)
+    assert ids.tolist() == [[5, 6, 9], [5, 6, 9], [4, -1, -1]]
+    assert scores[:2].tolist() == [[3, 1, 1], [3, 2, 2]] and scores[2, 0] == 0
 
 
 def test_program_text_is_searched_by_parts_of_names(collection, tmp_path):

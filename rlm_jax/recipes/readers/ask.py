@@ -76,11 +76,16 @@ def run(config: Config, here: Run) -> None:
 def _asking(config: Config, workdir: pathlib.Path) -> "Asking | phrase_asking.Asking":
     if runs.stored(workdir).get("system") != "npm":
         return Asking(config, workdir)
+    if config.retriever not in ("", passage_sources.BM25):
+        raise UserError(
+            "A memory of phrases is searched whole, or in what BM25 finds: leave "
+            f"retriever empty or choose bm25, not {config.retriever}."
+        )
     return phrase_asking.Asking(
         workdir,
         passages=config.num,
         count=config.words,
-        restricted=config.retriever == "bm25",
+        restricted=config.retriever == passage_sources.BM25,
     )
 
 

@@ -79,10 +79,10 @@ class Setting(NamedTuple):
     def lengths(self) -> Lengths:
         return Lengths(self.config.passage_length, self.config.target_length)
 
-    def read(self, config: ReadingConfig, split: str) -> Reading:
-        """What the questions of a split read; none but training adds their own."""
-        if config.own == "added" and split != TRAIN:
-            config = dataclasses.replace(config, own="read")
+    def read(
+        self, config: ReadingConfig, split: str, training: bool = False
+    ) -> Reading:
+        """What the questions of a split read."""
         return reading.read(
             config,
             self.splits[split],
@@ -90,7 +90,14 @@ class Setting(NamedTuple):
             self.config.search,
             self.config.text,
             split=split,
+            training=training,
         )
+
+    def to_learn(self, config: ReadingConfig) -> dict[str, Reading]:
+        """What the questions of each split read while a reader is trained."""
+        return {
+            split: self.read(config, split, split == TRAIN) for split in self.splits
+        }
 
     def asked(self, found: Reading, split: str, most: int = 0) -> Asked:
         """The questions of a split in tokens, ``most`` of them at most (0: all).
@@ -108,8 +115,10 @@ class Setting(NamedTuple):
 def run(config: Config, here: Run):
     """Find passages, train reader and twin, distil, answer, judge, report."""
     distilling.check(config.distil, config.reading)
-    hub.require(init_from=config.init_from, distil_init_from=config.distil.init_from)
-    passage_sources.require(config.reading.retriever, *config.also_reads)
+    hub.require(init_from=config.init_from)
+    reads = config.reading.retriever
+    also = config.also_reads if reads != passage_sources.NONE else ()
+    passage_sources.require(reads, *also)
     phases = runs.Phases()
     with phases("data"):
         splits = {
@@ -140,7 +149,7 @@ def run(config: Config, here: Run):
     for number in range(config.distil.rounds + 1):
         name = f"reader_{number}"
         with phases("search"):
-            found = {split: setting.read(chosen, split) for split in splits}
+            found = setting.to_learn(chosen)
         with phases("train"):
             model = _trained(setting, found, here.workdir / name)
         curves[name] = here.workdir / name
@@ -167,7 +176,7 @@ def run(config: Config, here: Run):
     if config.closed_book:
         alone = dataclasses.replace(config.reading, retriever=passage_sources.NONE)
         with phases("search"):
-            none = {split: setting.read(alone, split) for split in splits}
+            none = setting.to_learn(alone)
         with phases("closed_book"):
             twin = _trained(setting, none, here.workdir / "closed_book")
         curves["closed_book"] = here.workdir / "closed_book"
@@ -182,7 +191,7 @@ def _describe(setting: Setting) -> None:
     """What a dry run shows: the collection, and the memory of a step."""
     config, _, splits, _ = setting
     collections.describe(splits[TRAIN])
-    found = setting.read(config.reading, TRAIN)
+    found = setting.to_learn(config.reading)[TRAIN]
     asked = setting.asked(found, TRAIN)
     training = reader_batches.training(asked.rows, batch_size=config.batch_size)
     dry_run.describe(fid.fid(config.method), training, config)

@@ -28,6 +28,7 @@ from rlm_jax.retrievers import contamination, passage_search
 from rlm_jax.retrievers.dense import SearchConfig
 from rlm_jax.retrievers.encoder_towers import TextConfig
 from rlm_jax.retrievers.passage_search import PassageSearch
+from rlm_jax.side_files import hub
 
 
 @dataclasses.dataclass
@@ -94,6 +95,8 @@ def prepare(
       tune_tokens: of the validation split that will be needed; 0: none.
     """
     protocol(config)
+    if config.documents.retriever != passage_search.BM25:
+        hub.require(**{"documents.retriever": config.documents.retriever})
     with phases("data"):
         if config.model:
             model = base_lm.load(
