@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from rlm_jax import pretrained
 from rlm_jax.errors import UserError
 from rlm_jax.models import generation
 from rlm_jax.models.decoder import Decoder, gpt2, modern
+from tests.pretrained import changed_folders
+from tests.pretrained.changed_folders import change_config, change_weights
 
 GOLDEN = pathlib.Path(
     os.environ.get("RLM_GOLDEN") or pathlib.Path(__file__).parents[1] / "golden"
@@ -203,29 +205,10 @@ def config_of(folder):
     return json.loads((folder / "config.json").read_text())
 
 
-def change_config(folder, **changes):
-    (folder / "config.json").write_text(json.dumps(config_of(folder) | changes))
-
-
-def change_weights(folder, change):
-    arrays = load_file(folder / "model.safetensors")
-    change(arrays)
-    save_file(arrays, folder / "model.safetensors")
-
-
 def test_shards_are_read_by_their_index(folder_of):
     folder = folder_of("llama")
     _, params = pretrained.load_decoder(folder)
-    arrays = load_file(folder / "model.safetensors")
-    names = sorted(arrays)
-    files = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    for file, some in files.items():
-        save_file({n: arrays[n] for n in some}, folder / file)
-    (folder / "model.safetensors").unlink()
-    where = {n: file for file, some in files.items() for n in some}
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": where})
-    )
+    changed_folders.divide(folder)
     jax.tree.map(
         np.testing.assert_array_equal, params, pretrained.load_decoder(folder)[1]
     )

@@ -13,6 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from rlm_jax import pretrained
 from rlm_jax.errors import UserError
+from tests.pretrained import changed_folders
+from tests.pretrained.changed_folders import change_config, change_weights
 
 GOLDEN = pathlib.Path(
     os.environ.get("RLM_GOLDEN") or pathlib.Path(__file__).parents[1] / "golden"
@@ -28,29 +30,9 @@ def folder(tmp_path):
     return copied
 
 
-def change_config(folder, **changes):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def change_weights(folder, change):
-    arrays = load_file(folder / "model.safetensors")
-    change(arrays)
-    save_file(arrays, folder / "model.safetensors")
-
-
 def test_shards_are_read_by_their_index(folder):
     config, params = pretrained.load_encoder(folder)
-    arrays = load_file(folder / "model.safetensors")
-    names = sorted(arrays)
-    files = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    for file, some in files.items():
-        save_file({n: arrays[n] for n in some}, folder / file)
-    (folder / "model.safetensors").unlink()
-    where = {n: file for file, some in files.items() for n in some}
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": where})
-    )
+    changed_folders.divide(folder)
     jax.tree.map(
         np.testing.assert_array_equal, params, pretrained.load_encoder(folder)[1]
     )
