@@ -27,8 +27,9 @@ def tiny() -> Config:
     """The embedded corpus: which function does this docstring describe?
 
     Command: python -m experiments.atlas --preset tiny --workdir runs/atlas
-    Corpus: stdlib, WordPiece of 8,192; both encoders from scratch. Hardware: 2 CPU
-    cores. Figure: docs/results.md.
+      --config.init_from=runs/fid --config.retriever_from=runs/dpr, which the presets
+      tiny of experiments.fid and experiments.dpr have left; from scratch without them
+    Corpus: stdlib, WordPiece of 8,192. Hardware: 2 CPU cores. Figure: docs/results.md.
     """
     return Config(
         method=AtlasConfig(
