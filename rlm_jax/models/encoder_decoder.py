@@ -30,7 +30,7 @@ class EncoderDecoderConfig:
     decoder_kv_heads: int = 0  # likewise
     start_id: int = 2  # [CLS] of a WordPiece trained here
     end_id: int = 3  # [SEP]
-    mark_shared: bool = False  # tokens that a question and its passage share
+    mark_shared: bool = False  # type 1: what question and passage share
 
 
 def decoder_config(config: EncoderDecoderConfig) -> T5Config:
