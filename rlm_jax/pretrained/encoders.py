@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from rlm_jax import terminal
 from rlm_jax.errors import UserError
 from rlm_jax.models.encoder import EncoderConfig, MaskedLM, check, embedder
 from rlm_jax.pretrained import folder as folders
@@ -165,7 +164,6 @@ def load_masked_lm(
     drawn = {}
     # Where some of a head is there, the folder is damaged.
     if new_head is not None and not any(set(e.names) & set(arrays) for e in head):
-        terminal.say(f"note: {folder} fills in no masks yet; its head is drawn")
         drawn = jax.jit(module.init)(jax.random.key(new_head), one, one)["params"]
         head, shapes = [], {"encoder": shapes["encoder"]}
     params = folders.to_params(

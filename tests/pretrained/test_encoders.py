@@ -103,12 +103,11 @@ def test_roberta_logits_loss_and_gradients():
         assert worst(found, expected) < 1e-4 * np.abs(expected).max()
 
 
-def test_a_head_is_drawn_where_a_folder_has_none(capsys):
+def test_a_head_is_drawn_where_a_folder_has_none():
     folder = GOLDEN / "hf" / "bert"
     with pytest.raises(UserError, match="lack 'cls.predictions"):
         pretrained.load_masked_lm(folder)
     config, params = pretrained.load_masked_lm(folder, new_head=3)
-    assert "its head is drawn" in capsys.readouterr().err
     _, encoder = pretrained.load_encoder(folder)
     jax.tree.map(np.testing.assert_array_equal, params["encoder"], encoder)
     one = np.ones((1, 2), np.int32)
