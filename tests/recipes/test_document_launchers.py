@@ -181,6 +181,7 @@ def test_a_published_model(corpus, published, tmp_path):
     assert made["protocol"]["tokenizer"] == "hf"
 
 
+@pytest.mark.slow
 def test_a_published_model_is_trained_further(corpus, published, tmp_path):
     config = shrunken.shrink(language_model_launcher.tiny(), corpus)
     config.init_from = str(published)

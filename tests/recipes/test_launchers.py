@@ -191,6 +191,7 @@ def test_a_workdir_older_than_a_field_goes_on(demonstration, corpus, tmp_path):
         runs.claim(there, its, stored["fingerprint"], same=("method",))
 
 
+@pytest.mark.slow
 def test_the_warm_up_has_an_order_of_its_own(corpus, cache, tmp_path, monkeypatch):
     orders, batches = [], language_model.batches
 

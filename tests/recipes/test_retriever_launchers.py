@@ -164,6 +164,7 @@ def test_contriever_trains_on_crops(negatives, collection, corpus, cache, tmp_pa
     assert checkpoint.latest_step(tmp_path / "checkpoints") == 2
 
 
+@pytest.mark.slow
 def test_contriever_starts_from_an_encoder(trained, collection, corpus, tmp_path):
     config = shrink(contriever.tiny(), collection)
     config.crops.corpus, config.crops.window = corpus, 20

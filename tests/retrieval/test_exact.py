@@ -169,6 +169,7 @@ def test_unknown_metric_is_refused():
         exact.build(np.eye(2), metric="cosine")
 
 
+@pytest.mark.slow
 def test_four_devices_agree_with_one():
     program = """
         import numpy as np, jax
