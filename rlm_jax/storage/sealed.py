@@ -7,8 +7,8 @@ JSON with sorted keys. What is read is also held to the types that its reader ne
 import errno
 import hashlib
 import json
-import math
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -155,7 +155,7 @@ def misfit(value: Any, kind: Any, name: str = "") -> str | None:
       value: plain JSON.
       kind: a type, ``list[kind]``, ``dict[str, kind]``, a union of types, Any, or
         {field: kind} for an object that has these fields, if not `Maybe`. A whole
-        number is a float, but a truth value is no number, nor is one not finite.
+        number is a float, but a truth value is no number, nor is one that no float is.
       name: of the value, for the words.
     """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
@@ -183,7 +183,7 @@ def misfit(value: Any, kind: Any, name: str = "") -> str | None:
     fits = isinstance(value, origin or kind)
     if kind in (int, float):
         fits = isinstance(value, int | kind) and not isinstance(value, bool)
-        fits = fits and math.isfinite(value)
+        fits = fits and abs(value) <= sys.float_info.max  # nor NaN
     if fits:
         return None
     called = getattr(origin or kind, "__name__", str(kind))
