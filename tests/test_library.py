@@ -29,6 +29,10 @@ SMALLER = {
 }
 
 
+# Opening runs is tried with each system's own; the page's programs train three.
+with_programs = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
     """A folder in which the four programs have run, in one process."""
@@ -68,6 +72,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+@with_programs
 def test_the_programs_print_figures(folder):
     lines = (folder / "output").read_text().splitlines()
     perplexity, knn, *found, replug = lines
@@ -91,6 +96,7 @@ def here(folder, monkeypatch) -> pathlib.Path:
     return folder
 
 
+@with_programs
 def test_load_opens_each_as_what_it_is(here):
     model, published = rlm_jax.load("runs/lm"), rlm_jax.load("runs/lm/decoder")
     assert isinstance(model, BaseLM) and isinstance(published, BaseLM)
@@ -101,6 +107,7 @@ def test_load_opens_each_as_what_it_is(here):
         rlm_jax.load("texts")
 
 
+@with_programs
 def test_an_encoder_gives_a_vector_a_text(here):
     encoder = rlm_jax.load("encoder")
     assert isinstance(encoder, Tower)
@@ -109,6 +116,7 @@ def test_an_encoder_gives_a_vector_a_text(here):
     np.testing.assert_allclose(vectors[0], vectors[2], rtol=1e-6)
 
 
+@with_programs
 def test_a_model_needs_no_training_text(here, tmp_path, monkeypatch):
     """The folder of texts is renamed: the run and its decoder are what they were."""
     rows = np.arange(12, dtype=np.int32).reshape(2, 6)
@@ -132,6 +140,7 @@ def test_a_model_needs_no_training_text(here, tmp_path, monkeypatch):
     assert published.tokenizer.decode(tokens) == model.tokenizer.decode(tokens)
 
 
+@with_programs
 def test_a_run_inherits_text_and_tokens(here):
     theirs, ours = (
         json.loads((here / f"runs/{name}/config.json").read_text())

@@ -172,6 +172,7 @@ def test_without_retrieval_it_is_the_decoder_to_the_bit(name):
     assert (differs[: M - 1] == 0).all() and (differs[M - 1 :] > 1e-3).all()
 
 
+@pytest.mark.slow
 def test_a_new_retro_is_its_decoder():
     """Its output starts at zero, and the first gradient reaches that."""
     tokens, neighbours = text()

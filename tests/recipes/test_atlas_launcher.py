@@ -228,6 +228,7 @@ def test_a_collapse_is_told(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow  # as in test_realm_launcher.py
 def test_a_dry_run_tells_sizes_and_trains_nothing(corpus, tmp_path, capsys):
     atlas.run(small(corpus), tmp_path / "run", dry_run=True)
     shown = capsys.readouterr().err

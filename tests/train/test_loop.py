@@ -162,8 +162,8 @@ def entering(entered, name):
         pytest.param(4, [("b", 4), ("c", 7)], id="between"),
         pytest.param(3, [("b", 3), ("c", 7)], id="at"),
         pytest.param(7, [("c", 7)], id="at_the_last"),
-        pytest.param(9, [("c", 9)], id="behind_the_last"),
-        pytest.param(10, [], id="done"),
+        pytest.param(9, [("c", 9)], id="behind_the_last", marks=pytest.mark.slow),
+        pytest.param(10, [], id="done", marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_enters_the_boundary_before_it(tmp_path, stop, wanted):
