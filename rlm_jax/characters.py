@@ -23,6 +23,8 @@ import re
 import stat
 import sys
 import unicodedata
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -222,9 +224,6 @@ def words(text: str, *, inside: str = "", underscore: bool = False) -> list[str]
     return _pattern(inside, underscore).findall(text)
 
 
-_BETWEEN_PARTS = re.compile(r"_+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-
-
 def with_parts(text: str) -> str:
     """A program text (NFC), its names followed by the words that they are made of.
 
@@ -244,18 +243,16 @@ def _names() -> re.Pattern[str]:
     return re.compile(rf"[\w{marks()}{_JOINERS}]+")
 
 
-def _parts(name: str) -> list[str]:
-    if name.isascii():
-        return _BETWEEN_PARTS.split(name)
-    # Capitals of other scripts, which no class of `re` knows.
-    ends = [
-        i
-        for i in range(1, len(name))
-        if name[i].isupper()
-        and (not name[i - 1].isupper() or name[i + 1 : i + 2].islower())
-    ]
-    cut = zip([0, *ends], [*ends, len(name)], strict=True)
-    return "_".join(name[low:high] for low, high in cut).split("_")
+def _parts(name: str) -> Iterator[str]:
+    for word in name.split("_"):
+        # `re` knows no class of the capitals of all scripts.
+        begins = [
+            i
+            for i in range(1, len(word))
+            if word[i].isupper()
+            and (not word[i - 1].isupper() or word[i + 1 : i + 2].islower())
+        ]
+        yield from (word[i:j] for i, j in pairwise([0, *begins, len(word)]))
 
 
 @functools.cache

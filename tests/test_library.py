@@ -29,7 +29,7 @@ SMALLER = {
 }
 
 
-# Opening runs is tried with each system's own; the page's programs train three.
+# They train three systems; that runs can be opened is tried with each system's own.
 with_programs = pytest.mark.slow
 
 

@@ -189,7 +189,7 @@ def reader(model: Seq2Seq, *, vectors: int = 0, chunk: int = 0, copy: bool = Fal
 
     def start(params: Params, memory: Memory, length: int) -> DecodingCache:
         cache = model.start(of_model(params), memory.states, memory.mask, length)
-        matches = jnp.zeros(memory.tokens.shape, jnp.int32)
+        matches = jnp.zeros(memory.tokens.shape, jnp.int32) if copy else None
         return cache._replace(
             memory=(cache.memory, memory), slots=(cache.slots, matches)
         )
@@ -203,16 +203,14 @@ def reader(model: Seq2Seq, *, vectors: int = 0, chunk: int = 0, copy: bool = Fal
         )
         # The sequences of a question read its one memory.
         questions, size = memory.tokens.shape
+        of_question = None
         if copy:
             source = jnp.repeat(memory.tokens, len(tokens) // questions, axis=0)
             after = copying.matches_after(matches, source, memory.first, tokens)
             matches = jnp.where(length == 0, 0, after)  # the first is the start's id
-        log_p = distributions(
-            params,
-            hidden.reshape(questions, -1, model.width),
-            memory,
-            matches.reshape(questions, -1, size),
-        )
+            of_question = matches.reshape(questions, -1, size)
+        hidden = hidden.reshape(questions, -1, model.width)
+        log_p = distributions(params, hidden, memory, of_question)
         cache = cache._replace(memory=(inner, memory), slots=(cache.slots, matches))
         return log_p.reshape(len(tokens), -1), cache
 

@@ -58,6 +58,18 @@ def published() -> BM25Config:
     return BM25Config()
 
 
+def fields(config: BM25Config) -> dict[str, Any]:
+    """A configuration as it is stored and told apart by.
+
+    ``names`` stands there only where they have parts: indexes and fingerprints from
+    before there was a choice stay what they are.
+    """
+    told = dataclasses.asdict(config)
+    if config.names == "whole":
+        del told["names"]
+    return told
+
+
 def program_text() -> BM25Config:
     """For questions in words about program text, whose names hold those words."""
     return BM25Config(k1=1.5, b=0.75, names="parts")
@@ -188,12 +200,12 @@ def save(index: BM25Index, directory: str | os.PathLike) -> None:
     Raises:
       UserError: something is there already, or it cannot be written.
     """
-    fields = {"config": dataclasses.asdict(index.config), "source": index.source}
+    kept = {"config": fields(index.config), "source": index.source}
 
     def write(folder: Path) -> None:
         index.library.save(folder, allow_pickle=False, show_progress=False)
 
-    checked_files.publish(Path(directory), _FORMAT, fields, write)
+    checked_files.publish(Path(directory), _FORMAT, kept, write)
 
 
 def load(
@@ -218,17 +230,16 @@ def load(
         raise UserError(f"There is no index at {directory}; build and save it first.")
     kinds = {"config": dict[str, Any], "source": str}
     manifest = checked_files.read_manifest(directory, _FORMAT, kinds)
-    manifest["config"] = {"names": "whole"} | manifest["config"]  # once it had none
+    stored = BM25Config(**manifest["config"])
     if config is not None:
-        stored = manifest["config"]
-        checked_files.require_equal(dataclasses.asdict(config), stored, directory)
+        wanted, own = map(dataclasses.asdict, (config, stored))
+        checked_files.require_equal(wanted, own, directory)
     if source is not None:
         checked_files.require_equal({"source": source}, manifest, directory)
     checked_files.verify_files(directory, manifest)
-    config = BM25Config(**manifest["config"])
-    analyser(config)  # names what is not installed before the first search
+    analyser(stored)  # names what is not installed before the first search
     library = _import_bm25s().BM25.load(directory, mmap=True, allow_pickle=False)
-    return BM25Index(config, manifest["source"], library)
+    return BM25Index(stored, manifest["source"], library)
 
 
 def analyser(config: BM25Config) -> Callable[[str], list[str]]:

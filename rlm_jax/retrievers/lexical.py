@@ -39,8 +39,5 @@ def open_index(
 
 
 def fingerprint(passages: str, config: Mapping[str, Any]) -> str:
-    """Of all that decides what is found: the passages' fingerprint, BM25's fields."""
-    fields = dict(config)
-    if fields.get("names") == "whole":  # once there was no other way
-        del fields["names"]
-    return cache.fingerprint("bm25", passages, fields)
+    """Of all that decides what is found: the passages' fingerprint, `bm25.fields`."""
+    return cache.fingerprint("bm25", passages, dict(config))

@@ -1,6 +1,5 @@
 """Passages that a language model is given to read, and the search for them."""
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from rlm_jax.data import token_cuts
 from rlm_jax.data.passages import Passages
 from rlm_jax.data.tokenizers import Tokenizer
 from rlm_jax.method import Neighbours
-from rlm_jax.retrieval import index
+from rlm_jax.retrieval import bm25, index
 from rlm_jax.retrieval.bm25 import BM25Config
 from rlm_jax.retrievers import dense, encoder_towers, lexical
 from rlm_jax.retrievers.dense import SearchConfig
@@ -69,7 +68,7 @@ def load(
     if tower is None and config.documents.retriever == BM25:
         words = BM25Config()
         by_words = lexical.open_index(passages, folder / BM25, words)
-        found = lexical.fingerprint(passages.fingerprint, dataclasses.asdict(words))
+        found = lexical.fingerprint(passages.fingerprint, bm25.fields(words))
         return PassageSearch(passages, by_words.search, tokens, found)
     tower = tower or encoder_towers.load(config.documents.retriever)
     prints = encoder_towers.fingerprints(tower)

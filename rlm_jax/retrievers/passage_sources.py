@@ -75,7 +75,7 @@ def choose(
         return _listed(run, collection, source, str(path))
     if name in (BM25, BM25_CODE):
         config = BM25Config() if name == BM25 else bm25.program_text()
-        source = lexical.fingerprint(passages.fingerprint, dataclasses.asdict(config))
+        source = lexical.fingerprint(passages.fingerprint, bm25.fields(config))
 
         @functools.cache
         def opened() -> bm25.BM25Index:

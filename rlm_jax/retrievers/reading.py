@@ -109,8 +109,9 @@ def read(
             "choose the retriever none."
         )
     own = evidence(collection, numbers)
-    adds = config.own == "added"
-    own_rule = "read" if closed_book or adds and not training else config.own
+    own_rule = config.own
+    if closed_book or (own_rule == "added" and not training):
+        own_rule = "read"
     if own_rule != "read" and not any(map(len, own)):
         raise UserError(
             "No question has a passage that is known to answer it, so none can be "

@@ -26,7 +26,7 @@ def all_but(slow):
 
 
 in_full = all_but(systems.VARIANTS)
-# Two compilations of their own, for what the runs of these launchers show as well.
+# Two compilations of their own, of several seconds.
 in_full_if_small = all_but((*systems.VARIANTS, *systems.JOINT, "retro", "rpt"))
 
 initial = functools.cache(systems.parameters)

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+import rlm_jax
 from experiments import compare, continuous_cache, demo, knn_lm, lm, trime
 from rlm_jax.errors import UserError
 from rlm_jax.recipes import base_lm, language_model, memory_generation, runs
@@ -118,6 +119,11 @@ def test_external_memory_after_a_warm_up_in_one_workdir(corpus, cache, tmp_path)
     assert made["protocol"]["interpolation"]["weight"] in (0.1, 0.2)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert sorted({json.loads(line)["step"] for line in lines}) == [1, 2]
+
+
+def test_a_run_and_its_decoder_are_opened_as_a_language_model(demonstration):
+    for name in ("lm", "lm/decoder"):
+        assert isinstance(rlm_jax.load(demonstration / name), base_lm.BaseLM)
 
 
 @pytest.fixture(scope="module")

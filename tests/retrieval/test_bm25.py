@@ -125,21 +125,24 @@ def test_program_text_is_found_by_the_words_in_its_names():
     assert whole == [2, -1, -1] and parts == [1, 0, 2]
 
 
-def test_names_count_in_a_fingerprint_where_they_have_parts():
-    fields = dataclasses.asdict(BM25Config())
-    older = {name: x for name, x in fields.items() if name != "names"}
-    assert lexical.fingerprint("x", fields) == lexical.fingerprint("x", older)
-    parts = {**fields, "names": "parts"}
-    assert lexical.fingerprint("x", parts) != lexical.fingerprint("x", older)
-
-
-def test_an_index_from_before_names_had_parts(index, tmp_path, monkeypatch):
-    older = dataclasses.asdict(PLAIN)
-    del older["names"]
-    monkeypatch.setattr(bm25.dataclasses, "asdict", lambda config: older)
-    bm25.save(index, tmp_path / "index")
-    monkeypatch.undo()
-    assert bm25.load(tmp_path / "index", config=PLAIN).config == PLAIN
+def test_names_are_told_where_they_have_parts(index, tmp_path):
+    """What was stored before there was a choice is what is stored today."""
+    older = {"k1": 0.9, "b": 0.4, "method": "lucene", "stemmer": "none"}
+    older["stop_words"] = "none"
+    assert bm25.fields(PLAIN) == older
+    bm25.save(index, tmp_path / "whole")
+    stored = json.loads((tmp_path / "whole" / "manifest.json").read_text())
+    assert stored["config"] == older
+    assert bm25.load(tmp_path / "whole", config=PLAIN).config == PLAIN
+    parts = dataclasses.replace(PLAIN, names="parts")
+    bm25.save(bm25.build(TEXTS, parts), tmp_path / "parts")
+    assert bm25.load(tmp_path / "parts", config=parts).config == parts
+    for folder, wanted in (("whole", parts), ("parts", PLAIN)):
+        with pytest.raises(UserError, match="names"):
+            bm25.load(tmp_path / folder, config=wanted)
+    assert lexical.fingerprint("x", bm25.fields(parts)) != lexical.fingerprint(
+        "x", older
+    )
 
 
 def test_saves_and_loads(index, tmp_path):

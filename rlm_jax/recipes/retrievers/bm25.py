@@ -8,6 +8,7 @@ from rlm_jax.recipes import runs
 from rlm_jax.recipes.retrievers import ranking_report
 from rlm_jax.recipes.retrievers.ranking_report import JudgeConfig
 from rlm_jax.recipes.runs import Run, recipe
+from rlm_jax.retrieval import bm25
 from rlm_jax.retrieval.bm25 import BM25Config
 from rlm_jax.retrievers import lexical, published_index
 
@@ -37,7 +38,7 @@ def run(config: Config, here: Run):
             collection.passages, here.workdir / "bm25", config.bm25
         )
     published_index.publish(
-        here.workdir, collection.passages, {"bm25": dataclasses.asdict(config.bm25)}
+        here.workdir, collection.passages, {"bm25": bm25.fields(config.bm25)}
     )
     with phases("search"):
         neighbours = index.search(collection.texts, own.deeper(config.k), progress=True)
